@@ -1,0 +1,1 @@
+"""Decides how many instances each endpoint has and where: pure functions, no clock, no effects."""

@@ -1,0 +1,157 @@
+"""Values of the pure autoscaler: observations in, actions out. All serialise to JSON for replay.
+
+Times are seconds on any one clock that the caller chooses; the autoscaler has none.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all values here."""
+
+
+class ScalingSpec(Value, frozen=True, kw_only=True):
+    """The endpoint's wish, from its spec."""
+
+    min: int = 0
+    max: int = 10
+    target_concurrency: float = 1.0
+    idle_timeout_s: float = 60.0
+    warm: int = 0
+    concurrency: int = 1
+    """Requests that one instance runs at once."""
+    cpu: float = 0.125
+    memory: int = 0
+    gpu: tuple[tuple[str, int], ...] = ()
+    """In order of preference; one of them is enough."""
+    providers: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    spot: Literal["prefer", "never", "only"] = "prefer"
+    runtime: str = "process"
+
+
+class InstanceObservation(Value, frozen=True, kw_only=True):
+    """One instance (or claim in flight: ``starting``)."""
+
+    id: str
+    host: str
+    version: int
+    state: Literal["starting", "ready", "draining"]
+    in_flight: int = 0
+    started_at: float = 0.0
+    last_used_at: float | None = None
+    """None: it has not had its first request yet."""
+
+
+class EndpointObservation(Value, frozen=True, kw_only=True):
+    """What is known of one endpoint now."""
+
+    endpoint: str
+    version: int
+    """The version that new instances get."""
+    scaling: ScalingSpec
+    in_flight: int = 0
+    queued: int = 0
+    oldest_wait_s: float = 0.0
+    instances: tuple[InstanceObservation, ...] = ()
+    blocked_until: float = 0.0
+    """Starts are backed off until then (crash loop)."""
+    rollout_from: int | None = None
+    """Set while a rollout runs: instances of other versions than ``version`` are being replaced."""
+
+
+class HostObservation(Value, frozen=True, kw_only=True):
+    """What a host can still take."""
+
+    host: str
+    provider: str = "local"
+    region: str = "local"
+    spot: bool = False
+    price: float = 0.0
+    state: Literal["ready", "suspect", "draining"] = "ready"
+    cpu_free: float = 0.0
+    memory_free: int = 0
+    gpu_free: dict[str, int] = {}
+    runtimes: tuple[str, ...] = ("process",)
+    warm: tuple[str, ...] = ()
+    """Endpoints whose zygote is ready there."""
+
+
+class Observation(Value, frozen=True, kw_only=True):
+    """The input of one decision: the endpoints concerned and all hosts."""
+
+    endpoints: tuple[EndpointObservation, ...]
+    hosts: tuple[HostObservation, ...]
+    idle_elsewhere: tuple[tuple[str, InstanceObservation, ScalingSpec], ...] = ()
+    """(endpoint, instance, its scaling) of idle instances that may give way when no host has room."""
+
+
+class Start(Value, frozen=True, kw_only=True, tag=True):
+    """Start one instance of ``version`` on ``host``."""
+
+    endpoint: str
+    version: int
+    host: str
+    reason: str
+
+
+class Release(Value, frozen=True, kw_only=True, tag=True):
+    """Drain and stop an instance."""
+
+    endpoint: str
+    instance: str
+    reason: str
+
+
+class Wait(Value, frozen=True, kw_only=True, tag=True):
+    """Wanted, but it cannot be done now; shown to whoever waits."""
+
+    endpoint: str
+    wanted: int
+    reason: str
+
+
+Action = Start | Release | Wait
+
+
+class EndpointState(Value, frozen=True, kw_only=True):
+    """What the policy remembers of an endpoint between decisions."""
+
+    desired: int = 0
+    below_since: float | None = None
+    """Since when fewer instances than there are would do."""
+
+
+class State(Value, frozen=True, kw_only=True):
+    """The policy's memory; returned by `decide` and given back to it."""
+
+    endpoints: dict[str, EndpointState] = {}
+
+
+class Config(Value, frozen=True, kw_only=True):
+    """The policy's parameters."""
+
+    tick_s: float = 0.5
+    scale_down_delay_s: float = 5.0
+    """Surplus instances above what demand asks for are kept at least this long."""
+
+
+class Decision(Value, frozen=True, kw_only=True):
+    """The output of one decision."""
+
+    actions: tuple[Action, ...]
+    state: State
+
+
+class Record(Value, frozen=True, kw_only=True):
+    """One line of the history: everything needed to decide again."""
+
+    now: float
+    observation: Observation
+    state: State
+    config: Config
+    decision: Decision

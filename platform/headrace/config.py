@@ -1,0 +1,119 @@
+"""Settings of the platform: one frozen object, read once at a process's edge.
+
+Command line over ``HEADRACE_*`` environment over ``headrace.toml`` over the defaults here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.errors import SettingsError
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+UNIX_PATH_BOUND = 104
+"""Bytes of a unix socket's path that work everywhere (Linux takes 107)."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one platform needs to know before it starts. Paths are absolute, times in seconds."""
+
+    data_dir: str = "~/.headrace"
+    host: str = "127.0.0.1"
+    port: int = 8700
+    control_port: int = 8701
+    """TCP port of control for hosts on other nodes; 0 means any free port (dev)."""
+    gateways: int = 1
+    ray_port: int = 6399
+    """Below 10000: higher ones belong to Ray's workers."""
+    address: str = ""
+    """An existing Ray cluster to join; empty: start one here."""
+    run_dir: str = ""
+    """Sockets and working directories of instances; empty: chosen from ``data_dir``."""
+    keyless: bool = False
+    """``headrace dev``: no key needed, loopback and same origin only."""
+    spares: int = 2
+    """Pre-forked children per zygote."""
+    zygote_memory_share: float = 0.25
+    """Part of the host's memory that zygotes may use."""
+    gateway_body_bytes: int = 512 << 20
+    """Request bodies held by one gateway in all."""
+    log_bytes: int = 8 << 20
+    """Log bytes kept per instance."""
+    drain_grace: float = 30.0
+    log_level: str = "info"
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return Path(self.data_dir)
+
+    @property
+    def control_socket(self) -> Path:
+        """Control's unix socket: in the data directory, or in the run directory when that path is too long."""
+        path = self.data / "control.sock"
+        return path if len(os.fsencode(path)) < UNIX_PATH_BOUND else self.run / "control.sock"
+
+    @property
+    def run(self) -> Path:
+        """The run directory: sockets, unpacked bundles, instance directories. Empty after a stop."""
+        return Path(self.run_dir)
+
+
+def load_settings(
+    cli: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    toml: Path | None = None,
+) -> Settings:
+    """Merge the sources. Raises `SettingsError` naming the source and the setting.
+
+    ``cli`` values that are None were not given. ``toml`` defaults to ``headrace.toml`` in the
+    current directory, when there is one.
+    """
+    environ = os.environ if environ is None else environ
+    merged: dict[str, Any] = {}
+    path = toml or Path("headrace.toml")
+    if path.is_file():
+        try:
+            table = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, OSError) as error:
+            raise SettingsError(f"{path}: {error}.", hint="Correct the file or remove it.") from error
+        merged.update(_checked(table, str(path)))
+    fields = {f.name for f in msgspec.structs.fields(Settings)}
+    from_env = {name: environ[f"HEADRACE_{name.upper()}"] for name in fields if environ.get(f"HEADRACE_{name.upper()}")}
+    merged.update(_checked(from_env, "environment HEADRACE_*"))
+    merged.update(_checked({k: v for k, v in (cli or {}).items() if v is not None}, "command line"))
+    data = Path(merged.get("data_dir", Settings.__struct_defaults__[0])).expanduser().absolute()
+    merged["data_dir"] = str(data)
+    if not merged.get("run_dir"):
+        merged["run_dir"] = str(default_run_dir(data))
+    return msgspec.convert(merged, Settings)
+
+
+def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Convert one source's values, so that an error can name it."""
+    try:
+        converted = msgspec.convert(dict(values), Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{source}: {error}.", hint="`headrace up --help` lists the settings.") from error
+    return {name: getattr(converted, name) for name in values}
+
+
+def default_run_dir(data: Path) -> Path:
+    """A short path (unix sockets!) that is the same for the same data directory."""
+    digest = hashlib.sha256(str(data).encode()).hexdigest()[:10]
+    if os.geteuid() == 0:
+        return Path("/run/headrace") / digest
+    return Path("/tmp") / f"headrace-{os.geteuid()}-{digest}"  # noqa: S108 - created 0711, owner checked
+
+
+def client_url(environ: Mapping[str, str] | None = None) -> str:
+    """Where clients and the command line find the platform."""
+    environ = os.environ if environ is None else environ
+    return environ.get("HEADRACE_URL", DEFAULT_URL).rstrip("/")

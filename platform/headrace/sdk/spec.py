@@ -1,0 +1,215 @@
+"""The specification of an endpoint: one frozen, versioned value that serialises to JSON.
+
+The decorator builds it (`headrace.sdk.endpoint`), the store keeps it, control derives from it what
+hosts and gateways need. It holds no code: the bundle's hash and the entry point name the code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from headrace.errors import SpecError, UnsupportedOption
+
+SPEC_VERSION = 1
+MIB = 1 << 20
+GIB = 1 << 30
+
+HandlerKind = Literal["function", "async_function", "generator", "async_generator", "class", "asgi"]
+RuntimeName = Literal["process", "oci", "docker"]
+Snapshot = Literal["imports", "loaded", "none"]
+Api = Literal["native", "openai"]
+Spot = Literal["prefer", "never", "only"]
+
+NAME_PATTERN = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|KiB|MB|MiB|GB|GiB|TB|TiB)?\s*$")
+_UNITS = {
+    None: 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40,
+}  # fmt: skip
+
+
+def parse_size(value: int | str, what: str = "size") -> int:
+    """``"16GiB"`` or a number of bytes, as bytes. Raises `SpecError`."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise SpecError(f'{what}={value!r}: use a number of bytes or a size such as "512MiB".')
+    if isinstance(value, int):
+        if value <= 0:
+            raise SpecError(f"{what}={value}: use more than 0 bytes.")
+        return value
+    match = _SIZE.match(value)
+    if not match:
+        raise SpecError(f'{what}={value!r}: use a number and a unit, such as "512MiB" or "16GiB".')
+    size = int(float(match[1]) * _UNITS[match[2]])
+    if size <= 0:
+        raise SpecError(f"{what}={value!r}: use more than 0 bytes.")
+    return size
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=True):
+    """Base of all parts of a spec: immutable, comparable, serialisable."""
+
+
+class Gpu(_Value):
+    """``count`` accelerators of one model, for example ``L40S`` x 2."""
+
+    name: str
+    count: int = 1
+
+
+class Scaling(_Value):
+    """How many instances: between ``min`` and ``max``, by concurrency, gone after ``idle_timeout`` s.
+
+    ``warm`` is the number of loaded spare instances kept beyond demand while there is demand.
+    """
+
+    min: int = 0
+    max: int = 10
+    target_concurrency: float = 1.0
+    idle_timeout: float = 60.0
+    warm: int = 0
+
+    def __post_init__(self) -> None:
+        if self.min < 0:
+            raise SpecError(f"Scaling(min={self.min}): use 0 or more.")
+        if self.max < max(1, self.min):
+            raise SpecError(f"Scaling(max={self.max}): use at least max(1, min={self.min}).")
+        if self.target_concurrency <= 0:
+            raise SpecError(f"Scaling(target_concurrency={self.target_concurrency}): use a number above 0.")
+        if self.idle_timeout < 0:
+            raise SpecError(f"Scaling(idle_timeout={self.idle_timeout}): use seconds, 0 or more.")
+        if self.warm < 0:
+            raise SpecError(f"Scaling(warm={self.warm}): use 0 or more.")
+
+
+class Batch(_Value):
+    """Collect up to ``max_size`` requests for at most ``max_wait_ms`` and call the handler once with a list."""
+
+    max_size: int = 8
+    max_wait_ms: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.max_size < 1:
+            raise SpecError(f"Batch(max_size={self.max_size}): use 1 or more.")
+        if self.max_wait_ms < 0:
+            raise SpecError(f"Batch(max_wait_ms={self.max_wait_ms}): use milliseconds, 0 or more.")
+
+
+class Queue(_Value):
+    """Bounds of the requests that wait for an instance. ``max_bytes`` takes an int or "256MiB"."""
+
+    max_requests: int = 1000
+    max_bytes: int | str = 256 * MIB
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "max_bytes", parse_size(self.max_bytes, "Queue(max_bytes)"))
+        if self.max_requests < 1:
+            raise SpecError(f"Queue(max_requests={self.max_requests}): use 1 or more.")
+
+    @property
+    def byte_bound(self) -> int:
+        """``max_bytes`` as a number of bytes."""
+        assert isinstance(self.max_bytes, int)
+        return self.max_bytes
+
+
+class Placement(_Value):
+    """Where instances may run. An empty tuple means anywhere."""
+
+    providers: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    spot: Spot = "prefer"
+    max_price: float | None = None
+    balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_price is not None:
+            raise UnsupportedOption("Placement(max_price=...) needs bursting, which is not built yet: leave it out.")
+        if self.balance != 0.5:
+            raise UnsupportedOption("Placement(balance=...) needs bursting, which is not built yet: leave it out.")
+
+
+class ImageSpec(_Value):
+    """The environment an endpoint runs in. No layers: the platform's own Python environment."""
+
+    python: str | None = None
+    layers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+class EndpointSpec(_Value):
+    """All that is known of an endpoint before it runs. Equal specs are equal versions."""
+
+    name: str
+    entry: str
+    """``module:qualname`` inside the bundle, for example ``app:Embedder``."""
+    handler: HandlerKind
+    bundle: str = ""
+    """SHA-256 (hex) of the bundle; empty until it is bundled."""
+    spec_version: int = SPEC_VERSION
+    project: str = "default"
+    gpu: tuple[Gpu, ...] = ()
+    cpu: float = 0.125
+    memory: int = 256 * MIB
+    """Bytes of memory reserved on the host."""
+    memory_limit: int | None = None
+    """Bytes at which the instance is killed: ``memory`` when the user gave one, else none."""
+    image: ImageSpec = ImageSpec()
+    runtime: RuntimeName = "process"
+    scaling: Scaling = Scaling()
+    concurrency: int = 1
+    batch: Batch | None = None
+    timeout: float = 600.0
+    load_timeout: float = 600.0
+    retries: int = 2
+    retry_on: tuple[str, ...] = ()
+    """Names of exception types after which a request is tried again on another instance."""
+    idempotent: bool = True
+    snapshot: Snapshot = "imports"
+    preload: tuple[str, ...] = ()
+    """Modules that the user asked to be imported in the zygote."""
+    imports: tuple[str, ...] = ()
+    """Third-party modules that the file imports at its top; preloaded when they are fork-safe."""
+    queue: Queue = Queue()
+    max_body: int = 32 * MIB
+    placement: Placement = Placement()
+    env: dict[str, str] = {}
+    api: Api = "native"
+    method: str = "__call__"
+    openapi: dict[str, Any] = {}
+    """The endpoint's OpenAPI document, made from the type hints."""
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.match(self.name):
+            raise SpecError(
+                f"endpoint name {self.name!r}: use 1-63 of a-z, 0-9 and '-', not first or last.",
+                hint='Give one with @headrace.endpoint(name="...").',
+            )
+
+    @property
+    def key(self) -> str:
+        """``project/name``: unique on the platform."""
+        return f"{self.project}/{self.name}"
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_decoder = msgspec.json.Decoder(EndpointSpec)
+
+
+def dump_spec(spec: EndpointSpec) -> bytes:
+    """Canonical JSON: equal specs give equal bytes."""
+    return _encoder.encode(spec)
+
+
+def load_spec(data: bytes | str) -> EndpointSpec:
+    """Read `dump_spec`'s output. Raises `SpecError` when it is not one, or of a newer version."""
+    try:
+        spec = _decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"this is not a spec of version {SPEC_VERSION}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise SpecError(f"this is not JSON: {error}") from error
+    if spec.spec_version > SPEC_VERSION:
+        raise SpecError(f"spec version {spec.spec_version} is newer than this platform's {SPEC_VERSION}: upgrade it.")
+    return spec

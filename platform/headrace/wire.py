@@ -1,0 +1,481 @@
+"""The messages between gateway, control and host: one closed, versioned set.
+
+Framing: 4 bytes big-endian length, then one msgpack-encoded `Envelope`. The first frame on a link is
+`Hello`, answered by `Welcome` or `Reject`. Envelopes are numbered; ``ack`` names the highest number
+received so far. A request carries ``call`` (a number chosen by its sender) and its reply carries the
+same number in ``reply``.
+
+Every command from control carries the leader ``epoch``; hosts and gateways refuse an older one.
+Times are seconds since the Unix epoch where named ``..._at``, durations in seconds ``..._s``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PROTOCOL = 1
+MAX_FRAME = 72 << 20
+MAX_HELLO_FRAME = 64 << 10
+BLOB_CHUNK = 4 << 20
+
+HEARTBEAT_PERIOD_S = 0.5
+SUSPECT_AFTER_S = 1.5
+DEAD_AFTER_S = 3.0
+ADOPT_WINDOW_S = 5.0
+
+EndpointState = Literal["deploying", "ready", "idle", "updating", "failed", "deleting"]
+InstanceState = Literal["starting", "ready", "paused", "draining", "stopped", "failed"]
+HostState = Literal["joining", "ready", "suspect", "draining", "dead"]
+Tier = Literal["warm", "forked", "cached", "cold"]
+Role = Literal["gateway", "host"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Base of all messages; the tag is the class name."""
+
+
+# --- handshake -------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """First frame of whoever connects. ``token`` is the cluster token."""
+
+    protocol: int
+    role: Role
+    token: str
+    id: str
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """Control accepts; ``epoch`` is its leader epoch."""
+
+    protocol: int
+    epoch: int
+
+
+class Reject(Message, frozen=True, kw_only=True):
+    """Control refuses and closes."""
+
+    reason: str
+
+
+class Error(Message, frozen=True, kw_only=True):
+    """A reply that says why there is none. ``slug`` is the ``type`` of an ``errors.RequestError``."""
+
+    slug: str
+    detail: str
+
+
+# --- shared values ---------------------------------------------------------------------------
+
+
+class BaseSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a zygote is made for; equal values share one zygote (and its warm children)."""
+
+    project: str = "default"
+    runtime: str = "process"
+    image: str = ""
+    """Content address of the image; empty: the platform's own environment."""
+    preload: tuple[str, ...] = ()
+    """Modules that must be preloaded: one that is not fork-safe is refused with the reason."""
+    imports: tuple[str, ...] = ()
+    """Modules preloaded when they are fork-safe, otherwise left out silently (but reported)."""
+    loaded: LoadedBase | None = None
+    """Set for ``snapshot="loaded"``: the endpoint that is loaded in this zygote."""
+
+
+class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
+    """The endpoint version whose ``load`` has run in the zygote."""
+
+    endpoint: str
+    version: int
+    bundle: str
+    entry: str
+    env_hash: str
+
+
+class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a host needs to run an instance of one version."""
+
+    endpoint: str
+    """``project/name``."""
+    version: int
+    base: BaseSpec
+    bundle: str
+    entry: str
+    handler: str
+    snapshot: str = "imports"
+    env: dict[str, str] = {}
+    concurrency: int = 1
+    batch_max_size: int = 0
+    """0: no batching."""
+    batch_max_wait_ms: float = 0.0
+    timeout_s: float = 600.0
+    load_timeout_s: float = 600.0
+    cpu: float = 0.125
+    memory: int = 256 << 20
+    memory_limit: int | None = None
+    gpu: tuple[tuple[str, int], ...] = ()
+    max_body: int = 32 << 20
+
+
+class StartTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an instance came up: durations in seconds, each from the end of the one before.
+
+    ``claim_s``: wake received by control -> start command received by the host;
+    ``boot_s``: warm child claimed or forked, or process started, and confined;
+    ``import_s``: the user's module imported; ``load_s``: ``load`` and the first health check;
+    ``total_s``: start command received by the host -> ready.
+    """
+
+    claim_s: float = 0.0
+    boot_s: float = 0.0
+    import_s: float = 0.0
+    load_s: float = 0.0
+    total_s: float = 0.0
+
+
+class Death(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why an instance ended, told plainly."""
+
+    reason: Literal["stopped", "exited", "signalled", "oom", "load-failed", "import-failed", "start-timeout", "unhealthy", "host-lost"]
+    detail: str = ""
+    """One line for people."""
+    traceback: str = ""
+    """Of the user's code, when its import or ``load`` raised."""
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class InstanceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The host's truth about one instance."""
+
+    id: str
+    endpoint: str
+    version: int
+    state: InstanceState
+    runtime: str = "process"
+    pid: int = 0
+    address: str = ""
+    """``unix:/path`` or ``tcp:host:port``."""
+    token: str = ""
+    tier: Tier = "forked"
+    concurrency: int = 1
+    started_at: float = 0.0
+    timings: StartTimings = StartTimings()
+    death: Death | None = None
+    note: str = ""
+    """For people: for example why ``snapshot="loaded"`` fell back to ``imports``."""
+
+
+class WarmReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One zygote on a host."""
+
+    base: BaseSpec
+    pid: int = 0
+    state: Literal["starting", "ready", "failed"] = "starting"
+    spares: int = 0
+    bytes: int = 0
+    refused: dict[str, str] = {}
+    """Module -> why it could not be preloaded."""
+    detail: str = ""
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host can hand out in all."""
+
+    cpu: float
+    memory: int
+    gpu: dict[str, int] = {}
+
+
+# --- gateway -> control ----------------------------------------------------------------------
+
+
+class Wake(Message, frozen=True, kw_only=True):
+    """``queued`` requests wait for an endpoint without a free slot. Sent once per episode."""
+
+    endpoint: str
+    version: int | None = None
+    """Set when the caller named a version (``/e/name@3``)."""
+    queued: int = 1
+
+
+class EndpointDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a gateway saw of one endpoint since its last report."""
+
+    endpoint: str
+    in_flight: int = 0
+    queued: int = 0
+    oldest_wait_s: float = 0.0
+    finished: int = 0
+    failed: int = 0
+    service_s: float = 0.0
+    """Sum of service times of ``finished`` requests."""
+    instances: dict[str, int] = {}
+    """Instance id -> requests in flight there from this gateway."""
+
+
+class Demand(Message, frozen=True, kw_only=True):
+    """Sent every 0.5 s for endpoints with anything to say, and once with zeros when one goes quiet."""
+
+    items: list[EndpointDemand]
+
+
+class InstanceTrouble(Message, frozen=True, kw_only=True):
+    """The gateway could not use an instance that is in its table."""
+
+    instance: str
+    what: Literal["refused", "reset", "timeout"]
+    detail: str = ""
+
+
+class ApiCall(Message, frozen=True, kw_only=True):
+    """A management request under ``/api/v1``, authenticated by the gateway."""
+
+    method: str
+    path: str
+    """Below ``/api/v1``, for example ``/endpoints/hello``."""
+    query: dict[str, str] = {}
+    body: bytes = b""
+    project: str = "default"
+    key_id: str = ""
+    scopes: tuple[str, ...] = ()
+
+
+class ApiReply(Message, frozen=True, kw_only=True):
+    """The answer to an `ApiCall`."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
+# --- control -> gateway ----------------------------------------------------------------------
+
+
+class EndpointRoute(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a gateway must know of an endpoint, running or not."""
+
+    endpoint: str
+    """``project/name``."""
+    version: int
+    """The current version; instances of it are preferred."""
+    state: EndpointState
+    reason: str = ""
+    """Why it is ``failed``, or why its requests wait."""
+    handler: str = "function"
+    timeout_s: float = 600.0
+    retries: int = 2
+    retry_on: tuple[str, ...] = ()
+    idempotent: bool = True
+    max_body: int = 32 << 20
+    queue_requests: int = 1000
+    queue_bytes: int = 256 << 20
+    versions: tuple[int, ...] = ()
+    """Versions that ``@n`` may name."""
+
+
+class InstanceRoute(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An instance that takes requests."""
+
+    id: str
+    endpoint: str
+    version: int
+    host: str
+    address: str
+    token: str
+    concurrency: int = 1
+    tier: Tier = "forked"
+    timings: StartTimings = StartTimings()
+    suspect: bool = False
+    """Its host is late: send nothing new while there is another choice."""
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An API key as gateways know it: never the key, only its SHA-256 (hex)."""
+
+    id: str
+    hash: str
+    project: str = "default"
+    scopes: tuple[str, ...] = ("admin",)
+
+
+class Snapshot(Message, frozen=True, kw_only=True):
+    """The whole routing table; replaces what the gateway had."""
+
+    epoch: int
+    endpoints: list[EndpointRoute]
+    instances: list[InstanceRoute]
+    keys: list[KeyRecord]
+
+
+class RouteDelta(Message, frozen=True, kw_only=True):
+    """Changes to the routing table, in the order they happened."""
+
+    epoch: int
+    endpoints: list[EndpointRoute] = []
+    removed_endpoints: list[str] = []
+    instances: list[InstanceRoute] = []
+    removed_instances: list[str] = []
+    """Take no new requests there; those in flight end by themselves."""
+    dead_instances: list[str] = []
+    """These are gone: fail over what is in flight there."""
+    keys: list[KeyRecord] | None = None
+
+
+# --- host -> control -------------------------------------------------------------------------
+
+
+class HostHello(Message, frozen=True, kw_only=True):
+    """First message of a host after `Welcome`: who it is and its full inventory."""
+
+    host: str
+    """New for every incarnation."""
+    node: str
+    """The same for every incarnation on one node."""
+    provider: str = "local"
+    region: str = "local"
+    kind: str = "generic"
+    spot: bool = False
+    price: float = 0.0
+    resources: Resources
+    runtimes: tuple[str, ...] = ("process",)
+    labels: dict[str, str] = {}
+    instances: list[InstanceReport] = []
+    warm: list[WarmReport] = []
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """Every `HEARTBEAT_PERIOD_S`. ``in_flight`` and ``rss`` by instance id."""
+
+    at: float
+    in_flight: dict[str, int] = {}
+    rss: dict[str, int] = {}
+
+
+class InstanceEvent(Message, frozen=True, kw_only=True):
+    """An instance changed state."""
+
+    instance: InstanceReport
+
+
+class WarmEvent(Message, frozen=True, kw_only=True):
+    """A zygote changed state."""
+
+    warm: WarmReport
+
+
+class FetchBlob(Message, frozen=True, kw_only=True):
+    """Ask control for a part of a blob; answered by `BlobChunk` or `Error`."""
+
+    sha256: str
+    offset: int = 0
+
+
+class BlobChunk(Message, frozen=True, kw_only=True):
+    """``data`` at ``offset`` of a blob of ``total`` bytes."""
+
+    total: int
+    offset: int
+    data: bytes
+
+
+# --- control -> host -------------------------------------------------------------------------
+
+
+class StartInstance(Message, frozen=True, kw_only=True):
+    """Claim a sandbox and start an instance in it. Progress comes as `InstanceEvent`."""
+
+    epoch: int
+    id: str
+    spec: InstanceSpec
+    claim_s: float = 0.0
+
+
+class StopInstance(Message, frozen=True, kw_only=True):
+    """Let the instance finish what it does for at most ``grace_s``, then end it."""
+
+    epoch: int
+    id: str
+    grace_s: float = 30.0
+    reason: str = ""
+
+
+class SetWarm(Message, frozen=True, kw_only=True):
+    """The zygotes that the host shall hold, most wanted first, with their spare children."""
+
+    epoch: int
+    bases: list[tuple[BaseSpec, int]]
+
+
+class ReadLogs(Message, frozen=True, kw_only=True):
+    """Read the logs of an endpoint's instances on this host; answered by `LogPage`."""
+
+    endpoint: str
+    instance: str | None = None
+    after: int = 0
+    limit: int = 1000
+    wait_s: float = 0.0
+    """Wait this long for a first line."""
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of an instance's output."""
+
+    at: float
+    instance: str
+    stream: Literal["stdout", "stderr", "system"]
+    text: str
+
+
+class LogPage(Message, frozen=True, kw_only=True):
+    """``next`` is the cursor to read on with, for this host."""
+
+    lines: list[LogLine]
+    next: int
+
+
+class DrainHost(Message, frozen=True, kw_only=True):
+    """Take nothing new; stop all instances within ``grace_s``."""
+
+    epoch: int
+    grace_s: float = 30.0
+
+
+AnyMessage = (
+    Hello | Welcome | Reject | Error
+    | Wake | Demand | InstanceTrouble | ApiCall | ApiReply
+    | Snapshot | RouteDelta
+    | HostHello | Heartbeat | InstanceEvent | WarmEvent | FetchBlob | BlobChunk
+    | StartInstance | StopInstance | SetWarm | ReadLogs | LogPage | DrainHost
+)  # fmt: skip
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """One frame."""
+
+    seq: int
+    ack: int
+    msg: AnyMessage
+    call: int = 0
+    """Not 0: the sender waits for a reply to this number."""
+    reply: int = 0
+    """Not 0: this is the reply to the peer's ``call`` of that number."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+def encode(envelope: Envelope) -> bytes:
+    """One frame, length included."""
+    body = _encoder.encode(envelope)
+    return len(body).to_bytes(4, "big") + body
+
+
+def decode(body: bytes | memoryview) -> Envelope:
+    """A frame without its length. Raises ``msgspec.DecodeError`` (or its ``ValidationError``)."""
+    return _decoder.decode(body)

@@ -1,0 +1,144 @@
+"""Values that cross the runtime contract: plain frozen dataclasses, so that a runtime needs no other package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Tier = Literal["warm", "forked", "cached", "cold"]
+ExitReason = Literal[
+    "stopped", "exited", "signalled", "oom", "load-failed", "import-failed", "start-timeout", "unhealthy"
+]
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """Where a runtime may work and what it may use. Given once, to ``open``."""
+
+    run_dir: Path
+    """Own directory for sockets and sandboxes (created by the runtime, mode 0711); swept at open."""
+    engine_dir: Path
+    """The directory of the in-sandbox engine (``engines/python``), standard library only."""
+    python: str
+    """Interpreter of the platform's own environment."""
+    zygote_bytes: int
+    """Byte budget of all zygotes together."""
+    log_dir: Path
+    """Where each sandbox's output is kept."""
+    log_bytes: int = 8 << 20
+    first_uid: int = 870_000
+    """Sandboxes get uids of their own from here on (when root)."""
+    uid_count: int = 10_000
+
+
+@dataclass(frozen=True)
+class LoadedEndpoint:
+    """For ``snapshot="loaded"``: the endpoint that the base itself loads before it is forked."""
+
+    endpoint: str
+    version: int
+    code_dir: Path
+    entry: str
+    handler: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    load_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Base:
+    """A prepared environment that sandboxes start from; for ``process`` a zygote. ``key`` identifies it."""
+
+    key: str
+    preload: tuple[str, ...] = ()
+    """Must be preloaded; not fork-safe is reported in ``BaseStatus.refused``."""
+    imports: tuple[str, ...] = ()
+    """Preloaded when fork-safe."""
+    loaded: LoadedEndpoint | None = None
+    image: str = ""
+
+
+@dataclass(frozen=True)
+class BaseStatus:
+    """What became of a base."""
+
+    key: str
+    state: Literal["starting", "ready", "failed"]
+    pid: int = 0
+    spares: int = 0
+    bytes: int = 0
+    """Proportional set size of the zygote and its spares."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Module -> reason."""
+    loaded: bool = False
+    """Whether ``load`` has run in it; if asked for and False, ``detail`` says why not."""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What turns a sandbox into an instance."""
+
+    id: str
+    endpoint: str
+    version: int
+    code_dir: Path
+    """Unpacked bundle, read-only."""
+    entry: str
+    """``module:qualname``."""
+    handler: str
+    token: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int = 1
+    batch_max_size: int = 0
+    batch_max_wait_ms: float = 0.0
+    timeout_s: float = 600.0
+    load_timeout_s: float = 600.0
+    memory_limit: int | None = None
+    max_body: int = 32 << 20
+    fresh: bool = False
+    """``snapshot="none"``: a new process, nothing inherited."""
+    gpu_indices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Durations in seconds, each from the end of the one before; ``total`` from claim to ready."""
+
+    boot: float
+    imported: float
+    load: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a sandbox ended."""
+
+    reason: ExitReason
+    detail: str = ""
+    traceback: str = ""
+    code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Use of resources now."""
+
+    rss: int
+    """Proportional set size, bytes."""
+    cpu_s: float
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of output."""
+
+    at: float
+    sandbox: str
+    endpoint: str
+    stream: Literal["stdout", "stderr", "system"]
+    text: str
