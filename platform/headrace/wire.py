@@ -94,6 +94,10 @@ class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     entry: str
     env_hash: str
+    handler: str = "class"
+    env: tuple[tuple[str, str], ...] = ()
+    """Environment (and secrets) that ``load`` sees; sorted pairs, so that equal bases are equal."""
+    load_timeout_s: float = 600.0
 
 
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
