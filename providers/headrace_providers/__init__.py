@@ -1,0 +1,1 @@
+"""Nodes from anywhere: plugins that offer, launch, list and terminate machines which join the cluster."""

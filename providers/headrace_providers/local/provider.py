@@ -1,0 +1,159 @@
+"""The ``local`` provider: see the package."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+import psutil
+
+from headrace_providers.errors import InvalidRequest, NodeNotFound, ProviderUnavailable
+from headrace_providers.local import record as records
+from headrace_providers.offers import Node, NodeRequest, Offer
+
+LAUNCH_TIMEOUT_S = 20.0
+_LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+
+
+class LocalProvider:
+    """Nodes on this machine, each with a keeper process. State: one file per node in ``state_dir``."""
+
+    name: ClassVar[str] = "local"
+
+    def __init__(self, state_dir: Path) -> None:
+        self._dir = state_dir
+
+    async def list_offers(self) -> Sequence[Offer]:
+        """One offer: what this machine has. It costs nothing and is not reserved."""
+        memory = await asyncio.to_thread(lambda: psutil.virtual_memory().total)
+        return [
+            Offer(
+                provider=self.name,
+                region="local",
+                instance_type="local",
+                cpu=float(os.cpu_count() or 1),
+                memory=memory,
+            )
+        ]
+
+    async def launch(self, request: NodeRequest) -> Node:
+        """See `Provider.launch`."""
+        _check(request)
+        path = self._path(request.id)
+        existing = await asyncio.to_thread(self._node, path)
+        if existing is not None:
+            return existing
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        records.write(path, records.Record(request=request, launched_at=time.time()))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "headrace_providers.local.keeper", str(path),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(LAUNCH_TIMEOUT_S):
+                _, err = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            path.unlink(missing_ok=True)
+            raise ProviderUnavailable(
+                f"the keeper of {request.id} did not start in {LAUNCH_TIMEOUT_S:g} s."
+            ) from None
+        if process.returncode:
+            path.unlink(missing_ok=True)
+            raise ProviderUnavailable(
+                f"the keeper of {request.id} failed: {err.decode(errors='replace').strip()[-300:]}"
+            )
+        return await self.get(request.id)
+
+    async def get(self, node_id: str) -> Node:
+        """See `Provider.get`."""
+        node = await asyncio.to_thread(self._node, self._path(node_id))
+        if node is None:
+            raise NodeNotFound(f"no node {node_id!r}: it was terminated or never launched.")
+        return node
+
+    async def list_owned(self, cluster: str) -> Sequence[Node]:
+        """See `Provider.list_owned`. What a dead keeper left is ended and forgotten here."""
+        return await asyncio.to_thread(self._owned, cluster)
+
+    async def terminate(self, node_id: str) -> None:
+        """See `Provider.terminate`."""
+        await asyncio.to_thread(self._terminate, node_id)
+
+    # -- blocking parts, run in a thread --------------------------------------------------
+
+    def _path(self, node_id: str) -> Path:
+        return self._dir / f"{node_id}.json"
+
+    def _node(self, path: Path) -> Node | None:
+        record = records.read(path)
+        if record is None:
+            return None
+        state, detail = record.state, record.detail
+        young = time.time() - record.launched_at < LAUNCH_TIMEOUT_S and not record.keeper_pid
+        if state in ("pending", "running") and not young and records.keeper(record) is None:
+            state, detail = "failed", "its keeper died"
+        return Node(
+            id=record.request.id, provider=self.name, region=record.request.region,
+            instance_type=record.request.instance_type, state=state, launched_at=record.launched_at,
+            spot=record.request.spot, detail=detail,
+        )  # fmt: skip
+
+    def _owned(self, cluster: str) -> list[Node]:
+        found: list[Node] = []
+        for path in sorted(self._dir.glob("*.json")):
+            record, node = records.read(path), self._node(path)
+            if record is None or node is None or record.request.cluster != cluster:
+                continue
+            if node.state == "failed":
+                end_all_of(record.request.id)
+                path.unlink(missing_ok=True)
+                continue
+            found.append(node)
+        return found
+
+    def _terminate(self, node_id: str) -> None:
+        path = self._path(node_id)
+        record = records.read(path)
+        if record is None:
+            return
+        keeper = records.keeper(record)
+        if keeper is None:
+            end_all_of(node_id)
+            path.unlink(missing_ok=True)
+            return
+        records.write(path, msgspec.structs.replace(record, state="terminating"))
+        keeper.terminate()
+
+
+def end_all_of(node_id: str) -> None:
+    """End the processes of a node whose keeper is gone."""
+    processes = records.marked(node_id)
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=5.0)
+
+
+def _check(request: NodeRequest) -> None:
+    if not _LABEL.match(request.id):
+        raise InvalidRequest(f"node id {request.id!r}: use up to 63 of letters, digits, '.', '_' and '-'.")
+    if request.cpu <= 0 or request.memory <= 0:
+        raise InvalidRequest(f"cpu={request.cpu:g}, memory={request.memory}: ask for more than 0 of both.")
+    for key, value in request.labels.items():
+        if not _LABEL.match(key) or not _LABEL.match(value):
+            raise InvalidRequest(f"label {key}={value}: use letters, digits, '.', '_' and '-'.")
+    for name, count in request.gpu.items():
+        if not _LABEL.match(name) or count < 1:
+            raise InvalidRequest(f"gpu {name}={count}: use a model name and a count of 1 or more.")
