@@ -84,6 +84,8 @@ def load_settings(
             table = tomllib.loads(path.read_text())
         except (tomllib.TOMLDecodeError, OSError) as error:
             raise SettingsError(f"{path}: {error}.", hint="Correct the file or remove it.") from error
+        # `[bundle]` in the same file is about the project's code (headrace.sdk.bundle), no setting.
+        table.pop("bundle", None)
         merged.update(_checked(table, str(path)))
     fields = {f.name for f in msgspec.structs.fields(Settings)}
     from_env = {name: environ[f"HEADRACE_{name.upper()}"] for name in fields if environ.get(f"HEADRACE_{name.upper()}")}

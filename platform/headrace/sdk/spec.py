@@ -48,6 +48,24 @@ def parse_size(value: int | str, what: str = "size") -> int:
     return size
 
 
+def _checked_number(owner: object, field: str, *, whole: bool = False) -> float:
+    """A finite number of ``owner``. Raises `SpecError` that names the option."""
+    value: Any = getattr(owner, field)
+    wanted = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, wanted) or not abs(value) < float("inf"):
+        kind = "a whole number" if whole else "a number"
+        raise SpecError(f"{type(owner).__name__}({field}={value!r}): use {kind}.")
+    return value
+
+
+def _checked_names(owner: object, field: str) -> None:
+    """Make a list of names a tuple, so that equal specs are equal. Raises `SpecError`."""
+    value: Any = getattr(owner, field)
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+        raise SpecError(f"{type(owner).__name__}({field}={value!r}): use a list of names.")
+    msgspec.structs.force_setattr(owner, field, tuple(value))
+
+
 class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=True):
     """Base of all parts of a spec: immutable, comparable, serialisable."""
 
@@ -57,6 +75,12 @@ class Gpu(_Value):
 
     name: str
     count: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise SpecError(f'Gpu(name={self.name!r}): use a model\'s name, such as "L40S".')
+        if _checked_number(self, "count", whole=True) < 1:
+            raise SpecError(f"Gpu(count={self.count}): use 1 or more.")
 
 
 class Scaling(_Value):
@@ -72,6 +96,10 @@ class Scaling(_Value):
     warm: int = 0
 
     def __post_init__(self) -> None:
+        for field in ("min", "max", "warm"):
+            _checked_number(self, field, whole=True)
+        for field in ("target_concurrency", "idle_timeout"):
+            _checked_number(self, field)
         if self.min < 0:
             raise SpecError(f"Scaling(min={self.min}): use 0 or more.")
         if self.max < max(1, self.min):
@@ -91,6 +119,8 @@ class Batch(_Value):
     max_wait_ms: float = 5.0
 
     def __post_init__(self) -> None:
+        _checked_number(self, "max_size", whole=True)
+        _checked_number(self, "max_wait_ms")
         if self.max_size < 1:
             raise SpecError(f"Batch(max_size={self.max_size}): use 1 or more.")
         if self.max_wait_ms < 0:
@@ -105,6 +135,7 @@ class Queue(_Value):
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "max_bytes", parse_size(self.max_bytes, "Queue(max_bytes)"))
+        _checked_number(self, "max_requests", whole=True)
         if self.max_requests < 1:
             raise SpecError(f"Queue(max_requests={self.max_requests}): use 1 or more.")
 
@@ -125,6 +156,10 @@ class Placement(_Value):
     balance: float = 0.5
 
     def __post_init__(self) -> None:
+        _checked_names(self, "providers")
+        _checked_names(self, "regions")
+        if self.spot not in ("prefer", "never", "only"):
+            raise SpecError(f'Placement(spot={self.spot!r}): use "prefer", "never" or "only".')
         if self.max_price is not None:
             raise UnsupportedOption("Placement(max_price=...) needs bursting, which is not built yet: leave it out.")
         if self.balance != 0.5:
