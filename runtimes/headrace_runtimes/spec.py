@@ -31,6 +31,12 @@ class RuntimeSettings:
     first_uid: int = 870_000
     """Sandboxes get uids of their own from here on (when root)."""
     uid_count: int = 10_000
+    hide: tuple[Path, ...] = ()
+    """Paths that no sandbox may see even when it shares our uid (the host passes the data directory)."""
+    uid_lock_dir: Path | None = None
+    """Where hosts on one machine agree on their uids by locks; None: ``/run/headrace/uids``."""
+    cgroup_parent: Path | None = None
+    """A cgroup directory that is delegated to us; None: looked for, else memory is polled."""
 
 
 @dataclass(frozen=True)
