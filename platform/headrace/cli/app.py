@@ -1,0 +1,162 @@
+"""The group ``headrace``: finds a command's module when it is asked for, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from headrace.errors import HeadraceError, RequestError, UsageError
+
+# Command -> its module. A module is imported only when its command runs, so that help is instant.
+COMMANDS: dict[str, str] = {
+    "up": "headrace.cli.up",
+    "down": "headrace.cli.up",
+    "status": "headrace.cli.up",
+    "dev": "headrace.cli.dev",
+    "deploy": "headrace.cli.endpoints",
+    "call": "headrace.cli.call",
+    "logs": "headrace.cli.logs",
+    "list": "headrace.cli.endpoints",
+    "describe": "headrace.cli.endpoints",
+    "delete": "headrace.cli.endpoints",
+    "scale": "headrace.cli.endpoints",
+    "rollback": "headrace.cli.endpoints",
+    "nodes": "headrace.cli.nodes",
+    "hosts": "headrace.cli.nodes",
+    "instances": "headrace.cli.nodes",
+    "doctor": "headrace.cli.doctor",
+}
+# The same one line that each command shows in its own help; kept here so that help imports nothing.
+SUMMARIES: dict[str, str] = {
+    "up": "Start the platform on this machine and stay until Ctrl-C.",
+    "down": "Stop the platform that runs on this machine.",
+    "status": "Show what runs: version, hosts, endpoints, instances.",
+    "dev": "Serve a file's endpoints without Ray, reloading on save.",
+    "deploy": "Deploy the endpoints of a Python file.",
+    "call": "Call an endpoint and print its answer.",
+    "logs": "Print an endpoint's output.",
+    "list": "List endpoints.",
+    "describe": "Show all that is known of an endpoint.",
+    "delete": "Delete an endpoint, with its versions.",
+    "scale": "Change an endpoint's bounds, or its instances now.",
+    "rollback": "Go back to an earlier version.",
+    "nodes": "List, add or remove nodes.",
+    "hosts": "List hosts: one per node, with what they can take.",
+    "instances": "List running instances.",
+    "doctor": "Check this machine and say what would be in the way.",
+}
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used; a wrong name is answered with the closest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name])
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with our words when the name is unknown."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+            hint = f"did you mean `headrace {close[0]}`?" if close else "`headrace --help` lists them."
+            raise click.UsageError(f"there is no command {name!r}: {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from `SUMMARIES`."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version  # noqa: PLC0415 - 20 ms that only this option needs
+
+        click.echo(f"headrace {version('headrace')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def cli() -> None:
+    """Serverless inference on Ray: decorate a function, get an HTTP endpoint that costs nothing when idle.
+
+    Every command takes --json. The platform is found at HEADRACE_URL (default http://127.0.0.1:8700), the key
+    in HEADRACE_API_KEY or, on the same machine, in the data directory.
+    """
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command; the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    as_json = "--json" in argv
+    try:
+        result = cli.main(args=list(argv), prog_name="headrace", standalone_mode=False)
+        return result if isinstance(result, int) else DONE
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return WRONG_USE
+    except click.ClickException as error:
+        return _failed(_click_words(error), WRONG_USE, as_json)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("", err=True)
+        return INTERRUPTED
+    except UsageError as error:
+        return _failed(str(error), WRONG_USE, as_json, error)
+    except HeadraceError as error:
+        return _failed(str(error), FAILED, as_json, error)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`headrace logs x | head`). Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if os.environ.get("HEADRACE_DEBUG"):
+            raise
+        words = f"internal error: {type(error).__name__}: {_one_line(str(error))}"
+        return _failed(f"{words} (HEADRACE_DEBUG=1 shows where)", FAILED, as_json)
+
+
+def _click_words(error: click.ClickException) -> str:
+    words = _one_line(error.format_message())
+    context = getattr(error, "ctx", None)
+    if context is not None and context.command_path != "headrace":
+        words = f"{words.rstrip('.')}. See `{context.command_path} --help`."
+    return words
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _failed(words: str, code: int, as_json: bool, error: HeadraceError | None = None) -> int:
+    """Say what went wrong: one line on stderr, and with ``--json`` a document on stdout too."""
+    click.echo(f"headrace: {_one_line(words)}", err=True)
+    if as_json:
+        about: dict[str, Any] = {"message": _one_line(words), "exit_code": code}
+        if error is not None:
+            about |= {"type": type(error).__name__, "hint": error.hint}
+        if isinstance(error, RequestError):
+            about["problem"] = error.to_problem()
+        click.echo(json.dumps({"error": about}, indent=2))
+    return code
