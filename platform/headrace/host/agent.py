@@ -1,0 +1,239 @@
+"""The host of one node: control's commands become sandboxes, and control hears what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace_runtimes.base import Runtime
+from headrace_runtimes.registry import load as load_runtime
+from headrace_runtimes.spec import BaseStatus, RuntimeSettings
+
+from headrace import wire
+from headrace.config import Settings
+from headrace.host.bundles import Bundles
+from headrace.host.instances import Instances
+from headrace.host.link import ControlLink
+from headrace.host.pool import Pool
+from headrace.host.resources import detect
+from headrace.host.watch import Watch
+from headrace.link import Link
+
+log = logging.getLogger("headrace.host")
+
+ENGINE_DIR = Path(__file__).resolve().parent.parent / "engines" / "python"
+ENDED_IN_HELLO = 200
+MAX_LOG_LINES = 5000
+MAX_LOG_WAIT_S = 60.0
+
+
+def _new_host_id() -> str:
+    return f"h-{secrets.token_hex(6)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostConfig:
+    """All that a host needs to know. Paths left out are derived from ``settings`` and ``node``."""
+
+    settings: Settings
+    control_address: str
+    token: str = field(repr=False)
+    node: str = "local"
+    """The same for every incarnation on this node; a path component."""
+    host: str = field(default_factory=_new_host_id)
+    """New for every incarnation."""
+    resources: wire.Resources | None = None
+    """Declared; None: detected."""
+    provider: str = "local"
+    region: str = "local"
+    kind: str = "generic"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    spot: bool = False
+    price: float = 0.0
+    run_dir: Path | None = None
+    log_dir: Path | None = None
+    runtimes: tuple[str, ...] = ("process",)
+    make_runtime: Callable[[str], Runtime] = load_runtime
+
+
+class HostAgent:
+    """Owns the node's sandboxes. `start`, then `stop` (or `abandon`); made for one use."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self.config = config
+        self.host = config.host
+        self.resources = config.resources or detect()
+        settings = config.settings
+        self.run_dir = config.run_dir or settings.run / "hosts" / config.node
+        self.log_dir = config.log_dir or settings.data / "hosts" / config.node / "logs"
+        self.link = ControlLink(
+            config.control_address,
+            token=config.token,
+            host=self.host,
+            hello=self._hello,
+            handler=self._on_message,
+        )
+        self._runtimes: dict[str, Runtime] = {name: config.make_runtime(name) for name in config.runtimes}
+        self._bundles = Bundles(self.run_dir / "bundles", self.link, self._bundles_in_use)
+        self._pool = Pool(self._runtimes, self._bundles, self._on_warm)
+        self.instances = Instances(self._runtimes, self._pool, self._bundles, self._on_instance)
+        self._watch = Watch(self.instances)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = False
+
+    async def start(self) -> None:
+        """Sweep what a predecessor left, open the runtimes, begin connecting to control.
+
+        Does not wait for control (`wait_connected` does). Raises what a runtime's ``open`` raises.
+        """
+        for path in (self.run_dir, self.log_dir):
+            await asyncio.to_thread(path.mkdir, parents=True, exist_ok=True)
+        self.run_dir.chmod(0o711)
+        self.log_dir.chmod(0o700)
+        self._open = True
+        for name, runtime in self._runtimes.items():
+            await runtime.open(self._runtime_settings(name), self._on_base)
+        await self._bundles.open()
+        # The plain base is wanted by everybody: have its zygote boot while control is looked for.
+        self._pool.set([(wire.BaseSpec(), self.config.settings.spares)])
+        self.link.start()
+        self._spawn(self._heartbeats())
+        self._watch.start()
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Return when control knows this host. Raises ``TimeoutError``."""
+        await self.link.wait_connected(timeout_s)
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Let instances finish for at most ``grace_s`` (default: the settings'), end everything, leave nothing."""
+        if not self._open:
+            return
+        await self.instances.drain(self.config.settings.drain_grace if grace_s is None else grace_s)
+        await self._close()
+
+    async def abandon(self) -> None:
+        """End as if killed: no goodbye to control, no grace for instances. For tests and a lost replica."""
+        if not self._open:
+            return
+        self.instances.abandon()
+        await self._close()
+
+    async def _close(self) -> None:
+        self._open = False
+        await self._watch.stop()
+        await self.link.stop()
+        await self._pool.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runtime in self._runtimes.values():
+            await runtime.close()
+        await self._bundles.close()
+        try:
+            self.run_dir.rmdir()
+        except OSError as error:
+            log.warning("%s is left: %s", self.run_dir, error.strerror)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _runtime_settings(self, name: str) -> RuntimeSettings:
+        settings = self.config.settings
+        return RuntimeSettings(
+            run_dir=self.run_dir / name[0],
+            engine_dir=ENGINE_DIR,
+            python=sys.executable,
+            zygote_bytes=int(self.resources.memory * settings.zygote_memory_share),
+            log_dir=self.log_dir,
+            log_bytes=settings.log_bytes,
+            hide=(settings.data,),
+        )
+
+    def _bundles_in_use(self) -> set[str]:
+        return self.instances.bundles() | self._pool.bundles()
+
+    # -- to control -----------------------------------------------------------------------
+
+    def _hello(self) -> wire.HostHello:
+        config = self.config
+        return wire.HostHello(
+            host=self.host,
+            node=config.node,
+            provider=config.provider,
+            region=config.region,
+            kind=config.kind,
+            spot=config.spot,
+            price=config.price,
+            resources=self.resources,
+            runtimes=config.runtimes,
+            labels=dict(config.labels),
+            # With the last ended ones: their end may have been told into a link that was lost.
+            instances=self.instances.inventory() + self.instances.ended()[-ENDED_IN_HELLO:],
+            warm=self._pool.reports(),
+        )
+
+    def _on_instance(self, report: wire.InstanceReport) -> None:
+        self.link.send(wire.InstanceEvent(instance=report))
+
+    def _on_warm(self, report: wire.WarmReport) -> None:
+        self.link.send(wire.WarmEvent(warm=report))
+
+    def _on_base(self, status: BaseStatus) -> None:
+        self._pool.on_base(status)
+
+    async def _heartbeats(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            self.link.send(
+                wire.Heartbeat(at=time.time(), in_flight=self._watch.in_flight, rss=self._watch.rss)
+            )
+            due = max(due + wire.HEARTBEAT_PERIOD_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    # -- from control ---------------------------------------------------------------------
+
+    def _on_message(self, link: Link, msg: wire.AnyMessage) -> Awaitable[wire.AnyMessage | None] | None:
+        match msg:
+            case wire.StartInstance():
+                if self.link.accepts(msg.epoch):
+                    self.instances.start(msg)
+            case wire.StopInstance():
+                if self.link.accepts(msg.epoch):
+                    self.instances.stop(msg.id, msg.grace_s, msg.reason)
+            case wire.SetWarm():
+                if self.link.accepts(msg.epoch):
+                    self._pool.set(msg.bases)
+            case wire.DrainHost():
+                if self.link.accepts(msg.epoch):
+                    self._spawn(self.instances.drain(msg.grace_s))
+            case wire.ReadLogs():
+                return self._logs(msg)
+            case wire.Error():
+                pass
+            case _:
+                log.warning("control sent %s, which is not for hosts", type(msg).__name__)
+        return None
+
+    async def _logs(self, msg: wire.ReadLogs) -> wire.LogPage:
+        """Every runtime numbers its own lines; with one runtime per host its cursor is the host's."""
+        runtime = next(iter(self._runtimes.values()))
+        lines, cursor = await runtime.logs(
+            msg.endpoint,
+            sandbox=msg.instance,
+            after=msg.after,
+            limit=min(msg.limit, MAX_LOG_LINES),
+            wait_s=min(msg.wait_s, MAX_LOG_WAIT_S),
+        )
+        return wire.LogPage(
+            lines=[wire.LogLine(at=x.at, instance=x.sandbox, stream=x.stream, text=x.text) for x in lines],
+            next=cursor,
+        )

@@ -1,0 +1,255 @@
+"""The instances of this host: the truth about them, from the claim to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+from headrace_runtimes.base import Runtime, Sandbox
+from headrace_runtimes.errors import AssignFailed, RuntimeFailure
+from headrace_runtimes.spec import Assignment, Exit
+
+from headrace import wire
+from headrace.errors import BundleError, LinkError
+from headrace.host.bundles import Bundles
+from headrace.host.pool import Pool
+
+log = logging.getLogger("headrace.host")
+
+MAX_ENDED = 1000
+"""Ended instances remembered, so that a late or repeated command is answered with what happened."""
+STOP_MARGIN_S = 10.0
+"""Beyond the grace: how long a runtime may take to kill before the host stops waiting for it."""
+
+
+@dataclass(eq=False)
+class Instance:
+    """One instance; ``report`` is replaced at every change."""
+
+    spec: wire.InstanceSpec
+    report: wire.InstanceReport
+    sandbox: Sandbox | None = None
+    task: asyncio.Task[None] | None = None
+    """Starts it; then, when asked, stops it."""
+    stopping: bool = False
+    death: wire.Death | None = None
+    """Set before the host itself ends it: told instead of what the runtime saw."""
+
+
+def death_of(exit: Exit) -> wire.Death:
+    """The runtime's account as the platform's."""
+    return wire.Death(
+        reason=exit.reason,
+        detail=exit.detail,
+        traceback=exit.traceback,
+        exit_code=exit.code,
+        signal=exit.signal,
+    )
+
+
+class Instances:
+    """Starts, watches and stops instances; ``emit`` gets every change."""
+
+    def __init__(
+        self,
+        runtimes: Mapping[str, Runtime],
+        pool: Pool,
+        bundles: Bundles,
+        emit: Callable[[wire.InstanceReport], None],
+    ) -> None:
+        self._runtimes, self._pool, self._bundles, self._emit = runtimes, pool, bundles, emit
+        self._living: dict[str, Instance] = {}
+        self._ended: OrderedDict[str, wire.InstanceReport] = OrderedDict()
+        self._draining = False
+
+    def inventory(self) -> list[wire.InstanceReport]:
+        """All living instances."""
+        return [instance.report for instance in self._living.values()]
+
+    def ended(self) -> list[wire.InstanceReport]:
+        """The last ended ones, oldest first."""
+        return list(self._ended.values())
+
+    def ready(self) -> list[tuple[Instance, Sandbox]]:
+        """Those that take requests."""
+        return [(i, i.sandbox) for i in self._living.values() if i.sandbox is not None and not i.stopping]
+
+    def bundles(self) -> set[str]:
+        """Bundles in use."""
+        return {instance.spec.bundle for instance in self._living.values()}
+
+    def start(self, msg: wire.StartInstance) -> None:
+        """Claim a sandbox for it. Doing it again with the same id tells its state again."""
+        known = self._living.get(msg.id)
+        if known is not None or msg.id in self._ended:
+            self._emit(known.report if known is not None else self._ended[msg.id])
+            return
+        spec = msg.spec
+        report = wire.InstanceReport(
+            id=msg.id,
+            endpoint=spec.endpoint,
+            version=spec.version,
+            state="starting",
+            runtime=spec.base.runtime,
+            token=secrets.token_urlsafe(32),
+            concurrency=spec.concurrency,
+            started_at=time.time(),
+            timings=wire.StartTimings(claim_s=msg.claim_s),
+        )
+        instance = Instance(spec, report)
+        self._living[msg.id] = instance
+        runtime = self._runtimes.get(spec.base.runtime)
+        if self._draining or runtime is None:
+            why = (
+                "the host is draining" if self._draining else f"the host has no runtime {spec.base.runtime!r}"
+            )
+            self._end(instance, "failed", wire.Death(reason="host-lost", detail=why + "."))
+            return
+        received = time.perf_counter()
+        instance.task = asyncio.get_running_loop().create_task(self._start(instance, runtime, received))
+        # After the claim is under way: telling about it must not delay it.
+        self._emit(report)
+
+    def stop(self, id: str, grace_s: float, reason: str) -> None:
+        """Let it finish for at most ``grace_s`` and end it; its end is emitted. Unknown ids are ignored."""
+        instance = self._living.get(id)
+        if instance is None:
+            if id in self._ended:
+                self._emit(self._ended[id])
+            return
+        if instance.stopping:
+            return
+        instance.stopping = True
+        self._set(instance, state="draining", note=reason or instance.report.note)
+        task = instance.task
+        instance.task = asyncio.get_running_loop().create_task(self._stop(instance, task, grace_s))
+
+    def evict(self, instance: Instance, death: wire.Death, grace_s: float) -> None:
+        """End an instance for a reason of the host's own; it counts as failed."""
+        if instance.stopping:
+            return
+        instance.death = death
+        self.stop(instance.report.id, grace_s, death.detail)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, end everything, return when all have ended."""
+        self._draining = True
+        for id in list(self._living):
+            self.stop(id, grace_s, "the host is draining")
+        tasks = [i.task for i in self._living.values() if i.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def abandon(self) -> None:
+        """Forget everything at once and emit nothing more: the host is gone."""
+        self._draining = True
+        self._emit = lambda report: None
+        for instance in self._living.values():
+            if instance.task is not None:
+                instance.task.cancel()
+
+    async def _start(self, instance: Instance, runtime: Runtime, received: float) -> None:
+        spec, report = instance.spec, instance.report
+        try:
+            if not self._bundles.has(spec.bundle):
+                await self._bundles.ensure(spec.bundle)
+            base = self._pool.base(spec.base)
+            if base.loaded is not None and not self._bundles.has(base.loaded.code_dir.name):
+                await self._bundles.ensure(base.loaded.code_dir.name)
+            sandbox = await runtime.assign(base, self._assignment(spec, report))
+        except AssignFailed as error:
+            self._end(instance, "failed", death_of(error.exit))
+        except BundleError as error:
+            self._end(instance, "failed", wire.Death(reason="import-failed", detail=str(error)))
+        except (RuntimeFailure, LinkError, TimeoutError, OSError) as error:
+            detail = str(error) or "the bundle could not be fetched in time"
+            self._end(instance, "failed", wire.Death(reason="start-timeout", detail=detail))
+        except Exception as error:
+            log.exception("starting %s failed", report.id)
+            detail = f"the host failed: {type(error).__name__}: {error}"
+            self._end(instance, "failed", wire.Death(reason="start-timeout", detail=detail))
+        else:
+            self._started(instance, sandbox, time.perf_counter() - received)
+
+    def _started(self, instance: Instance, sandbox: Sandbox, total_s: float) -> None:
+        instance.sandbox = sandbox
+        if not instance.stopping:
+            took = sandbox.timings
+            self._set(
+                instance,
+                state="ready",
+                pid=sandbox.pid,
+                address=sandbox.address,
+                tier=sandbox.tier,
+                timings=wire.StartTimings(
+                    claim_s=instance.report.timings.claim_s,
+                    boot_s=took.boot,
+                    import_s=took.imported,
+                    load_s=took.load,
+                    total_s=total_s,
+                ),
+                note=self._pool.note(instance.spec.base),
+            )
+        sandbox.exited.add_done_callback(lambda exited: self._exited(instance, exited.result()))
+
+    def _assignment(self, spec: wire.InstanceSpec, report: wire.InstanceReport) -> Assignment:
+        return Assignment(
+            id=report.id,
+            endpoint=spec.endpoint,
+            version=spec.version,
+            code_dir=self._bundles.path(spec.bundle),
+            entry=spec.entry,
+            handler=spec.handler,
+            token=report.token,
+            env=spec.env,
+            concurrency=spec.concurrency,
+            batch_max_size=spec.batch_max_size,
+            batch_max_wait_ms=spec.batch_max_wait_ms,
+            timeout_s=spec.timeout_s,
+            load_timeout_s=spec.load_timeout_s,
+            memory_limit=spec.memory_limit,
+            max_body=spec.max_body,
+            fresh=spec.snapshot == "none",
+        )
+
+    async def _stop(self, instance: Instance, starting: asyncio.Task[None] | None, grace_s: float) -> None:
+        if instance.sandbox is None and starting is not None:
+            # Not ready yet: nothing to finish. The runtime ends what it began when it is cancelled.
+            starting.cancel()
+            await asyncio.wait([starting])
+        if instance.sandbox is None:
+            self._end(instance, "stopped", wire.Death(reason="stopped", detail="stopped before it was ready"))
+            return
+        try:
+            async with asyncio.timeout(grace_s + STOP_MARGIN_S):
+                exit = await instance.sandbox.stop(grace_s)
+        except TimeoutError:
+            log.error("instance %s did not end within %g s", instance.report.id, grace_s + STOP_MARGIN_S)
+            exit = Exit("stopped", detail="it did not end in time")
+        self._exited(instance, exit)
+
+    def _exited(self, instance: Instance, exit: Exit) -> None:
+        if instance.death is not None:
+            self._end(instance, "failed", instance.death)
+        elif instance.stopping or exit.reason == "stopped":
+            self._end(instance, "stopped", death_of(exit))
+        else:
+            self._end(instance, "failed", death_of(exit))
+
+    def _end(self, instance: Instance, state: wire.InstanceState, death: wire.Death) -> None:
+        id = instance.report.id
+        if self._living.pop(id, None) is None:
+            return
+        self._ended[id] = msgspec.structs.replace(instance.report, state=state, death=death)
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+        self._emit(self._ended[id])
+
+    def _set(self, instance: Instance, **changes: object) -> None:
+        instance.report = msgspec.structs.replace(instance.report, **changes)
+        self._emit(instance.report)

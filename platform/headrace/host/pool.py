@@ -1,0 +1,154 @@
+"""Which zygotes this host holds: control's wish (`wire.SetWarm`) as the runtimes' `Base` values."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+from headrace_runtimes.base import Runtime
+from headrace_runtimes.spec import Base, BaseStatus, LoadedEndpoint
+
+from headrace import wire
+from headrace.errors import HeadraceError
+from headrace.host.bundles import Bundles
+
+log = logging.getLogger("headrace.host")
+
+MAX_BASES = 50_000
+"""Base values remembered; above that the memory is emptied (they are made again from their specs)."""
+_canonical = msgspec.msgpack.Encoder(order="deterministic")
+
+
+def base_key(spec: wire.BaseSpec) -> str:
+    """A stable name of the base: equal specs have equal keys, in every process."""
+    return hashlib.sha256(_canonical.encode(spec)).hexdigest()[:20]
+
+
+class Pool:
+    """Keeps the runtimes' bases in step with the wish, and tells `on_warm` what becomes of them."""
+
+    def __init__(
+        self, runtimes: Mapping[str, Runtime], bundles: Bundles, on_warm: Callable[[wire.WarmReport], None]
+    ) -> None:
+        self._runtimes, self._bundles, self._on_warm = runtimes, bundles, on_warm
+        self._bases: dict[wire.BaseSpec, Base] = {}
+        self._specs: dict[str, wire.BaseSpec] = {}
+        self._reports: dict[str, wire.WarmReport] = {}
+        self._wanted: list[tuple[wire.BaseSpec, int]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def base(self, spec: wire.BaseSpec) -> Base:
+        """The runtime's value for a base; its loaded bundle need not be here yet."""
+        base = self._bases.get(spec)
+        if base is None:
+            if len(self._bases) >= MAX_BASES:
+                self._bases.clear()
+            base = self._bases[spec] = Base(
+                key=base_key(spec),
+                preload=spec.preload,
+                imports=spec.imports,
+                loaded=self._loaded(spec.loaded),
+                image=spec.image,
+            )
+            self._specs[base.key] = spec
+        return base
+
+    def set(self, wanted: Sequence[tuple[wire.BaseSpec, int]]) -> None:
+        """Hold these from now on. Returns at once; the newest call wins."""
+        self._wanted = [(spec, spares) for spec, spares in wanted if spec.runtime in self._runtimes]
+        if self._task is not None:
+            self._task.cancel()
+        self._task = asyncio.get_running_loop().create_task(self._apply())
+
+    async def close(self) -> None:
+        """Stop following the wish; the runtimes end the bases when they close."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def reports(self) -> list[wire.WarmReport]:
+        """All bases of this host."""
+        return list(self._reports.values())
+
+    def note(self, spec: wire.BaseSpec) -> str:
+        """Why an instance of this base did not start from a loaded zygote; empty when it did."""
+        if spec.loaded is None:
+            return ""
+        report = self._reports.get(self.base(spec).key)
+        return report.detail if report is not None else ""
+
+    def bundles(self) -> set[str]:
+        """Bundles that the wanted loaded bases need."""
+        return {spec.loaded.bundle for spec, _ in self._wanted if spec.loaded is not None}
+
+    def on_base(self, status: BaseStatus) -> None:
+        """What a runtime calls when a base changes."""
+        spec = self._specs.get(status.key)
+        if spec is None:
+            return
+        detail = status.detail
+        if spec.loaded is not None and status.state == "ready" and not status.loaded and not detail:
+            detail = 'snapshot="loaded" fell back to "imports"'
+        self._tell(
+            wire.WarmReport(
+                base=spec,
+                pid=status.pid,
+                state=status.state,
+                spares=status.spares,
+                bytes=status.bytes,
+                refused=dict(status.refused),
+                detail=detail,
+            )
+        )
+
+    def _tell(self, report: wire.WarmReport) -> None:
+        self._reports[base_key(report.base)] = report
+        self._on_warm(report)
+
+    def _loaded(self, loaded: wire.LoadedBase | None) -> LoadedEndpoint | None:
+        if loaded is None:
+            return None
+        return LoadedEndpoint(
+            endpoint=loaded.endpoint,
+            version=loaded.version,
+            code_dir=self._bundles.path(loaded.bundle),
+            entry=loaded.entry,
+            handler=loaded.handler,
+            env=dict(loaded.env),
+            load_timeout_s=loaded.load_timeout_s,
+        )
+
+    async def _apply(self) -> None:
+        wanted = self._wanted
+        unusable: set[wire.BaseSpec] = set()
+        await self._hold(wanted, unusable)
+        for spec, _ in wanted:
+            if spec.loaded is None or self._bundles.has(spec.loaded.bundle):
+                continue
+            try:
+                await self._bundles.ensure(spec.loaded.bundle)
+            except (HeadraceError, TimeoutError) as error:
+                unusable.add(spec)
+                self._tell(
+                    wire.WarmReport(base=spec, state="failed", detail=str(error) or "no answer in time")
+                )
+            else:
+                await self._hold(wanted, unusable)
+
+    async def _hold(self, wanted: list[tuple[wire.BaseSpec, int]], unusable: set[wire.BaseSpec]) -> None:
+        keys = {self.base(spec).key for spec, _ in wanted}
+        # The specs of instances' bases are remembered as well: only what nobody holds is forgotten.
+        for key in [key for key in self._reports if key not in keys]:
+            del self._reports[key]
+        for name, runtime in self._runtimes.items():
+            here = [
+                (self.base(spec), spares)
+                for spec, spares in wanted
+                if spec.runtime == name
+                and spec not in unusable
+                and (spec.loaded is None or self._bundles.has(spec.loaded.bundle))
+            ]
+            await runtime.hold(here)
