@@ -68,11 +68,10 @@ def _left() -> dict[int, str]:
             continue
         if _seen.get(pid) == now[2] or _marked(pid):
             try:
-                command = (
-                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
+                raw = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
+            command = raw.replace(b"\0", b" ").decode(errors="replace")
             # The interpreter's own helper of multiprocessing; it ends with the process that it helps.
             if "multiprocessing.resource_tracker" in command:
                 continue

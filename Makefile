@@ -1,0 +1,61 @@
+# Every target sets up what it needs by itself; the second time there is nothing to do.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Bytecode saves 3 s at each start of a Ray worker.
+unexport PYTHONDONTWRITEBYTECODE
+
+BIN := .venv/bin
+PYTHON_DIRS := platform runtimes autoscaler providers tests benchmarks examples scripts
+BASE := .venv/.setup-base
+TORCH := .venv/.setup-torch
+TOOLS := .venv/.setup-tools
+ONCE ?=
+PYTEST_ARGS ?=
+
+.PHONY: help setup run test check format bench lock clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(BASE) ## Make .venv; the command is then .venv/bin/headrace
+
+$(BASE): requirements.lock requirements-bootstrap.lock pyproject.toml scripts/setup.sh
+	@scripts/setup.sh base
+	@touch $@
+
+$(TORCH): $(BASE) requirements-torch.lock
+	@scripts/setup.sh torch
+	@touch $@
+
+$(TOOLS): $(BASE)
+	@scripts/setup.sh tools
+	@touch $@
+
+run: $(BASE) ## Start the platform, deploy examples/ocr.py, call it from zero (ONCE=1: stop after the answer)
+	@$(BIN)/python scripts/run_demo.py $(if $(filter-out 0,$(ONCE)),--once)
+
+test: $(BASE) $(TORCH) $(TOOLS) ## Run all tests
+	@timeout --foreground --kill-after=30 1800 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(BASE) ## Format, lint, types, import directions, dependencies, spelling
+	@$(BIN)/ruff format --check --quiet $(PYTHON_DIRS) || { echo "check: \`make format\` formats these files"; exit 1; }
+	@$(BIN)/ruff check --quiet $(PYTHON_DIRS)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timings >.venv/.lint-imports.txt 2>&1 || $(BIN)/lint-imports
+	@$(BIN)/deptry platform runtimes autoscaler providers --no-ansi
+	@$(BIN)/typos
+
+format: $(BASE) ## Format the code and apply safe fixes
+	@$(BIN)/ruff format $(PYTHON_DIRS)
+	@$(BIN)/ruff check --fix $(PYTHON_DIRS)
+
+bench: $(BASE) $(TORCH) $(TOOLS) ## Measure us and the peers, refresh benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks
+
+lock: $(BASE) ## Resolve the dependencies again and write the lock files
+	@scripts/lock.sh
+
+clean: ## Remove .venv and all caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
