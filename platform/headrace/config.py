@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-
 from headrace.errors import SettingsError
 
 DEFAULT_URL = "http://127.0.0.1:8700"
@@ -56,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def control_socket(self) -> Path:
-        """Control's unix socket: in the data directory, or in the run directory when that path is too long."""
+        """Control's unix socket: in the data directory, or the run directory when that path is too long."""
         path = self.data / "control.sock"
         return path if len(os.fsencode(path)) < UNIX_PATH_BOUND else self.run / "control.sock"
 
@@ -88,7 +87,8 @@ def load_settings(
         table.pop("bundle", None)
         merged.update(_checked(table, str(path)))
     fields = {f.name for f in msgspec.structs.fields(Settings)}
-    from_env = {name: environ[f"HEADRACE_{name.upper()}"] for name in fields if environ.get(f"HEADRACE_{name.upper()}")}
+    given = {name: environ.get(f"HEADRACE_{name.upper()}") for name in fields}
+    from_env = {name: value for name, value in given.items() if value}
     merged.update(_checked(from_env, "environment HEADRACE_*"))
     merged.update(_checked({k: v for k, v in (cli or {}).items() if v is not None}, "command line"))
     data = Path(merged.get("data_dir", Settings.__struct_defaults__[0])).expanduser().absolute()

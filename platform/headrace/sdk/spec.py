@@ -58,7 +58,7 @@ def _checked_number(owner: object, field: str, *, whole: bool = False) -> float:
     return value
 
 
-def _checked_names(owner: object, field: str) -> None:
+def _checked_names(owner: msgspec.Struct, field: str) -> None:
     """Make a list of names a tuple, so that equal specs are equal. Raises `SpecError`."""
     value: Any = getattr(owner, field)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
@@ -70,7 +70,7 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, for
     """Base of all parts of a spec: immutable, comparable, serialisable."""
 
 
-class Gpu(_Value):
+class Gpu(_Value, frozen=True, kw_only=True):
     """``count`` accelerators of one model, for example ``L40S`` x 2."""
 
     name: str
@@ -83,7 +83,7 @@ class Gpu(_Value):
             raise SpecError(f"Gpu(count={self.count}): use 1 or more.")
 
 
-class Scaling(_Value):
+class Scaling(_Value, frozen=True, kw_only=True):
     """How many instances: between ``min`` and ``max``, by concurrency, gone after ``idle_timeout`` s.
 
     ``warm`` is the number of loaded spare instances kept beyond demand while there is demand.
@@ -112,8 +112,8 @@ class Scaling(_Value):
             raise SpecError(f"Scaling(warm={self.warm}): use 0 or more.")
 
 
-class Batch(_Value):
-    """Collect up to ``max_size`` requests for at most ``max_wait_ms`` and call the handler once with a list."""
+class Batch(_Value, frozen=True, kw_only=True):
+    """Collect up to ``max_size`` requests for at most ``max_wait_ms``; call the handler once with a list."""
 
     max_size: int = 8
     max_wait_ms: float = 5.0
@@ -127,7 +127,7 @@ class Batch(_Value):
             raise SpecError(f"Batch(max_wait_ms={self.max_wait_ms}): use milliseconds, 0 or more.")
 
 
-class Queue(_Value):
+class Queue(_Value, frozen=True, kw_only=True):
     """Bounds of the requests that wait for an instance. ``max_bytes`` takes an int or "256MiB"."""
 
     max_requests: int = 1000
@@ -146,7 +146,10 @@ class Queue(_Value):
         return self.max_bytes
 
 
-class Placement(_Value):
+_NO_BURSTING = "Placement({}=...) needs bursting, which is not built yet: leave it out."
+
+
+class Placement(_Value, frozen=True, kw_only=True):
     """Where instances may run. An empty tuple means anywhere."""
 
     providers: tuple[str, ...] = ()
@@ -161,19 +164,19 @@ class Placement(_Value):
         if self.spot not in ("prefer", "never", "only"):
             raise SpecError(f'Placement(spot={self.spot!r}): use "prefer", "never" or "only".')
         if self.max_price is not None:
-            raise UnsupportedOption("Placement(max_price=...) needs bursting, which is not built yet: leave it out.")
+            raise UnsupportedOption(_NO_BURSTING.format("max_price"))
         if self.balance != 0.5:
-            raise UnsupportedOption("Placement(balance=...) needs bursting, which is not built yet: leave it out.")
+            raise UnsupportedOption(_NO_BURSTING.format("balance"))
 
 
-class ImageSpec(_Value):
+class ImageSpec(_Value, frozen=True, kw_only=True):
     """The environment an endpoint runs in. No layers: the platform's own Python environment."""
 
     python: str | None = None
     layers: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-class EndpointSpec(_Value):
+class EndpointSpec(_Value, frozen=True, kw_only=True):
     """All that is known of an endpoint before it runs. Equal specs are equal versions."""
 
     name: str
@@ -246,5 +249,6 @@ def load_spec(data: bytes | str) -> EndpointSpec:
     except msgspec.DecodeError as error:
         raise SpecError(f"this is not JSON: {error}") from error
     if spec.spec_version > SPEC_VERSION:
-        raise SpecError(f"spec version {spec.spec_version} is newer than this platform's {SPEC_VERSION}: upgrade it.")
+        newer = f"spec version {spec.spec_version} is newer than this platform's {SPEC_VERSION}"
+        raise SpecError(f"{newer}: upgrade it.")
     return spec

@@ -1,0 +1,66 @@
+"""Headrace's public names, each imported when it is first used, so that ``import headrace`` costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.errors import HeadraceError as HeadraceError
+    from headrace.sdk.client import Client as Client
+    from headrace.sdk.endpoint import Endpoint as Endpoint
+    from headrace.sdk.endpoint import endpoint as endpoint
+    from headrace.sdk.image import Image as Image
+    from headrace.sdk.job import Job as Job
+    from headrace.sdk.spec import Batch as Batch
+    from headrace.sdk.spec import EndpointSpec as EndpointSpec
+    from headrace.sdk.spec import Gpu as Gpu
+    from headrace.sdk.spec import Placement as Placement
+    from headrace.sdk.spec import Queue as Queue
+    from headrace.sdk.spec import Scaling as Scaling
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "headrace.sdk.spec",
+    "Client": "headrace.sdk.client",
+    "Endpoint": "headrace.sdk.endpoint",
+    "EndpointSpec": "headrace.sdk.spec",
+    "Gpu": "headrace.sdk.spec",
+    "HeadraceError": "headrace.errors",
+    "Image": "headrace.sdk.image",
+    "Job": "headrace.sdk.job",
+    "Placement": "headrace.sdk.spec",
+    "Queue": "headrace.sdk.spec",
+    "Scaling": "headrace.sdk.spec",
+    "endpoint": "headrace.sdk.endpoint",
+}
+
+__all__ = [
+    "Batch",
+    "Client",
+    "Endpoint",
+    "EndpointSpec",
+    "Gpu",
+    "HeadraceError",
+    "Image",
+    "Job",
+    "Placement",
+    "Queue",
+    "Scaling",
+    "endpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: import a public name's module at its first use."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,122 @@
+"""The environment of an endpoint as a value: what to start from and which layers to add.
+
+An image is only described here. Layers are built by the container runtimes; until those exist, an
+endpoint with a layered image is refused when it is decorated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import Any
+
+import msgspec
+
+from headrace.errors import SpecError, UnsupportedOption
+from headrace.sdk.spec import ImageSpec
+
+_NOT_BUILT = (
+    "images with layers are not built yet: endpoints run in the platform's own Python environment for now. "
+    "Leave image out and install the packages where the platform runs."
+)
+
+
+class Image:
+    """An immutable description; each method returns a new image with one more layer.
+
+    ``Image.python("3.11").pip("torch==2.13.0").apt("ffmpeg").env(HF_HOME="/models")``. Two images with
+    the same steps are equal and have the same `digest`. Raises `SpecError` for a wrong argument.
+    """
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: ImageSpec = ImageSpec()) -> None:
+        self.spec = spec
+        """The value that goes into the endpoint's spec."""
+
+    @classmethod
+    def python(cls, version: str) -> Image:
+        """Start from a plain Python, for example ``"3.11"``."""
+        parts = version.split(".") if isinstance(version, str) else []
+        if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
+            raise SpecError(f'Image.python({version!r}): use a version such as "3.11".')
+        return cls(ImageSpec(python=version))
+
+    @classmethod
+    def from_registry(cls, reference: str) -> Image:
+        """Start from an image of a registry, for example ``"ghcr.io/org/name@sha256:..."``."""
+        return cls()._with("from_registry", (_word("from_registry", reference),))
+
+    @classmethod
+    def from_dockerfile(cls, path: str, context: str = ".") -> Image:
+        """Start from a Dockerfile; both paths are relative to the project's root."""
+        return cls()._with(
+            "from_dockerfile", (_word("from_dockerfile", path), _word("from_dockerfile", context))
+        )
+
+    def pip(self, *requirements: str) -> Image:
+        """Install Python packages."""
+        return self._with("pip", requirements)
+
+    def apt(self, *packages: str) -> Image:
+        """Install Debian packages."""
+        return self._with("apt", packages)
+
+    def run(self, *commands: str) -> Image:
+        """Run shell commands."""
+        return self._with("run", commands)
+
+    def copy(self, source: str, target: str) -> Image:
+        """Copy a file or directory of the project; its content is part of the image once it is built."""
+        return self._with("copy", (source, target))
+
+    def env(self, **variables: str) -> Image:
+        """Set environment variables."""
+        for name, value in variables.items():
+            if not isinstance(value, str):
+                raise SpecError(f"Image.env({name}={value!r}): use a string.")
+        return self._with("env", tuple(f"{name}={value}" for name, value in sorted(variables.items())))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the definition."""
+        return hashlib.sha256(msgspec.json.encode(self.spec, order="deterministic")).hexdigest()
+
+    def _with(self, step: str, arguments: tuple[str, ...]) -> Image:
+        if not arguments:
+            raise SpecError(f"Image.{step}(): give it at least one argument.")
+        words = tuple(_word(step, argument) for argument in arguments)
+        return Image(ImageSpec(python=self.spec.python, layers=(*self.spec.layers, (step, words))))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and self.spec == other.spec
+
+    def __hash__(self) -> int:
+        return hash((self.spec.python, self.spec.layers))
+
+    def __repr__(self) -> str:
+        return f"Image({self.spec!r})"
+
+
+def image_of_option(value: Any) -> ImageSpec:
+    """The ``image=`` option as a spec. Raises `SpecError` or, for what is not built yet, `UnsupportedOption`."""
+    if value is None:
+        return ImageSpec()
+    if not isinstance(value, Image):
+        raise SpecError(f'image={value!r}: use headrace.Image, such as headrace.Image.python("3.11").')
+    if value.spec.layers:
+        raise UnsupportedOption(_NOT_BUILT)
+    own = sys.version_info
+    wanted = value.spec.python
+    if wanted is not None and tuple(map(int, wanted.split(".")[:2])) != own[:2]:
+        raise UnsupportedOption(
+            f'image=Image.python("{wanted}"): the platform\'s own Python is {own.major}.{own.minor}, and others '
+            "are not built yet. Leave image out, or use that version."
+        )
+    return value.spec
+
+
+def _word(step: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise SpecError(f"Image.{step}({value!r}): use non-empty strings.")
+    return value

@@ -1,0 +1,232 @@
+"""Checks the options of ``@endpoint`` and turns them into an `EndpointSpec`: pure, no I/O, no user code.
+
+An option that is wrong raises `SpecError` and says what to use; one that is known but not built yet
+raises `UnsupportedOption` with the reason; it is never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from headrace.errors import SpecError, UnsupportedOption
+from headrace.sdk.image import image_of_option
+from headrace.sdk.spec import (
+    NAME_PATTERN,
+    Api,
+    Batch,
+    EndpointSpec,
+    Gpu,
+    HandlerKind,
+    Placement,
+    Queue,
+    RuntimeName,
+    Scaling,
+    Snapshot,
+    parse_size,
+)
+
+MAX_RETRIES = 10
+MAX_CONCURRENCY = 1000
+MAX_NAMES = 200
+"""Entries of a list option (``env``, ``preload``, ``retry_on``)."""
+
+_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def default_name(python_name: str) -> str:
+    """``TextReader`` and ``text_reader`` become ``text-reader``."""
+    return _CAMEL.sub("-", python_name).replace("_", "-").lower().strip("-")
+
+
+def build_spec(*, name: str, entry: str, handler: HandlerKind, options: Mapping[str, Any]) -> EndpointSpec:
+    """The spec of a handler. ``options`` holds what the user gave, without those left out."""
+    fields: dict[str, Any] = {}
+    for option, value in options.items():
+        check = _CHECKS.get(option)
+        if check is None:
+            raise _unknown(option)
+        check(value, fields)
+    fields.setdefault("name", name)
+    return EndpointSpec(entry=entry, handler=handler, **fields)
+
+
+def _unknown(option: str) -> SpecError:
+    import difflib  # noqa: PLC0415 - only for an error; keeps `import headrace` cheap in a sandbox
+
+    close = difflib.get_close_matches(option, _CHECKS, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Options are: {', '.join(sorted(_CHECKS))}."
+    return SpecError(f"@endpoint has no option {option!r}.", hint=hint)
+
+
+def _name(value: Any, fields: dict[str, Any]) -> None:
+    if not isinstance(value, str) or not NAME_PATTERN.match(value):
+        raise SpecError(f"name={value!r}: use 1-63 of a-z, 0-9 and '-', not first or last.")
+    fields["name"] = value
+
+
+def _gpu(value: Any, fields: dict[str, Any]) -> None:
+    listed = [value] if isinstance(value, str | Gpu) else value
+    if value is None or listed in ([], ()):
+        return
+    if not isinstance(listed, list | tuple):
+        raise SpecError(
+            f'gpu={value!r}: use a name such as "L40S:2", or a list of them in order of preference.'
+        )
+    fields["gpu"] = tuple(_one_gpu(item) for item in listed)
+
+
+def _one_gpu(item: Any) -> Gpu:
+    if isinstance(item, Gpu):
+        return item
+    if not isinstance(item, str):
+        raise SpecError(f'gpu={item!r}: use a name such as "H100" or "L40S:2".')
+    model, colon, count = item.partition(":")
+    if not model.strip() or (colon and not (count.isdecimal() and int(count) > 0)):
+        raise SpecError(f'gpu={item!r}: use a name and a count, such as "L40S:2".')
+    return Gpu(name=model.strip(), count=int(count) if colon else 1)
+
+
+def _memory(value: Any, fields: dict[str, Any]) -> None:
+    fields["memory"] = fields["memory_limit"] = parse_size(value, "memory")
+
+
+def _max_body(value: Any, fields: dict[str, Any]) -> None:
+    fields["max_body"] = parse_size(value, "max_body")
+
+
+def _number(option: str, *, above: float, unit: str) -> Callable[[Any, dict[str, Any]], None]:
+    def check(value: Any, fields: dict[str, Any]) -> None:
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or not above < value < float("inf"):
+            raise SpecError(f"{option}={value!r}: use {unit} above {above:g}.")
+        fields[option] = float(value)
+
+    return check
+
+
+def _whole(option: str, low: int, high: int) -> Callable[[Any, dict[str, Any]], None]:
+    def check(value: Any, fields: dict[str, Any]) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise SpecError(f"{option}={value!r}: use a whole number from {low} to {high}.")
+        fields[option] = value
+
+    return check
+
+
+def _value_of(option: str, wanted: type) -> Callable[[Any, dict[str, Any]], None]:
+    def check(value: Any, fields: dict[str, Any]) -> None:
+        if not isinstance(value, wanted):
+            raise SpecError(f"{option}={value!r}: use headrace.{wanted.__name__}(...).")
+        fields[option] = value
+
+    return check
+
+
+def _choice(
+    option: str, values: tuple[str, ...], later: Mapping[str, str]
+) -> Callable[[Any, dict[str, Any]], None]:
+    def check(value: Any, fields: dict[str, Any]) -> None:
+        if not isinstance(value, str) or value not in values:
+            words = ", ".join(f'"{item}"' for item in values)
+            raise SpecError(f"{option}={value!r}: use one of {words}.")
+        if value in later:
+            raise UnsupportedOption(f'{option}="{value}" is not built yet: {later[value]}.')
+        fields[option] = value
+
+    return check
+
+
+def _later(option: str, reason: str) -> Callable[[Any, dict[str, Any]], None]:
+    def check(value: Any, fields: dict[str, Any]) -> None:
+        if value not in (None, [], (), {}):
+            raise UnsupportedOption(f"{option} is not built yet: {reason}. Leave it out.")
+
+    return check
+
+
+def _batch(value: Any, fields: dict[str, Any]) -> None:
+    if value is not None:
+        _value_of("batch", Batch)(value, fields)
+
+
+def _image(value: Any, fields: dict[str, Any]) -> None:
+    fields["image"] = image_of_option(value)
+
+
+def _retry_on(value: Any, fields: dict[str, Any]) -> None:
+    if not isinstance(value, list | tuple) or len(value) > MAX_NAMES:
+        raise SpecError(f"retry_on={value!r}: use a list of exception types or their names.")
+    fields["retry_on"] = tuple(dict.fromkeys(_exception_name(item) for item in value))
+
+
+def _exception_name(item: Any) -> str:
+    if isinstance(item, type) and issubclass(item, BaseException):
+        return item.__name__
+    if isinstance(item, str) and all(part.isidentifier() for part in item.split(".")):
+        return item.rpartition(".")[2]
+    raise SpecError(
+        f'retry_on: {item!r} is not an exception; use a type such as TimeoutError, or "TimeoutError".'
+    )
+
+
+def _idempotent(value: Any, fields: dict[str, Any]) -> None:
+    if not isinstance(value, bool):
+        raise SpecError(f"idempotent={value!r}: use True or False.")
+    fields["idempotent"] = value
+
+
+def _preload(value: Any, fields: dict[str, Any]) -> None:
+    fine = isinstance(value, list | tuple) and len(value) <= MAX_NAMES
+    if not fine or not all(
+        isinstance(item, str) and all(p.isidentifier() for p in item.split(".")) for item in value
+    ):
+        raise SpecError(f'preload={value!r}: use a list of module names, such as ["numpy", "PIL.Image"].')
+    fields["preload"] = tuple(dict.fromkeys(value))
+
+
+def _env(value: Any, fields: dict[str, Any]) -> None:
+    if not isinstance(value, dict) or len(value) > MAX_NAMES:
+        raise SpecError(f'env={value!r}: use a dict of strings, such as {{"MODE": "fast"}}.')
+    for name, item in value.items():
+        if not isinstance(name, str) or not _ENV_NAME.match(name):
+            raise SpecError(f"env: {name!r} is not a variable's name.")
+        if name.startswith("HEADRACE_"):
+            raise SpecError(f"env: {name} is the platform's own; use another name.")
+        if not isinstance(item, str) or "\0" in item:
+            raise SpecError(f"env: {name}={item!r}: use a string.")
+    fields["env"] = dict(value)
+
+
+_CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
+    "name": _name,
+    "gpu": _gpu,
+    "cpu": _number("cpu", above=0, unit="a number of cores"),
+    "memory": _memory,
+    "image": _image,
+    "runtime": _choice(
+        "runtime",
+        get_args(RuntimeName),
+        dict.fromkeys(("oci", "docker"), 'the container runtimes come later; use "process"'),
+    ),
+    "scaling": _value_of("scaling", Scaling),
+    "concurrency": _whole("concurrency", 1, MAX_CONCURRENCY),
+    "batch": _batch,
+    "timeout": _number("timeout", above=0, unit="seconds"),
+    "load_timeout": _number("load_timeout", above=0, unit="seconds"),
+    "retries": _whole("retries", 0, MAX_RETRIES),
+    "retry_on": _retry_on,
+    "idempotent": _idempotent,
+    "hedge_after": _later("hedge_after", "the gateway does not send a second copy of slow requests yet"),
+    "snapshot": _choice("snapshot", get_args(Snapshot), {}),
+    "preload": _preload,
+    "queue": _value_of("queue", Queue),
+    "max_body": _max_body,
+    "placement": _value_of("placement", Placement),
+    "env": _env,
+    "secrets": _later("secrets", "the store keeps none yet"),
+    "weights": _later("weights", "hosts keep no cache of weights yet; fetch them in load()"),
+    "api": _choice("api", get_args(Api), {"openai": 'the OpenAI routes come later; use "native"'}),
+}
