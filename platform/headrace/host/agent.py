@@ -101,7 +101,7 @@ class HostAgent:
             await runtime.open(self._runtime_settings(name), self._on_base)
         await self._bundles.open()
         # The plain base is wanted by everybody: have its zygote boot while control is looked for.
-        self._pool.set([(wire.BaseSpec(), self.config.settings.spares)])
+        self._pool.want([(wire.BaseSpec(), self.config.settings.spares)])
         self.link.start()
         self._spawn(self._heartbeats())
         self._watch.start()
@@ -111,7 +111,7 @@ class HostAgent:
         await self.link.wait_connected(timeout_s)
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """Let instances finish for at most ``grace_s`` (default: the settings'), end everything, leave nothing."""
+        """Let instances finish for at most ``grace_s`` (default: the settings'), then end everything."""
         if not self._open:
             return
         await self.instances.drain(self.config.settings.drain_grace if grace_s is None else grace_s)
@@ -211,7 +211,7 @@ class HostAgent:
                     self.instances.stop(msg.id, msg.grace_s, msg.reason)
             case wire.SetWarm():
                 if self.link.accepts(msg.epoch):
-                    self._pool.set(msg.bases)
+                    self._pool.want(msg.bases)
             case wire.DrainHost():
                 if self.link.accepts(msg.epoch):
                     self._spawn(self.instances.drain(msg.grace_s))

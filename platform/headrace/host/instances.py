@@ -229,7 +229,7 @@ class Instances:
             async with asyncio.timeout(grace_s + STOP_MARGIN_S):
                 exit = await instance.sandbox.stop(grace_s)
         except TimeoutError:
-            log.error("instance %s did not end within %g s", instance.report.id, grace_s + STOP_MARGIN_S)
+            log.warning("instance %s did not end in time", instance.report.id)
             exit = Exit("stopped", detail="it did not end in time")
         self._exited(instance, exit)
 

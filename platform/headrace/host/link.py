@@ -1,4 +1,4 @@
-"""The host's connection to control: kept for ever, made again with backoff, never a reason to kill anything."""
+"""The host's connection to control: made again for ever, with backoff; its loss kills nothing."""
 
 from __future__ import annotations
 
@@ -108,14 +108,11 @@ class ControlLink:
 
     async def _connect(self) -> Link:
         link = await connect(self._address, role="host", id=self._host, token=self._token)
-        try:
-            if link.peer_epoch < self.epoch:
-                raise LinkClosed(f"control of the old epoch {link.peer_epoch} still answers.")
-            self.epoch = link.peer_epoch
-            link.send(self._hello())
-        except BaseException as error:
-            link.close(str(error))
-            raise
+        if link.peer_epoch < self.epoch:
+            link.close("an old epoch")
+            raise LinkClosed(f"control of the old epoch {link.peer_epoch} still answers.")
+        self.epoch = link.peer_epoch
+        link.send(self._hello())
         self._link = link
         link.start(self._handler)
         self._connected.set()

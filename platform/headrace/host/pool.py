@@ -56,7 +56,7 @@ class Pool:
             self._specs[base.key] = spec
         return base
 
-    def set(self, wanted: Sequence[tuple[wire.BaseSpec, int]]) -> None:
+    def want(self, wanted: Sequence[tuple[wire.BaseSpec, int]]) -> None:
         """Hold these from now on. Returns at once; the newest call wins."""
         self._wanted = [(spec, spares) for spec, spares in wanted if spec.runtime in self._runtimes]
         if self._task is not None:
