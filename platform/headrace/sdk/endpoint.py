@@ -209,7 +209,7 @@ def _decorate(target: Any, options: Mapping[str, Any], module: str) -> Endpoint[
                 hint='Give the endpoint one: headrace.endpoint(name="api")(app).',
             )
         python_name = ""  # the variable's name, filled in when the file is inspected
-    entry = f"{getattr(target, '__module__', None) or module}:{python_name}" if python_name else f"{module}:"
+    entry = f"{module}:{python_name}"
     name = options.get("name") or default_name(python_name.rpartition(".")[2])
     spec = build_spec(name=name, entry=entry, handler=handler.kind, options=options)
     if spec.batch is not None and len(handler.parameters) != 1:

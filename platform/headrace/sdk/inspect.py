@@ -1,0 +1,205 @@
+"""Finds the endpoints that a Python file defines: imports it, and gives their specs and the bundle.
+
+``python -m headrace.sdk.inspect app.py --out DIR`` does it in a process of its own and prints one JSON
+document; `inspect_fresh` runs that, `inspect_file` works in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+
+from headrace.errors import BundleError, HeadraceError, SpecError
+from headrace.sdk.bundle import Bundle, make_bundle
+from headrace.sdk.endpoint import Endpoint
+from headrace.sdk.spec import EndpointSpec
+
+TIMEOUT_S = 120.0
+"""An import that takes longer is given up."""
+
+
+class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle on disk."""
+
+    sha256: str
+    path: str
+    bytes: int
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be deployed from one file."""
+
+    root: str
+    bundle: BundleFile
+    specs: list[EndpointSpec]
+    files: list[str] = []
+
+
+class _Failure(msgspec.Struct, kw_only=True, omit_defaults=True):
+    error: str
+    traceback: str = ""
+
+
+class InspectionFailed(BundleError):
+    """The file cannot be imported, or defines no endpoint. ``traceback`` is of the user's code, or empty."""
+
+    def __init__(self, message: str, *, hint: str = "", traceback: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.traceback = traceback
+
+
+def inspect_file(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Inspection:
+    """Import the file here and describe its endpoints; the bundle is written to ``out``.
+
+    ``out`` defaults to a directory in the system's temporary one. Local modules of an earlier inspection are
+    imported anew. Raises `BundleError`, `SpecError`, or `InspectionFailed` with the traceback of user code.
+    """
+    bundle = make_bundle(path)
+    module = _import(bundle)
+    endpoints = _endpoints_of(module)
+    if not endpoints:
+        raise InspectionFailed(f"{path} defines no endpoint.", hint="Decorate a function with @headrace.endpoint.")
+    imports = _preloadable(bundle)
+    specs: dict[str, EndpointSpec] = {}
+    for variable, found in endpoints.items():
+        if found.name in specs:
+            raise SpecError(f"{path} defines two endpoints named {found.name!r}.", hint="Give one another name.")
+        specs[found.name] = msgspec.structs.replace(
+            found.spec,
+            entry=f"{bundle.module}:{variable}",
+            bundle=bundle.sha256,
+            imports=imports,
+            openapi=found.openapi(),
+        )
+    target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="headrace-bundle-"))
+    return Inspection(
+        root=str(bundle.root),
+        bundle=_write(bundle, target),
+        specs=[specs[name] for name in sorted(specs)],
+        files=list(bundle.files),
+    )
+
+
+def inspect_fresh(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], timeout: float = TIMEOUT_S
+) -> Inspection:
+    """`inspect_file` in a fresh process, so that user code runs with nothing of ours around it.
+
+    Raises `InspectionFailed`, also after ``timeout`` seconds.
+    """
+    command = [sys.executable, "-m", "headrace.sdk.inspect", os.fspath(path), "--out", os.fspath(out)]
+    environ = {name: value for name, value in os.environ.items() if name != "HEADRACE_API_KEY"}
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, env=environ)
+    except subprocess.TimeoutExpired as error:
+        raise InspectionFailed(
+            f"importing {path} took more than {timeout:g} s.", hint="Move slow work to load()."
+        ) from error
+    try:
+        if done.returncode == 0:
+            return msgspec.json.decode(done.stdout, type=Inspection)
+        failure = msgspec.json.decode(done.stdout, type=_Failure)
+    except msgspec.DecodeError as error:
+        tail = done.stderr.decode(errors="replace")[-4000:]
+        raise InspectionFailed(
+            f"importing {path} ended the process with code {done.returncode}.", traceback=tail
+        ) from error
+    raise InspectionFailed(failure.error, traceback=failure.traceback)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: one JSON document on stdout, exit code 0 or 1."""
+    parser = argparse.ArgumentParser(prog="python -m headrace.sdk.inspect", description=main.__doc__)
+    parser.add_argument("file", help="the Python file that holds the endpoints")
+    parser.add_argument("--out", help="where to write the bundle (default: a temporary directory)")
+    given = parser.parse_args(arguments)
+    # What user code prints while it is imported must not end up in the document.
+    sys.stdout.flush()
+    document = os.dup(1)
+    os.dup2(2, 1)
+    result: Inspection | _Failure
+    try:
+        result = inspect_file(given.file, given.out)
+    except InspectionFailed as error:
+        result = _Failure(error=str(error), traceback=error.traceback)
+    except HeadraceError as error:
+        result = _Failure(error=str(error))
+    sys.stdout.flush()
+    with os.fdopen(document, "wb") as stream:
+        stream.write(msgspec.json.encode(result) + b"\n")
+    return 1 if isinstance(result, _Failure) else 0
+
+
+def _import(bundle: Bundle) -> ModuleType:
+    root = str(bundle.root)
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        if origin and origin.startswith(root + os.sep) and _is_bundled(bundle, origin):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path.insert(0, root)
+    try:
+        return importlib.import_module(bundle.module)
+    except (SystemExit, Exception) as error:
+        if isinstance(error, HeadraceError):
+            raise
+        raise InspectionFailed(
+            f"importing {bundle.module} failed: {type(error).__name__}: {error}",
+            traceback=_user_traceback(error, root),
+        ) from error
+    finally:
+        sys.path.remove(root)
+
+
+def _is_bundled(bundle: Bundle, origin: str) -> bool:
+    return Path(origin).relative_to(bundle.root).as_posix() in bundle.files
+
+
+def _user_traceback(error: BaseException, root: str) -> str:
+    """The traceback from the first frame of the user's code on; all of it when there is none."""
+    step = error.__traceback__
+    while step is not None and not step.tb_frame.f_code.co_filename.startswith(root):
+        step = step.tb_next
+    return "".join(traceback.format_exception(type(error), error, step or error.__traceback__))
+
+
+def _endpoints_of(module: ModuleType) -> dict[str, Endpoint[..., object]]:
+    """Variable name -> endpoint, of those the module defines itself, each once."""
+    found: dict[str, Endpoint[..., object]] = {}
+    seen: set[int] = set()
+    for variable, value in vars(module).items():
+        if not isinstance(value, Endpoint) or id(value) in seen:
+            continue
+        # Decorated here, or (by a helper of another module) of a handler defined here; not just imported.
+        if module.__name__ in (value.__module__, getattr(value.__headrace_handler__, "__module__", None)):
+            seen.add(id(value))
+            found[variable] = value
+    return found
+
+
+def _preloadable(bundle: Bundle) -> tuple[str, ...]:
+    return tuple(name for name in bundle.packages if name in sys.modules)
+
+
+def _write(bundle: Bundle, target: Path) -> BundleFile:
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{bundle.sha256}.zip"
+    if not path.is_file():
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(bundle.data)
+        partial.replace(path)
+    return BundleFile(sha256=bundle.sha256, path=str(path), bytes=len(bundle.data))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
