@@ -1,0 +1,141 @@
+"""``make bench``: run every benchmark, each in a process of its own, and write RESULTS.md."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks._load import root
+
+COMMANDS: dict[str, list[str]] = {
+    "coldstart": ["benchmarks.coldstart"],
+    "coldstart-ocr": ["benchmarks.coldstart", "--example", "ocr", "--serve-wakes", "3"],
+    "coldstart-embeddings": ["benchmarks.coldstart", "--example", "embeddings", "--serve-wakes", "3"],
+    "throughput": ["benchmarks.throughput"],
+    "idle": ["benchmarks.idle"],
+}
+LIMIT_S = 900
+
+
+def machine() -> str:
+    """Processor, cores, memory and system, in one line."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What was measured, ours, the peers, the ratio: one row each."""
+    table: list[tuple[str, str, str, str]] = []
+    for name, what in (
+        ("coldstart", "from zero to first byte, no-op"),
+        ("coldstart-ocr", "from zero to first byte, OCR of a receipt"),
+        ("coldstart-embeddings", "from zero to first byte, MiniLM embedding"),
+    ):
+        if (one := found.get(name)) and "headrace" in one:
+            mine, default, tuned = one["headrace"], one["ray_serve_default"], one["ray_serve_tuned"]
+            table.append(
+                (
+                    what,
+                    f"p50 {mine['p50']:.1f} ms, p99 {mine['p99']:.1f} ms ({mine['count']} wakes)",
+                    f"Ray Serve {default['p50']:.0f} ms, tuned {tuned['p50']:.0f} ms",
+                    f"{one['times_faster_than_default']} x, {one['times_faster_than_tuned']} x faster",
+                )
+            )
+    if (one := found.get("throughput")) and "headrace" in one:
+        mine, serve, bare = one["headrace"], one["ray_serve_default"], one["bare_aiohttp"]
+        rates = [side["connections_32"]["requests_per_s"] for side in (mine, serve, bare)]
+        table.append(
+            (
+                "no-op JSON POST, 32 connections",
+                f"{rates[0]:.0f} requests/s, p50 {mine['connections_32']['p50_ms']} ms",
+                f"Ray Serve {rates[1]:.0f}, bare aiohttp {rates[2]:.0f} requests/s",
+                f"{one['times_ray_serve']} x Ray Serve, {one['of_bare_aiohttp']} of bare aiohttp",
+            )
+        )
+        table.append(
+            (
+                "no-op JSON POST, one connection",
+                f"p50 {mine['plain_client']['p50']} ms",
+                f"the instance's own socket {one['own_socket']['p50']} ms",
+                f"{one['above_own_socket_ms']} ms above it",
+            )
+        )
+    if (one := found.get("idle")) and "wake" in one:
+        table.append(
+            (
+                f"{one['endpoints']} idle endpoints",
+                f"wake p50 {one['wake']['p50']:.1f} ms, p99 {one['wake']['p99']:.1f} ms",
+                f"list of all: {one['list_s']} s",
+                f"control and gateway grew by {one['grown_mb']} MB",
+            )
+        )
+    return table
+
+
+def report(found: dict[str, Any], at: datetime.datetime) -> str:
+    """RESULTS.md."""
+    lines = [
+        "# Measured",
+        "",
+        f"`make bench` on {at:%Y-%m-%d %H:%M} UTC; {machine()}; Python {platform.python_version()}, "
+        f"headrace {version('headrace')}, Ray {version('ray')}. Each row's sides ran in turn, in one run.",
+        "",
+        "| what | Headrace | peers | ratio |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows(found)),
+        "",
+    ]
+    for name, result in found.items():
+        command = " ".join(["python -m", *COMMANDS[name]])
+        lines += [f"## {name}", "", f"`{command}`", "", "```json", json.dumps(result, indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run them one after another; exit code 1 when one failed (RESULTS.md then stays as it was)."""
+    chosen = sys.argv[1:] or list(COMMANDS)
+    if unknown := [name for name in chosen if name not in COMMANDS]:
+        print(f"there is no benchmark {unknown[0]!r}: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    found: dict[str, Any] = {}
+    failed = False
+    for name in chosen:
+        print(f"running {name}", file=sys.stderr, flush=True)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", *COMMANDS[name]],
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=LIMIT_S,
+                cwd=root(),
+                check=False,
+            )
+            done.check_returncode()
+            found[name] = json.loads(done.stdout)
+        except (subprocess.SubprocessError, ValueError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+    if found:
+        print(json.dumps(found, indent=2))
+    if failed or chosen != list(COMMANDS):
+        print("RESULTS.md is refreshed only by a whole run", file=sys.stderr)
+        return int(failed)
+    at = datetime.datetime.now(datetime.UTC)
+    (root() / "benchmarks/RESULTS.md").write_text(report(found, at))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
