@@ -1,0 +1,280 @@
+"""The processes of one platform: started side by side, watched, restarted within budgets, ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.cluster import probe
+from headrace.cluster.identity import UP_FILE, UpRecord, write_record
+from headrace.cluster.processes import Child, child_environment
+from headrace.cluster.sweep import clear, end_leftovers, ray_temp_dir
+from headrace.config import Settings
+from headrace.errors import SetupError
+
+START_DEADLINE_S = 90.0
+READY_POLL_S = 0.05
+GATEWAY_GRACE_S = 5.0
+DRIVER_GRACE_S = 15.0
+CRASH_WINDOW_S = 60.0
+GATEWAY_BACKOFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
+"""Wait before a restart, by the number of ends within `CRASH_WINDOW_S`."""
+DRIVER_WINDOW_S = 600.0
+DRIVER_BUDGET = 3
+"""Restarts of the Ray side within `DRIVER_WINDOW_S`; one more ends the platform."""
+
+
+class Tell(Protocol):
+    """Passes on progress; see `supervisor.UpEvent`."""
+
+    def __call__(self, kind: Any, text: str, what: str = "", record: UpRecord | None = None) -> None:
+        """Say ``text`` about ``what``."""
+
+
+class Platform:
+    """One start of the platform. `run` is called once; `ask_to_stop` may be called from a signal handler."""
+
+    def __init__(self, settings: Settings, record: UpRecord, admin_key: str, tell: Tell) -> None:
+        self._settings = settings
+        self._record = record
+        self._admin_key = admin_key
+        self._tell = tell
+        self._environment = child_environment(settings, os.environ)
+        logs = settings.data / "logs"
+        self._driver = Child(
+            "driver", "headrace.cluster.ray_serve", logs / "driver.log", self._environment, talks=True
+        )
+        self._gateways = [
+            Child(f"gateway-{i}", "headrace.gateway", logs / f"gateway-{i}.log", self._environment)
+            for i in range(settings.gateways)
+        ]
+        self._stop = asyncio.Event()
+        self._kill = asyncio.Event()
+        self._driver_ready = asyncio.Event()
+        self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._driver_error = ""
+        self._ready = False
+        self._began = time.monotonic()
+
+    def ask_to_stop(self) -> None:
+        """First call: stop in order. Second: at once."""
+        if self._stop.is_set():
+            self._kill.set()
+        self._stop.set()
+
+    async def run(self, once: Callable[[UpRecord], Awaitable[int]] | None) -> int:
+        """Start, serve, stop. Raises `SetupError` when a part does not start or keeps dying."""
+        write_record(self._record)
+        watchers = [asyncio.create_task(self._keep_driver(), name="driver")]
+        watchers += [
+            asyncio.create_task(self._keep_gateway(child), name=child.name) for child in self._gateways
+        ]
+        try:
+            if not await self._until(self._wait_ready()):
+                return 0
+            self._ready = True
+            self._save(state="ready", ready_s=round(time.monotonic() - self._began, 3))
+            self._tell("ready", f"ready at {self._record.url}", "platform", self._record)
+            result: list[int] = []
+
+            async def work() -> None:
+                if once is not None:
+                    result.append(await once(self._record))
+                else:
+                    await self._stop.wait()
+
+            await self._until(work())
+            return result[0] if result else 0
+        finally:
+            await self._end(watchers)
+
+    async def _until(self, work: Any) -> bool:
+        """Do ``work`` until it is done, a stop is asked for (False), or a part fails for good (raises)."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
+            if self._fatal.done():
+                self._fatal.result()
+            if task.done():
+                task.result()
+                return True
+            return False
+        finally:
+            for one in (task, stop):
+                one.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+
+    # -- readiness ----------------------------------------------------------------------------
+
+    async def _wait_ready(self) -> None:
+        self._tell("waiting", "starting Ray and the gateway", "ray")
+        try:
+            async with asyncio.timeout(START_DEADLINE_S):
+                await self._driver_ready.wait()
+                self._tell("waiting", "waiting for the gateway and a host", "gateway")
+                await self._poll("/readyz", lambda _: True)
+                self._tell("done", "gateway ready", "gateway")
+                await self._poll("/api/v1/status", _has_host)
+        except TimeoutError:
+            raise SetupError(
+                f"the platform was not ready within {START_DEADLINE_S:g} s.",
+                hint=f"The logs are in {self._settings.data / 'logs'}.",
+            ) from None
+
+    async def _poll(self, path: str, good: Callable[[bytes], bool]) -> None:
+        while True:
+            with contextlib.suppress(OSError, TimeoutError, ValueError):
+                status, body = await probe.get(
+                    self._settings.host, self._settings.port, path, key=self._admin_key
+                )
+                if status == 200 and good(body):
+                    return
+            await asyncio.sleep(READY_POLL_S)
+
+    # -- keeping up ---------------------------------------------------------------------------
+
+    async def _keep_gateway(self, child: Child) -> None:
+        ends: deque[float] = deque(maxlen=len(GATEWAY_BACKOFF_S))
+        while not self._stop.is_set():
+            await child.start()
+            self._save()
+            code = await child.wait()
+            if self._stop.is_set():
+                return
+            if not self._ready:
+                self._fail(f"the gateway ended at its start ({_ending(code)}): {child.tail()}", child)
+                return
+            now = time.monotonic()
+            while ends and now - ends[0] > CRASH_WINDOW_S:
+                ends.popleft()
+            ends.append(now)
+            wait = GATEWAY_BACKOFF_S[len(ends) - 1]
+            later = f" in {wait:g} s" if wait else ""
+            self._tell(
+                "warning", f"{child.name} ended ({_ending(code)}): starting it again{later}", "gateway"
+            )
+            await asyncio.sleep(wait)
+
+    async def _keep_driver(self) -> None:
+        restarts: deque[float] = deque()
+        child = self._driver
+        while not self._stop.is_set():
+            self._driver_error = ""
+            await child.start()
+            self._save()
+            await self._follow_driver()
+            code = await child.wait()
+            self._driver_ready.clear()
+            if self._stop.is_set():
+                return
+            why = self._driver_error or f"{_ending(code)}: {child.tail()}"
+            if not self._ready:
+                self._fail(f"Ray did not start: {why}", child)
+                return
+            now = time.monotonic()
+            while restarts and now - restarts[0] > DRIVER_WINDOW_S:
+                restarts.popleft()
+            if len(restarts) >= DRIVER_BUDGET:
+                self._fail(
+                    f"Ray ended {DRIVER_BUDGET + 1} times in {DRIVER_WINDOW_S / 60:g} minutes: {why}", child
+                )
+                return
+            restarts.append(now)
+            self._tell("warning", f"Ray ended ({why}): starting it again", "ray")
+            await asyncio.to_thread(self._sweep_ray)
+
+    def _sweep_ray(self) -> None:
+        # The gateways live on; only what belongs to the head that died goes, sandboxes included.
+        spared = [c.identity.pid for c in self._gateways if c.identity is not None]
+        end_leftovers(self._settings.run, spare=spared)
+        clear(ray_temp_dir(self._settings.run))
+
+    async def _follow_driver(self) -> None:
+        """Read what the driver says, until it closes its stdout."""
+        lines = self._driver.lines
+        while True:
+            try:
+                line = await lines.readline()
+            except ValueError:
+                continue
+            if not line:
+                return
+            try:
+                said = json.loads(line)
+                event, detail = str(said["event"]), str(said.get("detail", ""))
+            except (ValueError, KeyError, TypeError):
+                continue
+            if event == "failed":
+                self._driver_error = detail
+            elif event == "ready":
+                self._driver_ready.set()
+                if self._ready:
+                    self._tell("done", "Ray is back", "ray")
+            elif event != "stopped":
+                self._tell("done", f"{event} ready", event)
+
+    def _fail(self, message: str, child: Child) -> None:
+        if not self._fatal.done():
+            self._fatal.set_exception(SetupError(f"{message.rstrip('. ')}.", hint=f"The log is {child.log}."))
+
+    def _save(self, **changes: Any) -> None:
+        children = tuple(c.identity for c in (self._driver, *self._gateways) if c.identity is not None)
+        self._record = msgspec.structs.replace(self._record, children=children, **changes)
+        write_record(self._record)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    async def _end(self, watchers: list[asyncio.Task[None]]) -> None:
+        self._stop.set()
+        if not self._fatal.done():
+            self._fatal.cancel()
+        elif not self._fatal.cancelled():
+            self._fatal.exception()
+        with contextlib.suppress(OSError):
+            self._save(state="stopping")
+        orderly = asyncio.create_task(self._end_orderly())
+        kill = asyncio.create_task(self._kill.wait())
+        await asyncio.wait({orderly, kill}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (orderly, kill, *watchers):
+            task.cancel()
+        await asyncio.gather(orderly, kill, *watchers, return_exceptions=True)
+        for child in (*self._gateways, self._driver):
+            child.signal(signal.SIGKILL)
+        await asyncio.gather(*(child.kill() for child in (*self._gateways, self._driver)))
+        await asyncio.to_thread(end_leftovers, self._settings.run)
+        await asyncio.to_thread(clear, self._settings.run)
+        self._settings.control_socket.unlink(missing_ok=True)
+        (self._settings.data / UP_FILE).unlink(missing_ok=True)
+        self._tell("stopped", "everything is stopped", "platform")
+
+    async def _end_orderly(self) -> None:
+        self._tell("stopping", "stopping the gateway", "gateway")
+        await asyncio.gather(*(child.stop(GATEWAY_GRACE_S) for child in self._gateways))
+        self._tell("stopping", "stopping control, hosts and Ray", "ray")
+        await self._driver.stop(DRIVER_GRACE_S)
+
+
+def _has_host(body: bytes) -> bool:
+    """Whether control's status names at least one host."""
+    try:
+        hosts = json.loads(body).get("hosts")
+    except (ValueError, AttributeError):
+        return False
+    return bool(hosts)
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"

@@ -1,0 +1,210 @@
+"""The two Serve deployments: thin shells that run `Control` and `HostAgent` on the replica's loop.
+
+Serve owns when they start, whether they live, and that there is one of each where it belongs; no request
+ever goes through them. What they run is imported in the replica only, so that the driver stays small.
+Secrets come from the data directory of the same machine, never from argv, environment or Serve's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import logging
+import logging.handlers
+import os
+import time
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+
+from headrace import wire
+from headrace.cluster import ray_private
+from headrace.cluster.ports import GENERIC, KIND_LABEL, NODE_LABEL, PROVIDER_LABEL
+from headrace.cluster.ray_nodes import APP, HOST_DEPLOYMENTS, RayNodes, known_nodes
+from headrace.config import Settings
+from headrace.datadir import read_admin_key, read_cluster_token
+from headrace.errors import SetupError
+
+log = logging.getLogger("headrace.cluster")
+
+PORT_WAIT_S = 10.0
+"""A replacement may start while its predecessor still holds the port."""
+STOP_GRACE_S = 4.0
+"""What instances get to finish at the end of a host that nobody drained before."""
+CPU_LABEL = "headrace.cpu"
+MEMORY_LABEL = "headrace.memory"
+GPU_LABEL = "headrace.gpu."
+
+
+class ControlReplica:
+    """Runs control. Serve awaits ``__init__``; when that raises, the replica is started again."""
+
+    async def __init__(self, settings: str, host: Any = None) -> None:  # type: ignore[misc]
+        ray_private.close_replica_listener()
+        from headrace.control.server import Control  # noqa: PLC0415 - see the module
+
+        self._settings = msgspec.json.decode(settings, type=Settings)
+        _log_to_file(self._settings, "control")
+        self._nodes = RayNodes()
+        self._control = await self._started(Control)
+        self._watch = asyncio.create_task(self._nodes.watch(), name="hosts on nodes")
+
+    async def _started(self, make: Any) -> Any:
+        deadline = time.monotonic() + PORT_WAIT_S
+        while True:
+            control = make(
+                self._settings,
+                token=read_cluster_token(self._settings),
+                admin_key_hash=_sha256(read_admin_key(self._settings)),
+                nodes=node_manager(self._settings, self._nodes),
+            )
+            try:
+                await control.start()
+            except OSError as error:
+                with contextlib.suppress(Exception):
+                    await control.stop()
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                log.info("control runs in pid %d", os.getpid())
+                return control
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when it raises (or does not answer)."""
+        if self._watch.done():
+            raise SetupError("the watch over the cluster's nodes has ended.")
+        healthy = getattr(self._control, "check_health", None)
+        if healthy is not None:
+            await healthy()
+
+    async def pid(self) -> int:
+        """For tests: which process to kill."""
+        return os.getpid()
+
+    async def __del__(self) -> None:
+        """Serve awaits this at the orderly end of the replica."""
+        if hasattr(self, "_watch"):
+            self._watch.cancel()
+            await self._control.stop()
+            await self._nodes.close()
+
+
+class HostReplica:
+    """Runs the host of the node that Serve placed it on."""
+
+    async def __init__(self, settings: str) -> None:  # type: ignore[misc]
+        ray_private.close_replica_listener()
+        from headrace.host.agent import HostAgent, HostConfig  # noqa: PLC0415 - see the module
+
+        parsed = msgspec.json.decode(settings, type=Settings)
+        node_id = ray.get_runtime_context().get_node_id()
+        node = await asyncio.to_thread(lambda: next(n for n in known_nodes() if n.id == node_id))
+        labels = node.labels
+        local = node.head or labels.get(PROVIDER_LABEL, "local") == "local"
+        _log_to_file(parsed, f"host-{node.name}")
+        config = HostConfig(
+            settings=parsed,
+            control_address=f"unix:{parsed.control_socket}"
+            if local
+            else f"tcp:{_head_address()}:{parsed.control_port}",
+            token=read_cluster_token(parsed),
+            node=node.name,
+            resources=declared_resources(labels),
+            provider=labels.get(PROVIDER_LABEL, "local"),
+            region=labels.get("headrace.region", "local"),
+            kind=node.kind,
+            labels=labels,
+            spot=labels.get("headrace.spot") == "true",
+        )
+        self._agent = HostAgent(config)
+        await self._agent.start()
+        log.info("host of node %s runs in pid %d", node.name, os.getpid())
+
+    async def check_health(self) -> None:
+        """The host's loop answers: that is all; a lost link to control is no reason to end instances."""
+
+    async def __del__(self) -> None:
+        """Serve awaits this at the orderly end of the replica: instances end first."""
+        if hasattr(self, "_agent"):
+            await self._agent.stop(STOP_GRACE_S)
+
+
+def application(settings: Settings) -> Any:
+    """Control and the hosts of kind ``generic`` as one application: they start side by side."""
+    encoded = msgspec.json.encode(settings).decode()
+    common: dict[str, Any] = {
+        "health_check_period_s": 1,
+        "health_check_timeout_s": 10,
+        "graceful_shutdown_wait_loop_s": 0.05,
+        "graceful_shutdown_timeout_s": STOP_GRACE_S + 2,
+        "max_ongoing_requests": 10,
+    }
+    deployment: Any = serve.deployment
+    control = deployment(
+        ControlReplica,
+        name="Control",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+        **common,
+    )
+    # Nodes without the label are generic too, so no label selector can be said yet.
+    host = deployment(
+        HostReplica,
+        name=HOST_DEPLOYMENTS[GENERIC],
+        num_replicas=1,
+        max_replicas_per_node=1,
+        ray_actor_options={"num_cpus": 0},
+        **common,
+    )
+    return control.bind(encoded, host.bind(encoded))
+
+
+def node_manager(_settings: Settings, _ops: RayNodes) -> Any:
+    """What control launches nodes with; it asks the cluster through ``ops``. None until there is one."""
+    return None
+
+
+def declared_resources(labels: dict[str, str]) -> wire.Resources | None:
+    """What the node's labels say that it has; None where they do not, and the host detects."""
+    try:
+        cpu, memory = float(labels[CPU_LABEL]), int(labels[MEMORY_LABEL])
+        gpu = {k.removeprefix(GPU_LABEL): int(v) for k, v in labels.items() if k.startswith(GPU_LABEL)}
+    except (KeyError, ValueError):
+        return None
+    return wire.Resources(cpu=cpu, memory=memory, gpu=gpu)
+
+
+def head_labels() -> dict[str, str]:
+    """Labels of the node that `headrace up` starts."""
+    return {NODE_LABEL: "head", KIND_LABEL: GENERIC, PROVIDER_LABEL: "local"}
+
+
+def _head_address() -> str:
+    return str(ray.get_runtime_context().gcs_address).rpartition(":")[0]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _log_to_file(settings: Settings, name: str) -> None:
+    """The platform's own messages go to ``<data-dir>/logs``; on a machine without it Serve's log has them."""
+    logger = logging.getLogger("headrace")
+    logger.setLevel(settings.log_level.upper())
+    directory = settings.data / "logs"
+    if not directory.is_dir() or logger.handlers:
+        return
+    handler = logging.handlers.RotatingFileHandler(
+        directory / f"{name}.log", maxBytes=settings.log_bytes, backupCount=1, delay=True
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+__all__ = ["APP", "ControlReplica", "HostReplica", "application", "declared_resources", "head_labels"]

@@ -1,0 +1,96 @@
+"""Finds and ends what a killed platform left: processes by what they hold open, then files.
+
+Ray's processes rewrite their command line and environment, so the sure signs of ours are the recorded
+identities, a path of our run directory in the command line of a Ray server, and an open file below it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from headrace.cluster.identity import Identity
+
+KILL_WAIT_S = 5.0
+
+
+def ray_temp_dir(run: Path) -> Path:
+    """Where the local head keeps its sockets and logs."""
+    return run / "ray"
+
+
+def leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = ()) -> list[psutil.Process]:
+    """All living processes of the platform with this run directory.
+
+    But for the pids to ``spare``, this process and its ancestors.
+    """
+    me = psutil.Process()
+    spared = {me.pid, *(p.pid for p in me.parents()), *spare}
+    found = {p.pid: p for p in (identity.process() for identity in known) if p is not None}
+    prefix = f"{run}{os.sep}"
+    for process in psutil.process_iter():
+        if process.pid not in spared and process.pid not in found and _is_ours(process, prefix):
+            found[process.pid] = process
+    return [p for pid, p in found.items() if pid not in spared]
+
+
+def _is_ours(process: psutil.Process, prefix: str) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        # Only Ray's servers: any shell may have the run directory in its arguments.
+        if any(f"={prefix}ray/" in word for word in process.cmdline()):
+            return True
+        return any(target.startswith(prefix) for target in _open_files(process.pid))
+    except (psutil.Error, OSError):
+        return False
+
+
+def _open_files(pid: int) -> Iterable[str]:
+    """Targets of the descriptors; nothing of what belongs to others or has ended."""
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            yield os.readlink(entry.path)
+        except OSError:
+            continue
+
+
+def end(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """SIGKILL them; gives back those that are still there after `KILL_WAIT_S`. Blocks that long at most."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+    _, alive = psutil.wait_procs(processes, timeout=KILL_WAIT_S)
+    return list(alive)
+
+
+def end_leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = ()) -> int:
+    """End all, in rounds, since a dying parent may just have started another. How many were ended."""
+    ended = 0
+    known, spare = list(known), list(spare)
+    for _ in range(5):
+        found = leftovers(run, known, spare)
+        if not found:
+            break
+        ended += len(found)
+        end(found)
+    return ended
+
+
+def clear(run: Path) -> None:
+    """Empty the run directory: nothing below it outlives a platform."""
+    try:
+        entries = list(run.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
