@@ -34,6 +34,8 @@ class JoinInfo(Value, frozen=True, kw_only=True):
     """``host:port`` of the Ray head."""
     token_path: str
     """File (0600) that holds the cluster's Ray token."""
+    command: tuple[str, ...] = ("ray", "start")
+    """``ray start`` for a node on this machine (the platform's own variant keeps its ports on loopback)."""
     alive_path: str = ""
     """File that the platform holds an flock on while it runs; a node on this machine ends when it is free."""
 

@@ -45,7 +45,7 @@ def command(request: NodeRequest) -> list[str]:
         **request.labels,
     }
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
+        *request.join.command, "--block", "--disable-usage-stats",
         f"--address={request.join.address}", "--node-ip-address=127.0.0.1",
         f"--num-cpus={max(1, int(request.cpu))}", f"--num-gpus={sum(request.gpu.values())}",
         f"--memory={request.memory}", f"--object-store-memory={OBJECT_STORE_BYTES}",
