@@ -119,7 +119,7 @@ class Nodes:
             case ("GET", "providers", []):
                 return _reply(200, {"items": await self._offers(), "next": None})
             case ("GET", "nodes", []):
-                return _reply(200, {"items": self.list(), "next": None})
+                return _reply(200, {"items": self.all_nodes(), "next": None})
             case ("POST", "nodes", []):
                 return _reply(202, {"items": await self.launch(call.body), "next": None})
             case ("GET", "nodes", [node_id]):
@@ -128,7 +128,7 @@ class Nodes:
                 return _reply(202, await self.remove(node_id))
         raise NotFound(f"no route {call.method} {call.path}.", hint="GET /api/openapi.json lists the routes.")
 
-    def list(self) -> list[dict[str, Any]]:
+    def all_nodes(self) -> list[dict[str, Any]]:
         """All nodes: those launched here, and those that hosts reported by themselves."""
         hosts = {host.hello.node: host for host in self.control.hosts() if host.state != "dead"}
         items = [self._describe(row) for row in self._rows.values()]
@@ -207,14 +207,16 @@ class Nodes:
         host = next((h for h in self.control.hosts() if h.hello.node == row.id and h.state != "dead"), None)
         return {
             "id": row.id, "provider": row.provider, "region": row.spec.get("region", ""),
-            "instance_type": row.spec.get("instance_type", ""), "kind": host.hello.kind if host else "generic",
-            "spot": row.spec.get("spot", False), "price": host.hello.price if host else 0.0, "state": row.state,
+            "instance_type": row.spec.get("instance_type", ""),
+            "kind": host.hello.kind if host else "generic",
+            "spot": row.spec.get("spot", False), "price": host.hello.price if host else 0.0,
+            "state": row.state,
             "host": host.id if host else None, "managed": True, "detail": self._details.get(row.id, ""),
             "created_at": row.created_at,
         }  # fmt: skip
 
     def _find(self, node_id: str) -> dict[str, Any]:
-        for item in self.list():
+        for item in self.all_nodes():
             if item["id"] == node_id:
                 return item
         raise NotFound(f"no node {node_id!r}.", hint="`headrace nodes list` shows them.")
@@ -311,7 +313,8 @@ def _row(intent: Intent) -> NodeRow:
 
 
 def _state(row: NodeRow) -> State:
-    return msgspec.convert(row.state, State)
+    state: State = msgspec.convert(row.state, State)
+    return state
 
 
 def _parse(body: bytes) -> LaunchBody:
