@@ -54,7 +54,9 @@ def locate(path: str | os.PathLike[str]) -> tuple[Path, str, Path]:
     """The root that goes on ``sys.path``, the module's name, and the file. Raises `BundleError`."""
     entry = Path(path).absolute()
     if not entry.is_file():
-        raise BundleError(f"{path} is not a file.", hint="Give a Python file that holds an @headrace.endpoint.")
+        raise BundleError(
+            f"{path} is not a file.", hint="Give a Python file that holds an @headrace.endpoint."
+        )
     if entry.suffix != ".py":
         raise BundleError(f"{path} is not a Python file.", hint="Its name must end with .py.")
     root = entry.parent
@@ -66,9 +68,13 @@ def locate(path: str | os.PathLike[str]) -> tuple[Path, str, Path]:
     if parts[-1] == "__init__":
         parts = parts[:-1]
     if not all(part.isidentifier() for part in parts):
-        raise BundleError(f"{entry.name} cannot be imported by that name.", hint="Use letters, digits and '_'.")
+        raise BundleError(
+            f"{entry.name} cannot be imported by that name.", hint="Use letters, digits and '_'."
+        )
     if parts[0] in sys.stdlib_module_names or parts[0] == "headrace":
-        raise BundleError(f"{parts[0]!r} is the name of another module, which it would hide.", hint="Rename it.")
+        raise BundleError(
+            f"{parts[0]!r} is the name of another module, which it would hide.", hint="Rename it."
+        )
     return root, ".".join(parts), entry
 
 
@@ -89,7 +95,9 @@ def _included(root: Path) -> Iterator[str]:
     for pattern in patterns:
         if pattern.startswith("/") or ".." in Path(pattern).parts:
             raise BundleError(f"{config}: include {pattern!r} must stay below {root}.")
-        found = [match for match in root.glob(pattern) if match.is_file() and _wanted(match.relative_to(root))]
+        found = [
+            match for match in root.glob(pattern) if match.is_file() and _wanted(match.relative_to(root))
+        ]
         if not found:
             raise BundleError(f"{config}: include {pattern!r} matches no file.")
         yield from (inside(root, match).relative_to(root).as_posix() for match in found)

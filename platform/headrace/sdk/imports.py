@@ -66,7 +66,9 @@ def inside(root: Path, path: Path) -> Path:
     """``path`` itself, when it and what it links to are below ``root``. Raises `BundleError`."""
     real = path.resolve()
     if not real.is_relative_to(root):
-        raise BundleError(f"{path.relative_to(root)} links to {real}, outside of {root}.", hint="Copy it there.")
+        raise BundleError(
+            f"{path.relative_to(root)} links to {real}, outside of {root}.", hint="Copy it there."
+        )
     return path
 
 

@@ -68,12 +68,16 @@ def inspect_file(path: str | os.PathLike[str], out: str | os.PathLike[str] | Non
     module = _import(bundle)
     endpoints = _endpoints_of(module)
     if not endpoints:
-        raise InspectionFailed(f"{path} defines no endpoint.", hint="Decorate a function with @headrace.endpoint.")
+        raise InspectionFailed(
+            f"{path} defines no endpoint.", hint="Decorate a function with @headrace.endpoint."
+        )
     imports = _preloadable(bundle)
     specs: dict[str, EndpointSpec] = {}
     for variable, found in endpoints.items():
         if found.name in specs:
-            raise SpecError(f"{path} defines two endpoints named {found.name!r}.", hint="Give one another name.")
+            raise SpecError(
+                f"{path} defines two endpoints named {found.name!r}.", hint="Give one another name."
+            )
         specs[found.name] = msgspec.structs.replace(
             found.spec,
             entry=f"{bundle.module}:{variable}",

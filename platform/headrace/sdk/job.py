@@ -3,6 +3,7 @@ are durable."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -24,7 +25,16 @@ class Cancel:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self.cancelled = False
+        self._event = threading.Event()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; True at once when the call is cancelled."""
+        return self._event.wait(seconds)
 
     def watch(self, connection: socket.socket | None) -> None:
         """This connection carries the call now."""
@@ -36,15 +46,13 @@ class Cancel:
     def cancel(self) -> None:
         """End the call; closing its connection frees the slot of the instance that works on it."""
         with self._lock:
-            self.cancelled = True
+            self._event.set()
             self._close()
 
     def _close(self) -> None:
         if self._socket is not None:
-            try:
+            with contextlib.suppress(OSError):  # it is closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it is closed already
             self._socket = None
 
 

@@ -86,7 +86,8 @@ class Signature(NamedTuple):
                     values[parameter.name] = parameter.type.validate_python(arguments[parameter.name])
                 except pydantic.ValidationError as error:
                     errors += [
-                        {"path": [parameter.name, *item["loc"]], "message": item["msg"]} for item in error.errors()
+                        {"path": [parameter.name, *item["loc"]], "message": item["msg"]}
+                        for item in error.errors()
                     ]
             elif parameter.required:
                 errors.append({"path": [parameter.name], "message": "missing"})
@@ -150,7 +151,10 @@ def openapi_of(endpoint: Any) -> dict[str, Any]:
             required = any(parameter.required for parameter in signature.parameters)
             operation["requestBody"] = {"required": required, "content": request}
         operation["responses"] = {
-            "200": {"description": "A stream of results" if signature.stream else "The result", "content": response},
+            "200": {
+                "description": "A stream of results" if signature.stream else "The result",
+                "content": response,
+            },
             "422": _problem("The input does not match the type hints"),
             "default": _problem("Any other failure; `hint` says what to do next"),
         }
@@ -162,9 +166,7 @@ def openapi_of(endpoint: Any) -> dict[str, Any]:
     }
 
 
-def _content(
-    name: str, signature: Signature
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _content(name: str, signature: Signature) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Request content, response content and shared schemas."""
     wanted: list[tuple[str, typing.Literal["validation", "serialization"], TypeAdapter[Any]]] = [
         (parameter.name, "validation", parameter.type) for parameter in signature.parameters
