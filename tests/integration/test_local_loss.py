@@ -1,0 +1,87 @@
+"""Parts are lost without a goodbye; endpoints go on or come back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Platform, make_settings, running_platform, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ECHO = """
+    import os
+
+    @headrace.endpoint(name="{name}", concurrency=4)
+    def echo(x: int = 0) -> list:
+        return [x, os.getpid()]
+"""
+
+
+async def test_control_is_lost_and_requests_go_on(platform: Platform) -> None:
+    await platform.deploy(ECHO.format(name="steady"))
+    await platform.deploy(ECHO.format(name="asleep"))
+    await platform.to_zero("asleep")
+    _, pid = await platform.call("steady", {"x": 1})
+    failures: list[object] = []
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        while not stop.is_set():
+            status, _, value = await platform.request("POST", "/e/steady", json={"x": 2})
+            if (status, value) != (200, [2, pid]):
+                failures.append((status, value))
+            await asyncio.sleep(0.01)
+
+    running = asyncio.create_task(load())
+    epoch = platform.cluster.host.link.epoch
+    await platform.cluster.restart_control()
+    # A wake right now waits for control's return; it is not refused.
+    assert (await platform.call("asleep", {"x": 3}))[0] == 3
+    await platform.cluster.wait_ready()
+    assert platform.cluster.host.link.epoch > epoch
+    stop.set()
+    await running
+    assert failures == []
+    assert (await platform.call("steady", {"x": 4})) == [4, pid]
+
+
+async def test_host_is_lost_and_requests_are_answered_again(platform: Platform) -> None:
+    await platform.deploy(ECHO.format(name="reborn"))
+    _, pid = await platform.call("reborn")
+    await platform.cluster.restart_host()
+    _, other = await platform.call("reborn")
+    assert other != pid
+    assert not Path(f"/proc/{pid}").exists()
+
+    async def one() -> bool:
+        return len(await platform.api("GET", "/hosts")) > 0 and [
+            h["id"] for h in (await platform.api("GET", "/hosts"))["items"] if h["state"] == "ready"
+        ] == [platform.cluster.host.host]
+
+    await until(one)
+
+
+async def test_gateway_is_lost_and_comes_back(platform: Platform) -> None:
+    await platform.deploy(ECHO.format(name="gated"))
+    _, pid = await platform.call("gated")
+    await platform.cluster.restart_gateway()
+    await platform.cluster.wait_ready()
+    assert await platform.call("gated", {"x": 5}) == [5, pid]
+
+
+async def test_everything_is_back_from_the_data_directory(work: Path) -> None:
+    settings = make_settings(work / "again")
+    async with running_platform(settings, work) as first:
+        key = first.cluster.admin_key
+        await first.deploy(ECHO.format(name="one"))
+        await first.deploy(ECHO.format(name="two"))
+        _, pid = await first.call("one")
+    assert not Path(f"/proc/{pid}").exists()
+    assert not settings.run.exists()
+    async with running_platform(settings, work) as second:
+        assert second.cluster.admin_key == key
+        for name in ("one", "two"):
+            assert (await second.call(name, {"x": 7}))[0] == 7
