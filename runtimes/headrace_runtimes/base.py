@@ -11,7 +11,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
-from headrace_runtimes.spec import Assignment, Base, BaseStatus, Exit, LogLine, RuntimeSettings, Stats, Tier, Timings
+from headrace_runtimes.spec import (
+    Assignment,
+    Base,
+    BaseStatus,
+    Exit,
+    LogLine,
+    RuntimeSettings,
+    Stats,
+    Tier,
+    Timings,
+)
 
 
 class Sandbox(Protocol):
@@ -76,7 +86,13 @@ class Runtime(Protocol):
         ...
 
     async def logs(
-        self, endpoint: str, *, sandbox: str | None = None, after: int = 0, limit: int = 1000, wait_s: float = 0.0
+        self,
+        endpoint: str,
+        *,
+        sandbox: str | None = None,
+        after: int = 0,
+        limit: int = 1000,
+        wait_s: float = 0.0,
     ) -> tuple[list[LogLine], int]:
         """Lines after the cursor and the next cursor, oldest first, also of ended sandboxes."""
         ...

@@ -1,10 +1,10 @@
 """What a runtime can fail with.
 
-    RuntimeFailure
-    ├── PrepareFailed      the environment (image, zygote) cannot be made
-    ├── AssignFailed       the sandbox could not become an instance; ``death`` says why
-    ├── SandboxGone        the sandbox ended already
-    └── NotSupported       this runtime has no such capability
+RuntimeFailure
+├── PrepareFailed      the environment (image, zygote) cannot be made
+├── AssignFailed       the sandbox could not become an instance; ``death`` says why
+├── SandboxGone        the sandbox ended already
+└── NotSupported       this runtime has no such capability
 """
 
 from __future__ import annotations

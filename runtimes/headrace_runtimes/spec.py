@@ -1,4 +1,4 @@
-"""Values that cross the runtime contract: plain frozen dataclasses, so that a runtime needs no other package."""
+"""Values that cross the runtime contract: plain frozen dataclasses; a runtime needs no other package."""
 
 from __future__ import annotations
 

@@ -1,0 +1,130 @@
+"""Packets between the runtime and its zygotes and children: JSON objects and descriptors, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MAX_PACKET = 128 << 10
+MAX_WAITING = 64
+_ANCILLARY = socket.CMSG_SPACE(8 * 4)
+
+Packet = dict[str, Any]
+
+
+class ChannelError(Exception):
+    """The packet cannot be sent: the peer is gone, does not read, or the packet is too large."""
+
+
+class Channel:
+    """One end of a SOCK_SEQPACKET pair on the running loop.
+
+    ``on_packet`` gets every packet that is a JSON object; anything else from the peer closes the
+    channel, for the peer may be user code. ``on_close`` is called once, also after `close`.
+    """
+
+    def __init__(
+        self, sock: socket.socket, on_packet: Callable[[Packet], None], on_close: Callable[[], None]
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._on_packet = on_packet
+        self._on_close = on_close
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        self.closed = False
+        self._loop.add_reader(self._fd, self._readable)
+
+    def send(self, packet: Packet, fds: Sequence[int] = ()) -> None:
+        """Queue a packet. The descriptors are duplicated when it must wait. Raises `ChannelError`."""
+        data = json.dumps(packet, separators=(",", ":")).encode()
+        if len(data) > MAX_PACKET:
+            raise ChannelError(f"a message of {len(data)} bytes is above the bound of {MAX_PACKET}")
+        if self.closed:
+            raise ChannelError("the process at the other end has ended")
+        if not self._waiting and self._try(data, fds):
+            return
+        if len(self._waiting) >= MAX_WAITING:
+            raise ChannelError("the process at the other end does not read its messages")
+        self._waiting.append((data, [os.dup(fd) for fd in fds]))
+        self._loop.add_writer(self._fd, self._writable)
+
+    def close(self) -> None:
+        """Close the socket; waiting packets are dropped."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        while self._waiting:
+            _close_all(self._waiting.popleft()[1])
+        self._sock.close()
+        self._on_close()
+
+    def _try(self, data: bytes, fds: Sequence[int]) -> bool:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        try:
+            self._sock.sendmsg([data], ancillary)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            raise ChannelError(f"the process at the other end has ended ({error.strerror})") from error
+        return True
+
+    def _writable(self) -> None:
+        while self._waiting:
+            data, fds = self._waiting[0]
+            try:
+                if not self._try(data, fds):
+                    return
+            except ChannelError:
+                self.close()
+                return
+            self._waiting.popleft()
+            _close_all(fds)
+        self._loop.remove_writer(self._fd)
+
+    def _readable(self) -> None:
+        # One packet per call: a peer that floods us takes turns with everything else on the loop.
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, _ANCILLARY)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                _close_all(received.tolist())
+        if not data or flags & socket.MSG_TRUNC:
+            self.close()
+            return
+        try:
+            packet = json.loads(data)
+        except ValueError:
+            packet = None
+        if not isinstance(packet, dict):
+            self.close()
+            return
+        self._on_packet(packet)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Our end and the peer's end; neither is inherited by an exec unless it is passed on."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,179 @@
+"""Ends what outlives its owner: processes a sandbox left behind, and a predecessor's remains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.process import procs
+from headrace_runtimes.process.cgroups import remove_tree
+
+LOCK_WAIT_S = 10.0
+KILL_WAIT_S = 5.0
+
+
+class Undertaker:
+    """Kills all other processes of ended sandboxes; one look at ``/proc`` serves all that ended meanwhile."""
+
+    def __init__(self) -> None:
+        self._uids: dict[int, asyncio.Future[bool]] = {}
+        self._sessions: dict[int, asyncio.Future[bool]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def bury(self, pid: int, uid: int | None) -> bool:
+        """Returns when nothing of it runs: by uid when that is its own, else by session. False: some do."""
+        table, key = (self._sessions, pid) if uid is None else (self._uids, uid)
+        done = table.get(key)
+        if done is None:
+            done = table[key] = asyncio.get_running_loop().create_future()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+        return await asyncio.shield(done)
+
+    async def _work(self) -> None:
+        while self._uids or self._sessions:
+            uids, self._uids = self._uids, {}
+            sessions, self._sessions = self._sessions, {}
+            gone = await asyncio.to_thread(_kill_all, frozenset(uids), frozenset(sessions))
+            for done in (*uids.values(), *sessions.values()):
+                if not done.done():
+                    done.set_result(gone)
+
+
+def _kill_all(uids: frozenset[int], sessions: frozenset[int]) -> bool:
+    def find() -> list[int]:
+        found: list[int] = []
+        for pid in procs.pids():
+            seen = procs.stat(pid)
+            if seen is None or seen.zombie:
+                continue
+            if seen.session in sessions or (uids and procs.uid_of(pid) in uids):
+                found.append(pid)
+        return found
+
+    return procs.kill_until_gone(find)
+
+
+@dataclass
+class RunDir:
+    """The runtime's directory: ``s/`` sandboxes, ``p/`` one file per process, ``lock``, ``cgroup``."""
+
+    root: Path
+    lock: int = field(default=-1)
+
+    @property
+    def sandboxes(self) -> Path:
+        """Parent of the sandboxes' directories."""
+        return self.root / "s"
+
+    @property
+    def processes(self) -> Path:
+        """A file per process: named by pid, holding its identity."""
+        return self.root / "p"
+
+    def open(self) -> None:
+        """Create, lock, sweep. Blocks up to seconds while a predecessor dies. Raises `PrepareFailed`."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self.root.chmod(0o711)
+            self._take_lock()
+            self.sweep()
+            for path in (self.sandboxes, self.processes):
+                path.mkdir(exist_ok=True)
+            self.sandboxes.chmod(0o711)
+            self.processes.chmod(0o700)
+        except OSError as error:
+            self.unlock()
+            raise PrepareFailed(
+                f"Cannot use {self.root}: {error.strerror}. Choose another run directory."
+            ) from error
+        except PrepareFailed:
+            self.unlock()
+            raise
+
+    def sweep(self) -> None:
+        """End what a predecessor left here and remove its files. Blocks."""
+
+        def alive() -> list[int]:
+            return [pid for pid, identity in recorded if procs.identity(pid) == identity]
+
+        recorded = [(int(p.name), p.read_text()) for p in _files(self.processes) if p.name.isdigit()]
+        if not procs.kill_until_gone(alive, KILL_WAIT_S):
+            raise PrepareFailed(
+                f"Processes of a predecessor in {self.root} do not die: {alive()}. End them first."
+            )
+        with contextlib.suppress(OSError):
+            remove_tree(Path((self.root / "cgroup").read_text()))
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what we made, the lock apart. Blocks."""
+        for path in (self.sandboxes, self.processes):
+            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.root / "cgroup").unlink()
+
+    def note_cgroup(self, path: Path) -> None:
+        """Remember where our cgroups are, for a successor's sweep."""
+        (self.root / "cgroup").write_text(str(path))
+
+    def record(self, pid: int) -> None:
+        """A process of ours runs; noted with its start, so that a recycled pid is never killed."""
+        identity = procs.identity(pid)
+        if identity:
+            with contextlib.suppress(OSError):
+                (self.processes / str(pid)).write_text(identity)
+
+    def erase(self, pid: int) -> None:
+        """The process was reaped."""
+        with contextlib.suppress(OSError):
+            (self.processes / str(pid)).unlink()
+
+    def unlock(self) -> None:
+        """Let the directory go."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+    def remove(self) -> None:
+        """Let the directory go and leave nothing of ours in it. Blocks."""
+        self.clear()
+        with contextlib.suppress(OSError):
+            (self.root / "lock").unlink()
+        self.unlock()
+        with contextlib.suppress(OSError):
+            self.root.rmdir()
+
+    def _take_lock(self) -> None:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        path = self.root / "lock"
+        while True:
+            self.lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last holder may have removed the file meanwhile: then this lock guards nothing.
+                if os.path.samestat(os.fstat(self.lock), os.stat(path)):
+                    return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise PrepareFailed(
+                        f"{self.root} is in use by another host on this machine: "
+                        "end it or choose another run directory."
+                    ) from None
+            os.close(self.lock)
+            self.lock = -1
+            time.sleep(0.02)
+
+
+def _files(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,100 @@
+"""Decisions of the pool, as pure functions: which zygote serves a claim, which ones are let go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from signal import Signals
+
+from headrace_runtimes.spec import Base, Exit
+
+RESTART_FIRST_S = 0.1
+RESTART_MAX_S = 30.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A base whose zygote is ready. ``modules``: what it really has imported for its users."""
+
+    key: str
+    image: str
+    modules: frozenset[str]
+    loaded: bool
+    spares: int
+
+
+def nearest(base: Base, ready: Sequence[Candidate]) -> str | None:
+    """The key of the best ready zygote for ``base``: itself, or else the largest part of what it preloads.
+
+    Never one that has loaded an endpoint (that is another's state), nor of another image, nor one
+    that has imported what ``base`` did not ask for.
+    """
+    wanted = frozenset(base.preload) | frozenset(base.imports)
+    best: tuple[int, int] | None = None
+    chosen: str | None = None
+    for candidate in ready:
+        if candidate.key == base.key:
+            return candidate.key
+        if candidate.loaded or candidate.image != base.image or not candidate.modules <= wanted:
+            continue
+        score = (len(candidate.modules), candidate.spares)
+        if best is None or score > best:
+            best, chosen = score, candidate.key
+    return chosen
+
+
+@dataclass(frozen=True)
+class Held:
+    """A zygote that costs memory, for `over_budget`. ``living``: instances that would die with it."""
+
+    key: str
+    bytes: int
+    living: int
+    keep: bool = False
+
+
+def over_budget(held: Sequence[Held], budget: int) -> list[str]:
+    """Keys to let go so that the rest is within ``budget`` bytes. ``held`` has the most wanted first."""
+    left = sum(h.bytes for h in held)
+    gone: list[str] = []
+    for h in reversed(held):
+        if left <= budget:
+            break
+        if h.living or h.keep:
+            continue
+        gone.append(h.key)
+        left -= h.bytes
+    return gone
+
+
+def restart_delay(failures: int) -> float:
+    """Seconds before a zygote that ended ``failures`` times in a row is started again."""
+    return min(RESTART_FIRST_S * 2.0 ** min(max(failures - 1, 0), 20), RESTART_MAX_S)
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``512 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if count == int(count) else f"{count:.1f} {unit}"
+        count = count / 1024  # type: ignore[assignment]
+    return f"{count:.4g} GiB"
+
+
+def explain(
+    code: int | None, signal: int | None, *, stopping: bool = False, limit: int | None = None, note: str = ""
+) -> Exit:
+    """Why a process ended, told plainly. ``limit``: the memory limit that it was killed for."""
+    if signal is not None:
+        try:
+            how = f"killed by {Signals(signal).name}"
+        except ValueError:
+            how = f"killed by signal {signal}"
+    else:
+        how = f"exit code {code}" if code is not None else "ended"
+    detail = f"{how}: {note}" if note else how
+    if limit is not None:
+        return Exit("oom", f"OOM-killed at {size(limit)}", code=code, signal=signal)
+    if stopping:
+        return Exit("stopped", "" if code == 0 and not note else detail, code=code, signal=signal)
+    return Exit("exited" if signal is None else "signalled", detail, code=code, signal=signal)

@@ -1,0 +1,261 @@
+"""`ProcessRuntime`: the contract of `headrace_runtimes.base`, kept by forks of zygotes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ClassVar, Literal, cast
+
+from headrace_runtimes.base import Sandbox
+from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.process.cgroups import open_cgroups
+from headrace_runtimes.process.child import Child
+from headrace_runtimes.process.leftovers import RunDir, Undertaker
+from headrace_runtimes.process.logs import LogStore, Stream
+from headrace_runtimes.process.memory import MemoryGuard
+from headrace_runtimes.process.pool import PLAIN, QUIET_S, Claimed, Pool
+from headrace_runtimes.process.sandbox import ProcessSandbox, make_home
+from headrace_runtimes.process.spawn import Spawner, python_paths, zygote_environment
+from headrace_runtimes.process.uids import Uids
+from headrace_runtimes.process.zygote import Zygote, ZygoteOptions
+from headrace_runtimes.spec import Assignment, Base, BaseStatus, LogLine, RuntimeSettings
+
+ZYGOTE_LOG = "headrace/zygotes"
+"""The endpoint under which `logs` has what zygotes print (those that load an endpoint: that endpoint)."""
+STOP_ALL_S = 0.0
+
+
+class ProcessRuntime:
+    """Sandboxes are processes forked from preloaded zygotes: one trust domain, started in milliseconds.
+
+    The processes die with the one that opened the runtime, also by SIGKILL: each zygote gets its
+    death signal from the spawner's thread, and each child from its zygote.
+    """
+
+    name: ClassVar[str] = "process"
+
+    def __init__(self, memory: Literal["auto", "poll"] = "auto") -> None:
+        self._memory_mode = memory
+        self._sandboxes: dict[str, ProcessSandbox] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._assigning: set[asyncio.Task[object]] = set()
+        self._starting = 0
+        self._idle = asyncio.Event()
+        self._closed = True
+
+    async def open(self, settings: RuntimeSettings, on_base: Callable[[BaseStatus], None]) -> None:
+        """See `base.Runtime.open`. Raises `PrepareFailed`."""
+        self._settings = settings
+        self._dir = RunDir(settings.run_dir)
+        self._uids = Uids(settings.uid_lock_dir, settings.first_uid, settings.uid_count)
+        self._undertaker = Undertaker()
+        self._spawner = Spawner()
+        env = zygote_environment(os.environ)
+        try:
+            await asyncio.to_thread(self._dir.open)
+            await asyncio.to_thread(self._uids.open)
+            paths = await python_paths(settings.python, env)
+        except BaseException:
+            self._spawner.close()
+            self._uids.close()
+            self._dir.unlock()
+            raise
+        self._options = ZygoteOptions(
+            settings.python,
+            settings.engine_dir,
+            env,
+            (*paths, settings.engine_dir, settings.run_dir),
+            settings.hide,
+        )
+        name = hashlib.sha256(str(settings.run_dir).encode()).hexdigest()[:10]
+        cgroups = None if self._memory_mode == "poll" else open_cgroups(settings.cgroup_parent, name)
+        if cgroups:
+            self._dir.note_cgroup(cgroups.root)
+        self._memory = MemoryGuard(cgroups)
+        self._logs = LogStore(settings.log_dir, settings.log_bytes)
+        self._idle.set()
+        self._closed = False
+        self._pool = Pool(settings.zygote_bytes, self, on_base)
+        self._pool.open()
+
+    async def close(self) -> None:
+        """See `base.Runtime.close`. Does nothing the second time."""
+        if self._closed:
+            return
+        self._closed = True
+        for task in list(self._assigning):
+            task.cancel()
+        if self._assigning:
+            await asyncio.wait(self._assigning)
+        await asyncio.gather(*(s.stop(STOP_ALL_S) for s in list(self._sandboxes.values())))
+        await self._pool.close()
+        while self._ending:  # the end of a zygote has its own aftermath
+            await asyncio.wait(self._ending)
+        await self._memory.close()
+        self._logs.close()
+        self._spawner.close()
+        await asyncio.to_thread(self._dir.remove)
+        self._uids.close()
+
+    async def hold(self, bases: Sequence[tuple[Base, int]]) -> None:
+        """See `base.Runtime.hold`."""
+        self._check_open()
+        self._pool.hold(bases)
+
+    async def assign(self, base: Base, assignment: Assignment) -> Sandbox:
+        """See `base.Runtime.assign`."""
+        self._check_open()
+        if assignment.id in self._sandboxes:
+            raise PrepareFailed(f"There is an instance {assignment.id} already: use a new id.")
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._assigning.add(task)
+        self._starting += 1
+        self._idle.clear()
+        try:
+            return await self._assign(base, assignment)
+        finally:
+            self._assigning.discard(task)
+            self._starting -= 1
+            if not self._starting:
+                self._idle.set()
+
+    def sandboxes(self) -> list[Sandbox]:
+        """See `base.Runtime.sandboxes`."""
+        return [s for s in self._sandboxes.values() if s.child.alive]
+
+    def bases(self) -> list[BaseStatus]:
+        """See `base.Runtime.bases`."""
+        return self._pool.bases()
+
+    async def logs(
+        self,
+        endpoint: str,
+        *,
+        sandbox: str | None = None,
+        after: int = 0,
+        limit: int = 1000,
+        wait_s: float = 0.0,
+    ) -> tuple[list[LogLine], int]:
+        """See `base.Runtime.logs`."""
+        return await self._logs.read(endpoint, sandbox, after, limit, wait_s)
+
+    # What held bases need (`held.Maker`).
+
+    async def zygote(self, base: Base, *, loaded: bool) -> Zygote:
+        """Start a zygote for ``base``; for one that runs user code, under a uid of its own."""
+        uid = self._uids.take() if loaded else None
+        endpoint = base.loaded.endpoint if loaded and base.loaded else ZYGOTE_LOG
+        label = f"zygote-{base.key[:12]}"
+
+        def log(stream: str, lines: list[str]) -> None:
+            self._logs.write(endpoint, label, cast("Stream", stream), lines)
+
+        zygote = Zygote(base.key, self._options, uid=uid, log=log, on_child=self._child_event)
+        zygote.ended.add_done_callback(lambda _: self._later(self._zygote_ended(zygote)))
+        try:
+            await zygote.start(self._spawner)
+        except BaseException:
+            if not zygote.pid:
+                self._uids.give_back(uid)
+            raise
+        self._dir.record(zygote.pid)
+        return zygote
+
+    async def child(self, zygote: Zygote) -> Child:
+        """Fork ``zygote``; with a uid of its own where the zygote may still change it."""
+        own_uid = zygote.uid is None
+        uid = self._uids.take() if own_uid else None
+        # A uid whose fork was given up is not used again: a late child might still get it.
+        child = await zygote.fork(uid, own_uid=uid is not None)
+        if zygote.uid is not None:
+            child.uid = zygote.uid
+        return child
+
+    async def spare(self, zygote: Zygote) -> Child:
+        """Fork ahead of a claim: what takes its time is done now."""
+        child = await self.child(zygote)
+        await self._memory.adopt(child)
+        return child
+
+    async def quiet(self) -> None:
+        """Returns when no instance is starting, at the latest after `QUIET_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_S):
+                await self._idle.wait()
+
+    async def _assign(self, base: Base, assignment: Assignment) -> Sandbox:
+        claimed_at = time.monotonic()
+        claimed = await (self._fresh(base) if assignment.fresh else self._pool.claim(base))
+        sandbox: ProcessSandbox | None = None
+        try:
+            path, listener = make_home(self._dir.sandboxes, assignment.id, claimed.child.uid)
+            sandbox = ProcessSandbox(
+                claimed.child, assignment, claimed.tier, path,
+                logs=self._logs, memory=self._memory, bury=self._bury,
+            )  # fmt: skip
+            self._sandboxes[assignment.id] = sandbox
+            if assignment.memory_limit is not None and claimed.child.cgroup is None:
+                await self._memory.adopt(claimed.child)
+            await sandbox.start(listener, claimed_at)
+        except BaseException:
+            claimed.child.kill()
+            if sandbox:
+                await sandbox.gone()
+            raise
+        finally:
+            if claimed.held:
+                claimed.held.refill()
+        return sandbox
+
+    async def _fresh(self, base: Base) -> Claimed:
+        """A process of its own, that has imported nothing and is not forked a second time."""
+        zygote = await self.zygote(PLAIN, loaded=False)
+        try:
+            child = await self.child(zygote)
+        except BaseException:
+            await zygote.end()
+            raise
+        child.exited.add_done_callback(lambda _: self._later(zygote.end()))
+        return Claimed(child, "cached", zygote, None)
+
+    def _child_event(self, child: Child, born: bool) -> None:
+        if born:
+            self._dir.record(child.pid)
+            return
+        self._dir.erase(child.pid)
+        self._pool.child_ended(child)
+        if not any(s.child is child for s in self._sandboxes.values()):
+            self._later(self._clean_up(child))
+
+    async def _bury(self, sandbox: ProcessSandbox) -> None:
+        await self._clean_up(sandbox.child)
+        if self._sandboxes.get(sandbox.id) is sandbox:
+            del self._sandboxes[sandbox.id]
+
+    async def _clean_up(self, child: Child) -> None:
+        if child.buried:
+            return
+        child.buried = True
+        uid = child.uid if child.own_uid else None
+        gone = await self._undertaker.bury(child.pid, uid)
+        self._memory.forget(child)
+        if gone:
+            self._uids.give_back(uid)
+
+    async def _zygote_ended(self, zygote: Zygote) -> None:
+        self._dir.erase(zygote.pid)
+        if zygote.uid is not None and await self._undertaker.bury(zygote.pid, zygote.uid):
+            self._uids.give_back(zygote.uid)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PrepareFailed("The runtime is not open.")
