@@ -1,1 +1,1 @@
-"""The command line: turns words into calls of the client and the supervisor, and answers into text or JSON."""
+"""The command line: turns words into calls of the client and the supervisor, and answers into text."""

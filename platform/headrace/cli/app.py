@@ -110,53 +110,49 @@ def cli() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
-    as_json = "--json" in argv
     try:
         result = cli.main(args=list(argv), prog_name="headrace", standalone_mode=False)
-        return result if isinstance(result, int) else DONE
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return WRONG_USE
-    except click.ClickException as error:
-        return _failed(_click_words(error), WRONG_USE, as_json)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("", err=True)
-        return INTERRUPTED
-    except UsageError as error:
-        return _failed(str(error), WRONG_USE, as_json, error)
-    except HeadraceError as error:
-        return _failed(str(error), FAILED, as_json, error)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`headrace logs x | head`). Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("", err=True)
+        return INTERRUPTED
     except Exception as error:
         if os.environ.get("HEADRACE_DEBUG"):
             raise
-        words = f"internal error: {type(error).__name__}: {_one_line(str(error))}"
-        return _failed(f"{words} (HEADRACE_DEBUG=1 shows where)", FAILED, as_json)
+        return _failed(error, "--json" in argv)
+    return result if isinstance(result, int) else DONE
 
 
-def _click_words(error: click.ClickException) -> str:
-    words = _one_line(error.format_message())
-    context = getattr(error, "ctx", None)
-    if context is not None and context.command_path != "headrace":
-        words = f"{words.rstrip('.')}. See `{context.command_path} --help`."
-    return words
+def _failed(error: Exception, as_json: bool) -> int:
+    """Say what went wrong: one line on stderr, and with ``--json`` a document on stdout too."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message())
+        return WRONG_USE
+    code = WRONG_USE if isinstance(error, click.ClickException | UsageError) else FAILED
+    words = _one_line(_words(error))
+    click.echo(f"headrace: {words}", err=True)
+    if as_json:
+        about: dict[str, Any] = {"message": words, "type": type(error).__name__, "exit_code": code}
+        if isinstance(error, RequestError):
+            about["problem"] = error.to_problem()
+        click.echo(json.dumps({"error": about}, indent=2, default=str))
+    return code
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, HeadraceError):
+        return str(error)
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        words = error.format_message()
+        if context is not None and context.parent is not None:
+            words = f"{words.rstrip('.')}. See `{context.command_path} --help`."
+        return words
+    return f"internal error: {type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)"
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _failed(words: str, code: int, as_json: bool, error: HeadraceError | None = None) -> int:
-    """Say what went wrong: one line on stderr, and with ``--json`` a document on stdout too."""
-    click.echo(f"headrace: {_one_line(words)}", err=True)
-    if as_json:
-        about: dict[str, Any] = {"message": _one_line(words), "exit_code": code}
-        if error is not None:
-            about |= {"type": type(error).__name__, "hint": error.hint}
-        if isinstance(error, RequestError):
-            about["problem"] = error.to_problem()
-        click.echo(json.dumps({"error": about}, indent=2))
-    return code

@@ -141,7 +141,11 @@ def check_ports(settings: Settings) -> Iterable[Finding]:
     if up is not None and _alive(up.get("pid")):
         yield Finding("ports", "ok", f"the platform runs (pid {up['pid']}) at {up.get('url', '?')}")
         return
-    wanted = {"--port": settings.port, "--control-port": settings.control_port, "--ray-port": settings.ray_port}
+    wanted = {
+        "--port": settings.port,
+        "--control-port": settings.control_port,
+        "--ray-port": settings.ray_port,
+    }
     for option, port in wanted.items():
         if port == 0 or _free(settings.host, port):
             yield Finding("ports", "ok", f"{option} {port} is free")

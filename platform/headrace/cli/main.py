@@ -10,7 +10,9 @@ def main() -> None:
     if sys.version_info < OLDEST:
         have = ".".join(str(part) for part in sys.version_info[:3])
         want = ".".join(str(part) for part in OLDEST)
-        sys.stderr.write(f"headrace: needs Python {want} or newer, this is {have}: run it with a newer one.\n")
+        sys.stderr.write(
+            f"headrace: needs Python {want} or newer, this is {have}: run it with a newer one.\n"
+        )
         sys.exit(1)
     # Only now: what follows is written for the newer Python.
     from headrace.cli.app import run  # noqa: PLC0415

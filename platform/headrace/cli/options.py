@@ -1,4 +1,4 @@
-"""The options that many commands share, and the session they make: where the platform is, and which key opens it."""
+"""The options that many commands share, and the session they make: where the platform is, and its key."""
 
 from __future__ import annotations
 
@@ -57,8 +57,12 @@ def session_options(function: F) -> F:
     """Add ``--json``, ``--url`` and ``--data-dir``; the command gets a `Session` as its first argument."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-    @click.option("--url", metavar="URL", help=f"Where the platform is (default: HEADRACE_URL, else {DEFAULT_URL}).")
-    @click.option("--data-dir", metavar="DIR", help="Data directory of the platform on this machine (for its key).")
+    @click.option(
+        "--url", metavar="URL", help=f"Where the platform is (default: HEADRACE_URL, else {DEFAULT_URL})."
+    )
+    @click.option(
+        "--data-dir", metavar="DIR", help="Data directory of the platform on this machine (for its key)."
+    )
     @functools.wraps(function)
     def wrapper(*args: Any, as_json: bool, url: str | None, data_dir: str | None, **kwargs: Any) -> Any:
         session = open_session(Output(as_json), url, data_dir, os.environ)
@@ -70,8 +74,8 @@ def session_options(function: F) -> F:
 def open_session(out: Output, url: str | None, data_dir: str | None, environ: Mapping[str, str]) -> Session:
     """Find the platform and its key.
 
-    The address: ``--url``, ``HEADRACE_URL``, what ``up.json`` in the data directory says, the default. The key:
-    ``HEADRACE_API_KEY``, else ``admin.key`` of the data directory, which is sent only to this machine.
+    The address: ``--url``, ``HEADRACE_URL``, what ``up.json`` in the data directory says, the default. The
+    key: ``HEADRACE_API_KEY``, else ``admin.key`` of the data directory, which is sent only to this machine.
     Raises `SetupError` when the key cannot be read.
     """
     data = Path(data_dir or environ.get("HEADRACE_DATA_DIR") or DEFAULT_DATA_DIR).expanduser().absolute()

@@ -65,12 +65,18 @@ def _spinner(doing: str) -> Iterator[Callable[[str], None]]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> str:
-    """Aligned columns without borders, never cut, so that they can be piped; ``empty`` when there is no row."""
+    """Aligned columns without borders, never cut, so that they can be piped; ``empty`` without a row."""
     if not rows:
         return empty
-    cells = [[str(column) for column in columns], *[["-" if c is None else str(c) for c in row] for row in rows]]
+    cells = [
+        [str(column) for column in columns],
+        *[["-" if c is None else str(c) for c in row] for row in rows],
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
     return "\n".join(lines)
 
 
