@@ -1,0 +1,23 @@
+"""The answer to a handler that raised."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Tuple
+
+import hr_loader
+from hr_problem import Problem
+
+_NOT_HEADER = re.compile(r"[^\x21-\x7e]+")
+
+
+def handler_failed(error: BaseException) -> Tuple[Problem, bytes]:
+    """The answer to a handler that raised, and its header; the traceback goes to the endpoint's log only."""
+    name = type(error).__name__
+    print(hr_loader.user_traceback(error), file=sys.stderr, end="", flush=True)
+    text = str(error)[:4000]
+    problem = Problem("handler-error", f"{name}: {text}" if text else name, exception=name)
+    problem.hint = "The traceback is in the endpoint's logs: headrace logs."
+    header = _NOT_HEADER.sub("?", name)[:200]
+    return problem, b"X-Headrace-Exception: %b\r\n" % header.encode()

@@ -1,0 +1,44 @@
+"""A stand-in for the ``headrace`` package in environments that don't have it: decorators that change nothing."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any, Callable
+
+
+class _Anything:
+    """Accepts every call and attribute: ``Image.python("3.11").pip("x")``, ``Scaling(min=1)``."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> "_Anything":
+        return self
+
+    def __getattr__(self, name: str) -> "_Anything":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+
+def endpoint(target: Any = None, **_: Any) -> Any:
+    """``@endpoint`` and ``@endpoint(...)``: the function, class or app itself."""
+    if target is not None:
+        return target
+    unchanged: Callable[[Any], Any] = lambda decorated: decorated  # noqa: E731
+    return unchanged
+
+
+def install() -> None:
+    """Offer the stand-in when ``headrace`` cannot be imported."""
+    if "headrace" in sys.modules:
+        return
+    try:
+        import headrace  # noqa: F401
+    except ImportError:
+        module = types.ModuleType("headrace", __doc__)
+        module.__dict__.update(endpoint=endpoint, Image=_Anything())
+        for name in ("Scaling", "Batch", "Queue", "Placement", "Gpu"):
+            module.__dict__[name] = _Anything
+        sys.modules["headrace"] = module
