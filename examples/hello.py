@@ -1,8 +1,8 @@
 """The smallest endpoint: a function with type hints.
 
-    headrace deploy examples/hello.py
-    headrace call hello name=Ada
-    curl -d '{"name": "Ada"}' -H 'content-type: application/json' http://127.0.0.1:8700/e/hello
+headrace deploy examples/hello.py
+headrace call hello name=Ada
+curl -d '{"name": "Ada"}' -H 'content-type: application/json' http://127.0.0.1:8700/e/hello
 """
 
 import headrace
