@@ -1,0 +1,136 @@
+"""Everything under ``/api/v1``: authenticated here, answered by control."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from urllib.parse import parse_qsl, unquote
+
+from headrace import wire
+from headrace.errors import (
+    BadRequest,
+    ControlAway,
+    DeadlineExceeded,
+    HeadraceError,
+    RequestError,
+    from_problem,
+)
+from headrace.gateway.client import Request
+from headrace.gateway.control_link import ControlLink
+from headrace.gateway.respond import response
+
+log = logging.getLogger("headrace.gateway")
+
+CALL_TIMEOUT_S = 120.0
+MAX_BUNDLE = 64 << 20
+MAX_BODY = 32 << 20
+MAX_CALLS = 256
+"""Management requests under way at once."""
+PREFIX = b"/api/v1"
+
+
+class AdminApi:
+    """See the module."""
+
+    def __init__(self, control: ControlLink) -> None:
+        self._control = control
+        self._under_way = 0
+
+    def limit(self, request: Request) -> int:
+        """Largest body of this route in bytes."""
+        return MAX_BUNDLE if request.head.target.startswith(PREFIX + b"/bundles/") else MAX_BODY
+
+    def start(self, request: Request, record: wire.KeyRecord) -> None:
+        """Pass the request to control."""
+        if self._under_way >= MAX_CALLS:
+            request.client.fail(
+                request,
+                ControlAway(f"{MAX_CALLS} management requests are under way.", hint="Try again later."),
+            )
+            return
+        AdminExchange(self, request, record)
+
+    async def answer(self, request: Request, record: wire.KeyRecord) -> bytes:
+        """Control's answer as a response. Raises `RequestError`."""
+        path, _, query = request.head.target.partition(b"?")
+        below = path[len(PREFIX) :] if path.startswith(PREFIX) else b"/openapi.json"
+        call = wire.ApiCall(
+            method=request.head.method.decode("ascii"),
+            path=_text(below) or "/",
+            query=dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)),
+            body=request.body,
+            project=record.project,
+            key_id=record.id,
+            scopes=record.scopes,
+        )
+        self._under_way += 1
+        try:
+            reply = await self._control.call(call, CALL_TIMEOUT_S)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"control did not answer within {CALL_TIMEOUT_S:g} s.", where="control"
+            ) from None
+        finally:
+            self._under_way -= 1
+        if isinstance(reply, wire.Error):
+            raise from_slug(reply)
+        if not isinstance(reply, wire.ApiReply):
+            raise RequestError(f"control answered with {type(reply).__name__}.")
+        return response(
+            reply.status,
+            reply.body,
+            reply.content_type,
+            request_id=request.id,
+            close=request.client.closes(request),
+            head_only=request.head.method == b"HEAD",
+            extra=b"Cache-Control: no-store\r\n",
+        )
+
+
+class AdminExchange:
+    """One management request; hanging up ends the wait for its answer."""
+
+    def __init__(self, api: AdminApi, request: Request, record: wire.KeyRecord) -> None:
+        self._request = request
+        request.exchange = self
+        self._task = asyncio.get_running_loop().create_task(self._run(api, record))
+
+    async def _run(self, api: AdminApi, record: wire.KeyRecord) -> None:
+        request = self._request
+        try:
+            data = await api.answer(request, record)
+        except RequestError as error:
+            request.client.fail(request, error)
+        except (HeadraceError, ValueError) as error:
+            request.client.fail(request, BadRequest(str(error)))
+        except Exception as error:
+            log.exception("management request failed")
+            request.client.fail(
+                request, RequestError(f"{type(error).__name__} in the gateway: its log has more.")
+            )
+        else:
+            request.client.reply(request, data)
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        self._task.cancel()
+
+    def pause(self) -> None:
+        """Nothing to pause: the answer is one piece."""
+
+    def resume(self) -> None:
+        """Nothing was paused."""
+
+
+def from_slug(error: wire.Error) -> RequestError:
+    """The `RequestError` that a reply names."""
+    found = from_problem(500, {"type": error.slug, "detail": error.detail})
+    found.extra = {}
+    return found
+
+
+def _text(path: bytes) -> str:
+    text = unquote(path.decode("latin-1"), errors="strict")
+    if "\0" in text or "/../" in text + "/":
+        raise BadRequest("the path holds a part that means nothing here.")
+    return text

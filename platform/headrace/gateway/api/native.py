@@ -1,0 +1,113 @@
+"""``ANY /e/{endpoint}[@{version}][/{path}]``: find the endpoint in the key's project, and call it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from itertools import islice
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from headrace.errors import BadRequest, EndpointNotFound, VersionNotFound
+from headrace.gateway.call import Call
+from headrace.gateway.client import Request
+from headrace.gateway.dispatch import Dispatcher
+from headrace.gateway.endpoints import EndpointState
+from headrace.gateway.routing import RoutingTable
+from headrace.gateway.tunnel import TunnelCall
+
+MAX_SUGGESTED_FROM = 500
+
+
+class Target(NamedTuple):
+    """What the path named."""
+
+    state: EndpointState
+    version: int | None
+    path: bytes
+    timeout_s: float
+    upgrade: bool
+
+
+class NativeApi:
+    """See the module."""
+
+    def __init__(self, table: RoutingTable, dispatcher: Dispatcher) -> None:
+        self._table = table
+        self._dispatcher = dispatcher
+
+    def admit(self, request: Request, project: str) -> int:
+        """Resolve the path; gives the endpoint's ``max_body``. Raises `RequestError`."""
+        head = request.head
+        target = head.target
+        end = _segment_end(target, 3)
+        segment, path = target[3:end], target[end:]
+        if path[:1] != b"/":
+            path = b"/" + path
+        text = segment.decode("latin-1")
+        if "%" in text:
+            text = unquote(text)
+        name, at, wanted = text.partition("@")
+        state = self._dispatcher.state(f"{project}/{name}")
+        if state is None or state.route.state == "deleting":
+            raise self._unknown(project, name)
+        route = state.route
+        version: int | None = None
+        if at:
+            known = route.versions or (route.version,)
+            if not wanted.isascii() or not wanted.isdigit() or len(wanted) > 9 or int(wanted) not in known:
+                raise VersionNotFound(
+                    f"endpoint {name} has no version {wanted[:40]!r}.",
+                    hint=f"It has: {', '.join(str(v) for v in sorted(known))}.",
+                    versions=sorted(known),
+                )
+            version = int(wanted)
+        timeout = _timeout(head.timeout, route.timeout_s)
+        request.target = Target(state, version, path, timeout, bool(head.upgrade) and route.handler == "asgi")
+        return route.max_body
+
+    def start(self, request: Request) -> None:
+        """Call the endpoint."""
+        target: Target = request.target
+        make = TunnelCall if target.upgrade else Call
+        self._dispatcher.submit(
+            make(self._dispatcher, request, target.state, target.version, target.path, target.timeout_s)
+        )
+
+    def _unknown(self, project: str, name: str) -> EndpointNotFound:
+        shown = name[:80]
+        near = (
+            other
+            for other in self._table.names(project)
+            if abs(len(other) - len(name)) <= 3 and name and (other[0] == name[0] or other[-1] == name[-1])
+        )
+        close = (
+            difflib.get_close_matches(name, list(islice(near, MAX_SUGGESTED_FROM)), n=1, cutoff=0.5)
+            if len(name) < 80
+            else []
+        )
+        if close:
+            return EndpointNotFound(
+                f"no endpoint {shown!r}.", hint=f"Did you mean {close[0]!r}?", suggestion=close[0]
+            )
+        return EndpointNotFound(f"no endpoint {shown!r}.", hint="`headrace list` shows what there is.")
+
+
+def _segment_end(target: bytes, start: int) -> int:
+    slash, query = target.find(b"/", start), target.find(b"?", start)
+    if slash < 0:
+        slash = len(target)
+    return slash if query < 0 else min(slash, query)
+
+
+def _timeout(value: bytes, limit: float) -> float:
+    """The deadline in seconds: the endpoint's, lowered by ``X-Headrace-Timeout``. Raises `BadRequest`."""
+    if not value:
+        return limit
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise BadRequest("X-Headrace-Timeout is not a number of seconds above 0.")
+    return min(seconds, limit)

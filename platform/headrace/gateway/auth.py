@@ -1,0 +1,104 @@
+"""Who may do what: API keys, the rules for a gateway without keys, and what never travels on."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
+
+from headrace.errors import Forbidden, Unauthorized
+from headrace.gateway.head import Head
+from headrace.wire import KeyRecord
+
+MAX_KEY_BYTES = 512
+_HOST = re.compile(rb"(localhost|\[::1\]|[0-9.]+)(?::[0-9]+)?")
+KEYLESS = KeyRecord(id="keyless", hash="", project="default", scopes=("admin",))
+"""Who calls a gateway that asks for no key."""
+
+
+class Keys:
+    """The keys control told us, by hash. The key itself is never kept."""
+
+    def __init__(self) -> None:
+        self._by_hash: dict[str, KeyRecord] = {}
+
+    def replace(self, records: Iterable[KeyRecord]) -> None:
+        """These are all keys."""
+        self._by_hash = {record.hash.lower(): record for record in records}
+
+    def find(self, key: bytes) -> KeyRecord | None:
+        """The record of a presented key."""
+        if not key or len(key) > MAX_KEY_BYTES:
+            return None
+        digest = hashlib.sha256(key).hexdigest()
+        # The lookup is by a hash that the caller cannot steer; the comparison settles it.
+        record = self._by_hash.get(digest)
+        if record is None or not hmac.compare_digest(record.hash.lower(), digest):
+            return None
+        return record
+
+    def who(self, authorization: bytes) -> KeyRecord:
+        """The record of an ``Authorization`` header: ``Bearer K`` or the bare key. Raises `Unauthorized`."""
+        if not authorization:
+            raise Unauthorized("no API key.", hint="Send it as `Authorization: Bearer <key>`.")
+        value = authorization.strip()
+        record = self.find(value[7:].strip() if value[:7].lower() == b"bearer " else value)
+        if record is None:
+            raise Unauthorized("the API key is not known.", hint="`headrace keys` lists them.")
+        return record
+
+    def clean_cookies(self, cookie: bytes) -> bytes:
+        """The ``Cookie`` header without pairs that hold one of our keys."""
+        kept = []
+        for pair in cookie.split(b";"):
+            value = pair.partition(b"=")[2].strip().strip(b'"')
+            plain = unquote_to_bytes(value).strip()
+            bare = plain[7:].strip() if plain[:7].lower() == b"bearer " else plain
+            if self.find(value) is None and self.find(plain) is None and self.find(bare) is None:
+                kept.append(pair.strip())
+        return b"; ".join(kept)
+
+
+def require(record: KeyRecord, scopes: tuple[str, ...], what: str) -> None:
+    """Raises `Forbidden` unless the key has ``admin`` or one of ``scopes``."""
+    if "admin" in record.scopes:
+        return
+    for scope in scopes:
+        if scope in record.scopes:
+            return
+    raise Forbidden(
+        f"this key may not {what}.", hint=f"Use one with the scope {' or '.join(scopes)} or admin."
+    )
+
+
+def check_keyless(head: Head) -> None:
+    """Without keys, only this machine's own programs and pages may call. Raises `Forbidden`.
+
+    The ``Host`` rule stops DNS rebinding, the ``Origin`` rule pages of other sites.
+    """
+    if not is_loopback_host(head.host):
+        raise Forbidden(
+            "without API keys, only loopback Host values are answered.",
+            hint="Use http://127.0.0.1 or http://localhost.",
+        )
+    if head.origin is not None and head.origin.lower() != b"http://" + head.host.lower():
+        raise Forbidden("without API keys, pages of other origins may not call.")
+    if head.fetch_site.strip().lower() == b"cross-site":
+        raise Forbidden("without API keys, other sites may not call.")
+
+
+def is_loopback_host(host: bytes) -> bool:
+    """Whether a ``Host`` value (with or without a port) names this machine by a loopback name or address."""
+    match = _HOST.fullmatch(host.strip().lower())
+    if match is None:
+        return False
+    name = match[1].decode("ascii")
+    if name in ("localhost", "[::1]"):
+        return True
+    try:
+        return ipaddress.IPv4Address(name).is_loopback
+    except ValueError:
+        return False

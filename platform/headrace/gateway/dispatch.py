@@ -1,0 +1,305 @@
+"""Which request goes to which instance, when, and what waits: never above an instance's concurrency.
+
+A request that finds no free slot waits in its endpoint's queue; every slot that becomes free takes
+one request out of it, the oldest first. Control is woken once for all that wait without capacity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+
+from headrace import wire
+from headrace.errors import EndpointFailed, EndpointNotFound, QueueFull
+from headrace.gateway.call import Call
+from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance, demand_of
+from headrace.gateway.routing import Changes, RoutingTable
+
+log = logging.getLogger("headrace.gateway")
+
+Trouble = Literal["refused", "reset", "timeout"]
+WAKE_AGAIN_S = 2.0
+BURST_REPORT_S = 0.02
+"""After a wake, control hears so soon how many requests came with the first one."""
+
+
+class Dispatcher:
+    """See the module. ``send`` gives a message to control, or drops it and says False."""
+
+    def __init__(self, table: RoutingTable, send: Callable[[wire.AnyMessage], bool]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._table = table
+        self._send = send
+        self._states: dict[str, EndpointState] = {}
+        self._instances: dict[str, Instance] = {}
+        self._active: set[EndpointState] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._report: asyncio.TimerHandle | None = None
+        self._holding = False
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def state(self, key: str) -> EndpointState | None:
+        """Run-time state of an endpoint of the table."""
+        state = self._states.get(key)
+        if state is None:
+            route = self._table.endpoints.get(key)
+            if route is None:
+                return None
+            state = self._states[key] = EndpointState(key, route)
+        return state
+
+    def submit(self, call: Call) -> None:
+        """Send the request to an instance, or let it wait, or fail it with the reason."""
+        state = call.state
+        self._active.add(state)
+        if not state.queue:
+            instance = state.pick(call.version)
+            if instance is not None:
+                self._assign(call, instance)
+                return
+        route = state.route
+        if route.state == "failed" and self._hopeless(state, call.version):
+            call.fail(failed_error(route))
+        elif not state.queue.fits(call.size, route.queue_requests, route.queue_bytes):
+            after = state.retry_after()
+            call.fail(
+                QueueFull(
+                    f"{len(state.queue)} requests ({state.queue.bytes} bytes) wait for {route.endpoint}.",
+                    hint=f"Try again in {after} s, or raise its queue or scaling.max.",
+                    retry_after=after,
+                )
+            )
+        else:
+            call.queued_at = time.monotonic()
+            state.queue.push(call)
+            self._pump(state)
+
+    def requeue(self, call: Call) -> None:
+        """Put a request that was not answered back to where it was: ahead of all that came later."""
+        state = call.state
+        if not call.queued_at:
+            call.queued_at = time.monotonic()
+        state.queue.push(call, front=True)
+        self._pump(state)
+
+    def remove(self, call: Call) -> None:
+        """The request does not want to wait any more."""
+        if call.state.queue.remove(call):
+            self._end_episodes(call.state)
+
+    def release(self, call: Call, instance: Instance, *, answered: bool, refill: bool = True) -> None:
+        """The request does not run there any more; with ``refill`` its slot takes the next one."""
+        if call not in instance.calls:
+            return
+        instance.calls.discard(call)
+        instance.in_flight -= 1
+        state = call.state
+        state.in_flight -= 1
+        if answered and instance.full_until:
+            instance.full_until = 0.0
+        if not instance.usable and not instance.calls and instance.route.id not in state.instances:
+            self._instances.pop(instance.route.id, None)
+        if refill and state.queue:
+            self._pump(state)
+
+    def trouble(self, instance: Instance, what: Trouble, detail: str) -> None:
+        """It cannot be used: leave it out until control announces it again."""
+        if instance.usable:
+            self._unuse(instance)
+            log.warning("instance %s of %s: %s (%s)", instance.route.id, instance.state.key, what, detail)
+            self._send(wire.InstanceTrouble(instance=instance.route.id, what=what, detail=detail[:500]))
+
+    def drains(self, instance: Instance) -> None:
+        """It said that it takes nothing new."""
+        self._unuse(instance)
+
+    def full(self, instance: Instance) -> None:
+        """It said that it is full, whatever we counted (another gateway uses it, too)."""
+        instance.full_until = time.monotonic() + FULL_HOLD_S
+        self.loop.call_later(FULL_HOLD_S + 0.001, self._pump, instance.state)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something beside; it ends with the gateway."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- control ----------------------------------------------------------------------------
+
+    def apply(self, changes: Changes) -> None:
+        """The routing table changed."""
+        touched: set[EndpointState] = set()
+        for key in changes.endpoints:
+            state = self._states.get(key)
+            if state is not None:
+                state.route = self._table.endpoints[key]
+                touched.add(state)
+        for route in changes.instances:
+            state = self.state(route.endpoint)
+            if state is not None:
+                self._announce(state, route)
+                touched.add(state)
+        for route in changes.removed:
+            if (instance := self._detach(route.id)) is not None:
+                touched.add(instance.state)
+        self._bury(changes.dead, touched)
+        for key in changes.removed_endpoints:
+            state = self._states.pop(key, None)
+            if state is not None:
+                for call in state.queue.drain():
+                    call.fail(EndpointNotFound(f"endpoint {key} was deleted."))
+        for state in touched:
+            state.regroup()
+            self._fail_hopeless(state)
+            self._pump(state)
+
+    def announce_again(self) -> None:
+        """The link to control is new: it must hear again who waits."""
+        for state in self._states.values():
+            if state.queue:
+                state.wakes.clear()
+                self._wake(state)
+            if state.in_flight or state.queue:
+                self._active.add(state)
+        self.report()
+
+    def tick(self) -> None:
+        """Every 0.5 s: report demand, wake again where nothing came."""
+        for state in list(self._active):
+            if state.queue:
+                self._pump(state)
+        self.report()
+
+    def report(self) -> None:
+        """Send what changed since the last report; zeros once when an endpoint goes quiet."""
+        if self._report is not None:
+            self._report.cancel()
+            self._report = None
+        if not self._active:
+            return
+        now = time.monotonic()
+        items = [demand_of(state, now) for state in self._active]
+        if not self._send(wire.Demand(items=items)):
+            return
+        for state in list(self._active):
+            if not (state.in_flight or state.queue or state.finished):
+                self._active.discard(state)
+            state.finished = state.failed = 0
+            state.service_s = 0.0
+
+    async def close(self) -> None:
+        """End all that is still under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for instance in self._instances.values():
+            instance.close_idle()
+
+    def in_use(self) -> tuple[int, int]:
+        """Requests in flight and waiting."""
+        return sum(s.in_flight for s in self._states.values()), sum(
+            len(s.queue) for s in self._states.values()
+        )
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _assign(self, call: Call, instance: Instance) -> None:
+        instance.in_flight += 1
+        instance.calls.add(call)
+        call.state.in_flight += 1
+        call.run(instance)
+
+    def _pump(self, state: EndpointState) -> None:
+        queue = state.queue
+        while queue and not self._holding:
+            for call in queue.heads():
+                instance = state.pick(call.version, call.avoid)
+                if instance is not None:
+                    queue.pop(call.version)
+                    self._assign(call, instance)
+                    break
+            else:
+                break
+        self._end_episodes(state)
+        if queue and not self._holding:
+            self._wake(state)
+
+    def _wake(self, state: EndpointState) -> None:
+        now = time.monotonic()
+        for version, line in state.queue.lines.items():
+            if state.group(version):
+                continue
+            last = state.wakes.get(version)
+            if last is not None and now - last < WAKE_AGAIN_S:
+                continue
+            if self._send(wire.Wake(endpoint=state.key, version=version, queued=len(line))):
+                state.wakes[version] = now
+                if self._report is None:
+                    self._report = self.loop.call_later(BURST_REPORT_S, self.report)
+
+    def _end_episodes(self, state: EndpointState) -> None:
+        for version in [v for v in state.wakes if v not in state.queue.lines]:
+            del state.wakes[version]
+
+    def _hopeless(self, state: EndpointState, version: int | None) -> bool:
+        return not state.group(version) and version in (None, state.route.version)
+
+    def _announce(self, state: EndpointState, route: wire.InstanceRoute) -> None:
+        instance = self._instances.get(route.id)
+        if instance is None or instance.state is not state:
+            instance = self._instances[route.id] = Instance(route, state)
+        else:
+            instance.update(route)
+        state.instances[route.id] = instance
+        state.regroup()
+        state.wakes.clear()
+
+    def _bury(self, routes: list[wire.InstanceRoute], touched: set[EndpointState]) -> None:
+        dead = [i for route in routes if (i := self._instances.get(route.id)) is not None]
+        for instance in dead:
+            self._detach(instance.route.id)
+            touched.add(instance.state)
+        # All of a dead host are out of the table before any of their requests looks for another place,
+        # and the youngest goes back first, so that the oldest ends up in front.
+        self._holding = True
+        for call in sorted((c for i in dead for c in i.calls), key=lambda c: c.order, reverse=True):
+            call.instance_dead()
+        self._holding = False
+
+    def _fail_hopeless(self, state: EndpointState) -> None:
+        if state.route.state != "failed":
+            return
+        for call in state.queue.drain():
+            if self._hopeless(state, call.version):
+                call.fail(failed_error(state.route))
+            else:
+                state.queue.push(call)
+
+    def _detach(self, id: str) -> Instance | None:
+        instance = self._instances.get(id)
+        if instance is None:
+            return None
+        self._unuse(instance)
+        instance.state.instances.pop(id, None)
+        if not instance.calls:
+            del self._instances[id]
+        return instance
+
+    def _unuse(self, instance: Instance) -> None:
+        instance.usable = False
+        instance.close_idle()
+        instance.state.regroup()
+
+
+def failed_error(route: wire.EndpointRoute) -> EndpointFailed:
+    """Why a failed endpoint answers nothing."""
+    name = route.endpoint.partition("/")[2]
+    return EndpointFailed(
+        route.reason or "the endpoint cannot start.",
+        hint=f"`headrace logs {name}` has the traceback.",
+        retry_after=5,
+    )

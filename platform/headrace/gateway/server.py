@@ -1,0 +1,259 @@
+"""The gateway: accepts clients, asks who they are, and hands each request to the API it names."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headrace import wire
+from headrace.config import Settings
+from headrace.errors import NotFound, PortInUse, RequestError, SetupError
+from headrace.gateway.api import health
+from headrace.gateway.api.admin import AdminApi
+from headrace.gateway.api.native import NativeApi
+from headrace.gateway.auth import KEYLESS, Keys, check_keyless, require
+from headrace.gateway.client import ClientConnection, Request, sweep_all
+from headrace.gateway.control_link import ControlLink
+from headrace.gateway.dispatch import Dispatcher
+from headrace.gateway.head import MethodNotAllowed
+from headrace.gateway.routing import RoutingTable
+
+log = logging.getLogger("headrace.gateway")
+
+REPORT_PERIOD_S = 0.5
+SWEEP_PERIOD_S = 1.0
+BACKLOG = 4096
+MAX_CLIENTS = 20_000
+"""Open client connections; more are closed at once."""
+_HEALTH_PATHS = (b"/healthz", b"/readyz", b"/")
+
+
+class _Health(NamedTuple):
+    """Marks a request for `health`."""
+
+
+class _Admin(NamedTuple):
+    record: wire.KeyRecord
+
+
+class Gateway:
+    """One gateway. `port` is the real one after `start` (``settings.port`` may be 0)."""
+
+    def __init__(self, settings: Settings, *, token: str, control_address: str) -> None:
+        self._settings = settings
+        self.id = f"gw-{os.getpid()}-{secrets.token_hex(3)}"
+        self.table = RoutingTable()
+        self.draining = False
+        self.port = settings.port
+        self._keys = Keys()
+        self._held = 0
+        self._empty: asyncio.Future[None] | None = None
+        self._clients: set[ClientConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unconfirmed: asyncio.TimerHandle | None = None
+        self._control = ControlLink(
+            control_address,
+            token=token,
+            id=self.id,
+            min_epoch=lambda: self.table.epoch,
+            on_message=self._heard,
+            on_up=self._link_up,
+        )
+
+    @property
+    def url(self) -> str:
+        """Where this gateway answers."""
+        host = self._settings.host
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+            host = "127.0.0.1"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen, and begin to connect to control. Raises `PortInUse` or `SetupError`."""
+        loop = asyncio.get_running_loop()
+        self.dispatcher = Dispatcher(self.table, self._control.send)
+        self._native = NativeApi(self.table, self.dispatcher)
+        self._admin = AdminApi(self._control)
+        sock = self._bind()
+        self.port = sock.getsockname()[1]
+        self._server = await loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=BACKLOG)
+        self._control.start()
+        self._tasks = [
+            loop.create_task(self._every(REPORT_PERIOD_S, self.dispatcher.tick)),
+            loop.create_task(self._every(SWEEP_PERIOD_S, lambda: sweep_all(self._clients))),
+        ]
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Accept nothing new, let what is in flight end within ``grace_s`` (``drain_grace``), close."""
+        if self._server is None:
+            return
+        grace = self._settings.drain_grace if grace_s is None else grace_s
+        self.draining = True
+        self._server.close()
+        for client in list(self._clients):
+            client.shut()
+        if self._clients:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._empty], timeout=grace)
+        for client in list(self._clients):
+            client.abort()
+        self.dispatcher.report()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._unconfirmed is not None:
+            self._unconfirmed.cancel()
+        await asyncio.sleep(0)
+        await self.dispatcher.close()
+        await self._control.stop()
+        await self._server.wait_closed()
+        self._server = None
+
+    def not_ready(self) -> str:
+        """Why this gateway is not ready; empty when it is."""
+        if self.draining:
+            return "the gateway is stopping"
+        if not self.table.complete:
+            return f"no routing table yet: control {self._control.why}"
+        if not self._control.is_up:
+            return f"no link to control: {self._control.why}"
+        return ""
+
+    # -- client.App -------------------------------------------------------------------------
+
+    def admit(self, request: Request) -> int:
+        """Who asks for what; gives the limit of the body. Raises `RequestError`."""
+        head = request.head
+        target = head.target
+        if target[:3] == b"/e/":
+            record = self._who(request)
+            require(record, ("invoke",), "call endpoints")
+            if head.cookie:
+                cookie = self._keys.clean_cookies(head.cookie)
+                if cookie and b"\n" not in cookie and b"\r" not in cookie and b"\0" not in cookie:
+                    head.forward += b"Cookie: %b\r\n" % cookie
+            return self._native.admit(request, record.project)
+        path = target.partition(b"?")[0]
+        if path in _HEALTH_PATHS:
+            if head.method not in (b"GET", b"HEAD"):
+                raise MethodNotAllowed(f"{path.decode()} knows only GET and HEAD.")
+            request.target = _Health()
+            return 0
+        if path.startswith(b"/api/v1/") or path == b"/api/openapi.json":
+            record = self._who(request)
+            require(record, ("deploy",), "manage the platform")
+            request.target = _Admin(record)
+            return self._admin.limit(request)
+        raise NotFound(f"nothing at {path[:100].decode('latin-1')!r}.", hint="Endpoints are at /e/{name}.")
+
+    def answer(self, request: Request) -> None:
+        """Answer a complete request."""
+        target = request.target
+        try:
+            if isinstance(target, _Health):
+                request.client.reply(request, health.answer(request, self.not_ready()))
+            elif isinstance(target, _Admin):
+                self._admin.start(request, target.record)
+            else:
+                self._native.start(request)
+        except RequestError as error:
+            request.client.fail(request, error)
+        except Exception as error:
+            log.exception("request %s failed in the gateway", request.id)
+            request.close = True
+            request.client.fail(
+                request, RequestError(f"{type(error).__name__} in the gateway: its log has more.")
+            )
+
+    def hold(self, size: int) -> bool:
+        """Take bytes of the budget for bodies."""
+        if self._held + size > self._settings.gateway_body_bytes:
+            return False
+        self._held += size
+        return True
+
+    def unhold(self, size: int) -> None:
+        """Give bytes back."""
+        self._held -= size
+
+    def opened(self, client: ClientConnection) -> None:
+        """A connection came."""
+        self._clients.add(client)
+        if len(self._clients) > MAX_CLIENTS:
+            client.abort()
+
+    def closed(self, client: ClientConnection) -> None:
+        """A connection went."""
+        self._clients.discard(client)
+        if self._empty is not None and not self._clients and not self._empty.done():
+            self._empty.set_result(None)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _who(self, request: Request) -> wire.KeyRecord:
+        if not self._settings.keyless:
+            return self._keys.who(request.head.authorization)
+        check_keyless(request.head)
+        return KEYLESS
+
+    def _bind(self) -> socket.socket:
+        host, port = self._settings.host, self._settings.port
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._settings.gateways > 1:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((host, port))
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(
+                    f"port {port} on {host} is in use.",
+                    hint="Stop what listens there, or give another --port.",
+                ) from error
+            raise SetupError(
+                f"cannot listen on {host}:{port}: {error.strerror}.", hint="Give another --host or --port."
+            ) from error
+        return sock
+
+    def _heard(self, msg: wire.AnyMessage) -> None:
+        if isinstance(msg, wire.RouteDelta):
+            changes = self.table.apply_delta(msg)
+        elif isinstance(msg, wire.Snapshot):
+            changes = self.table.apply_snapshot(msg)
+        else:
+            log.warning("control sent %s, which means nothing here", type(msg).__name__)
+            return
+        if changes is None:
+            log.warning("refused a routing message of an old leader")
+            return
+        if changes.keys:
+            self._keys.replace(self.table.keys)
+        self.dispatcher.apply(changes)
+        if self.table.unconfirmed and self._unconfirmed is None:
+            loop = asyncio.get_running_loop()
+            self._unconfirmed = loop.call_later(wire.ADOPT_WINDOW_S + 1.0, self._drop_unconfirmed)
+
+    def _drop_unconfirmed(self) -> None:
+        self._unconfirmed = None
+        self.dispatcher.apply(self.table.drop_unconfirmed())
+
+    def _link_up(self) -> None:
+        self.dispatcher.announce_again()
+
+    async def _every(self, period_s: float, work: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                work()
+            except Exception:
+                log.exception("periodic work failed")

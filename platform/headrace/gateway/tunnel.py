@@ -1,0 +1,242 @@
+"""A request to upgrade (WebSocket): a connection of its own to the instance, then bytes both ways."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from headrace.errors import InstanceDied
+from headrace.gateway.call import DONE, RUNNING, Call
+from headrace.gateway.head import read_answer
+from headrace.gateway.respond import status_line
+from headrace.gateway.upstream import MAX_ANSWER_HEAD, AddressRefused, open_connection
+
+if TYPE_CHECKING:
+    from headrace.gateway.endpoints import Instance
+
+
+class TunnelCall(Call):
+    """A `Call` whose answer is a tunnel. It holds its slot until either side closes; after the
+    switch no deadline applies."""
+
+    __slots__ = ("_end",)
+
+    def run(self, instance: Instance) -> None:
+        """A slot is ours: always over a new connection."""
+        self.instance = instance
+        self._serial += 1
+        self.phase = RUNNING - 1
+        self._end: TunnelEnd | None = None
+        self._dispatcher.spawn(self._open(instance, self._serial))
+
+    async def _open(self, instance: Instance, serial: int) -> None:
+        try:
+            end = cast(TunnelEnd, await open_connection(instance.route.address, TunnelEnd))
+        except (OSError, AddressRefused) as error:
+            if serial == self._serial:
+                self._not_accepted(instance, error)
+            return
+        if serial != self._serial:
+            end.close()
+            return
+        self._end = end
+        self.phase = RUNNING
+        end.begin(self, self._request_bytes())
+
+    def _extra_lines(self) -> bytes:
+        return b"Connection: Upgrade\r\nUpgrade: %b\r\n" % self.request.head.upgrade
+
+    def _close_upstream(self) -> None:
+        end = getattr(self, "_end", None)
+        if end is not None:
+            self._end = None
+            end.close()
+
+    # -- what the instance's end reports ----------------------------------------------------
+
+    def on_answer(self, end: TunnelEnd, status: int, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
+        """The head of the instance's answer."""
+        request, client = self.request, self.request.client
+        answer = self._answer = read_answer(headers)
+        if status == 503 and answer.refused:
+            self._detour = "draining" if answer.refused == b"draining" else "full"
+            self._close_upstream()
+            self._take_detour(cast("Instance", self.instance))
+            return
+        self.head_sent = True
+        self._timer.cancel()
+        lines = answer.forward
+        if status == 101:
+            lines = lines.replace(b"Content-Security-Policy: sandbox\r\n", b"")
+            lines += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.head.upgrade
+        else:
+            # Not accepted: pass the answer on as it comes, and close with it.
+            lines += b"Connection: close\r\n"
+            if answer.content_length >= 0:
+                lines += b"Content-Length: %d\r\n" % answer.content_length
+            elif answer.chunked:
+                lines += b"Transfer-Encoding: chunked\r\n"
+        transport, early = client.take_over(request, end)
+        end.join(transport)
+        transport.write(
+            b"%b%bX-Headrace-Request-Id: %b\r\n\r\n%b"
+            % (status_line(status), lines, request.id.encode(), rest)
+        )
+        if early:
+            end.from_client(early)
+        if not client.writable:
+            self.pause()
+
+    def on_end(self, detail: str) -> None:
+        """The instance's side closed."""
+        end, self._end = self._end, None
+        if self.phase == DONE:
+            return
+        if self.head_sent:
+            if end is not None:
+                end.finish_client()
+            self._done(ok=True)
+            return
+        self._dispatcher.trouble(cast("Instance", self.instance), "reset", detail)
+        self._lose(detail, began=False, count=True)
+
+    def on_nonsense(self) -> None:
+        """The instance's answer is no HTTP."""
+        self.fail(InstanceDied("the instance's answer to the upgrade is not well-formed HTTP."))
+
+    def instance_dead(self) -> None:
+        """Control says that the instance is gone."""
+        self._lose("its instance's host or process died", began=self.head_sent, count=False)
+
+    def pause(self) -> None:
+        """The client reads slowly."""
+        if self._end is not None:
+            self._end.pause_reading()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self._end is not None:
+            self._end.resume_reading()
+
+
+class TunnelEnd(asyncio.Protocol):
+    """The instance's end of a tunnel."""
+
+    def __init__(self) -> None:
+        self._call: TunnelCall | None = None
+        self._transport: asyncio.Transport | None = None
+        self._client: asyncio.Transport | None = None
+        self._head = bytearray()
+
+    def begin(self, call: TunnelCall, head: bytes) -> None:
+        """Write the request's head."""
+        self._call = call
+        assert self._transport is not None
+        if self._transport.is_closing():
+            call.on_end("the instance closed the connection")
+        else:
+            self._transport.write(head)
+
+    def join(self, client: asyncio.Transport) -> None:
+        """From now on bytes go both ways."""
+        self._client = client
+
+    def close(self) -> None:
+        """Close the instance's side; nobody is told."""
+        self._call = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish_client(self) -> None:
+        """Flush and close the client's side."""
+        if self._client is not None:
+            self._client.close()
+
+    def pause_reading(self) -> None:
+        """The client is slow."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The client has caught up."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # -- client.Tunnel ----------------------------------------------------------------------
+
+    def from_client(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def client_closed(self) -> None:
+        """The client is gone."""
+        call = self._call
+        self.close()
+        if call is not None:
+            call.cancel()
+
+    # -- asyncio.Protocol -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Part of ``asyncio.Protocol``."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Part of ``asyncio.Protocol``."""
+        if self._client is not None:
+            self._client.write(data)
+            return
+        call = self._call
+        if call is None:
+            self.close()
+            return
+        self._head += data
+        end = self._head.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._head) > MAX_ANSWER_HEAD:
+                call.on_nonsense()
+            return
+        head, rest = bytes(self._head[:end]), bytes(self._head[end + 4 :])
+        try:
+            status, headers = _split_head(head)
+        except ValueError:
+            call.on_nonsense()
+            return
+        if 100 <= status < 200 and status != 101:
+            self._head = bytearray()
+            if rest:
+                self.data_received(rest)
+            return
+        call.on_answer(self, status, headers, rest)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Part of ``asyncio.Protocol``."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.on_end(str(exc) if exc else "the instance closed the connection")
+
+    def pause_writing(self) -> None:
+        """The instance reads slowly: read less from the client."""
+        if self._client is not None and not self._client.is_closing():
+            self._client.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The instance has caught up."""
+        if self._client is not None and not self._client.is_closing():
+            self._client.resume_reading()
+
+
+def _split_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """Status and headers of an answer's head. Raises ``ValueError``."""
+    first, *lines = head.split(b"\r\n")
+    version, _, rest = first.partition(b" ")
+    if not version.startswith(b"HTTP/1."):
+        raise ValueError(first)
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not name or name != name.strip():
+            raise ValueError(line)
+        headers.append((name, value.strip()))
+    return int(rest[:3]), headers
