@@ -114,9 +114,10 @@ class ProcessSandbox:
         packet: Packet = {
             "op": "assign", "id": a.id, "endpoint": a.endpoint, "version": a.version,
             "code": str(a.code_dir), "entry": a.entry, "handler": a.handler, "token": a.token,
-            "env": sandbox_env(a), "dir": str(self.path), "concurrency": a.concurrency, "batch_max_size": a.batch_max_size,
-            "batch_max_wait_ms": a.batch_max_wait_ms, "timeout": a.timeout_s,
-            "load_timeout": a.load_timeout_s, "max_body": a.max_body, "nofile": NOFILE,
+            "env": sandbox_env(a), "dir": str(self.path), "concurrency": a.concurrency,
+            "batch_max_size": a.batch_max_size, "batch_max_wait_ms": a.batch_max_wait_ms,
+            "timeout": a.timeout_s, "load_timeout": a.load_timeout_s, "max_body": a.max_body,
+            "nofile": NOFILE,
         }  # fmt: skip
         ready = self._expect("ready")
         try:
@@ -176,7 +177,7 @@ class ProcessSandbox:
         return Stats(rss, seen.cpu_s, in_flight if isinstance(in_flight, int) else None)
 
     async def health(self) -> tuple[bool, str]:
-        """The engine's health check, with the user's ``health``: well or not, and why. Raises `SandboxGone`."""
+        """The engine's check and the user's ``health``: well or not, and why. Raises `SandboxGone`."""
         packet = await self._first(self._ask("health"), HEALTH_TIMEOUT_S)
         if packet is None and not self.child.alive:
             raise self._is_gone()
