@@ -152,7 +152,7 @@ class Platform:
             if self._stop.is_set():
                 return
             if not self._ready:
-                self._fail(f"the gateway ended at its start ({_ending(code)}): {child.tail()}", child)
+                self._fail(f"the gateway ended at its start ({_ending(code, child)})", child)
                 return
             now = time.monotonic()
             while ends and now - ends[0] > CRASH_WINDOW_S:
@@ -177,7 +177,7 @@ class Platform:
             self._driver_ready.clear()
             if self._stop.is_set():
                 return
-            why = self._driver_error or f"{_ending(code)}: {child.tail()}"
+            why = self._driver_error or _ending(code, child)
             if not self._ready:
                 self._fail(f"Ray did not start: {why}", child)
                 return
@@ -261,7 +261,8 @@ class Platform:
         self._tell("stopping", "stopping the gateway", "gateway")
         await asyncio.gather(*(child.stop(GATEWAY_GRACE_S) for child in self._gateways))
         self._tell("stopping", "stopping control, hosts and Ray", "ray")
-        await self._driver.stop(DRIVER_GRACE_S)
+        # Ray's own handler of SIGTERM writes a native stack into the log first.
+        await self._driver.stop(DRIVER_GRACE_S, by_stdin=True)
 
 
 def _has_host(body: bytes) -> bool:
@@ -273,8 +274,10 @@ def _has_host(body: bytes) -> bool:
     return bool(hosts)
 
 
-def _ending(code: int) -> str:
+def _ending(code: int, child: Child | None = None) -> str:
+    """How a process ended; with ``child``, and unless somebody killed it, its last words."""
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
+    words = child.tail() if child is not None else ""
+    return f"exit code {code}: {words}" if words else f"exit code {code}"

@@ -17,7 +17,7 @@ from headrace.config import Settings
 
 LOG_BYTES = 8 << 20
 """A log above this is put aside at the next start; one old one is kept."""
-TAIL_LINES = 3
+TAIL_LINES, TAIL_COLUMNS = 3, 300
 KILL_WAIT_S = 5.0
 
 
@@ -93,11 +93,14 @@ class Child:
         assert self._process is not None
         return await self._process.wait()
 
-    async def stop(self, grace_s: float) -> bool:
-        """SIGTERM, and SIGKILL after ``grace_s``. Whether it ended by itself."""
+    async def stop(self, grace_s: float, *, by_stdin: bool = False) -> bool:
+        """SIGTERM (or the end of its stdin), and SIGKILL after ``grace_s``. Whether it ended by itself."""
         if not self.running:
             return True
-        self.signal(signal.SIGTERM)
+        if by_stdin and self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        else:
+            self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_s):
                 await self.wait()
@@ -129,7 +132,7 @@ class Child:
         except OSError:
             return ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return " | ".join(lines[-TAIL_LINES:])
+        return " | ".join(line[:TAIL_COLUMNS] for line in lines[-TAIL_LINES:])
 
 
 def _rotate(path: Path) -> None:

@@ -14,17 +14,20 @@ import hashlib
 import logging
 import logging.handlers
 import os
+import sys
 import time
 from typing import Any
 
 import msgspec
 import ray
+from headrace_providers.offers import JoinInfo
 from ray import serve
 
 from headrace import wire
 from headrace.cluster import ray_private
-from headrace.cluster.ports import GENERIC, KIND_LABEL, NODE_LABEL, PROVIDER_LABEL
+from headrace.cluster.ports import GENERIC, PROVIDER_LABEL
 from headrace.cluster.ray_nodes import APP, HOST_DEPLOYMENTS, RayNodes, known_nodes
+from headrace.cluster.sweep import TOKEN_FILE
 from headrace.config import Settings
 from headrace.datadir import read_admin_key, read_cluster_token
 from headrace.errors import SetupError
@@ -45,22 +48,30 @@ class ControlReplica:
 
     async def __init__(self, settings: str, host: Any = None) -> None:  # type: ignore[misc]
         ray_private.close_replica_listener()
-        from headrace.control.server import Control  # noqa: PLC0415 - see the module
+        from headrace.control.node_manager import Nodes  # noqa: PLC0415 - see the module
+        from headrace.control.server import Control  # noqa: PLC0415
 
         self._settings = msgspec.json.decode(settings, type=Settings)
         _log_to_file(self._settings, "control")
         self._nodes = RayNodes()
-        self._control = await self._started(Control)
+        self._control = await self._started(Control, Nodes)
         self._watch = asyncio.create_task(self._nodes.watch(), name="hosts on nodes")
 
-    async def _started(self, make: Any) -> Any:
+    async def _started(self, make: Any, make_nodes: Any) -> Any:
         deadline = time.monotonic() + PORT_WAIT_S
         while True:
+            manager = make_nodes(
+                self._nodes,
+                # Nodes are marked with it: the same for every start on this data directory.
+                cluster_id=_sha256(self._settings.data_dir)[:12],
+                join=lambda: join_info(self._settings, self._nodes.join_address()),
+                state_dir=self._settings.data / "nodes",
+            )
             control = make(
                 self._settings,
                 token=read_cluster_token(self._settings),
                 admin_key_hash=_sha256(read_admin_key(self._settings)),
-                nodes=node_manager(self._settings, self._nodes),
+                nodes=manager,
             )
             try:
                 await control.start()
@@ -164,9 +175,14 @@ def application(settings: Settings) -> Any:
     return control.bind(encoded, host.bind(encoded))
 
 
-def node_manager(_settings: Settings, _ops: RayNodes) -> Any:
-    """What control launches nodes with; it asks the cluster through ``ops``. None until there is one."""
-    return None
+def join_info(settings: Settings, address: str) -> JoinInfo:
+    """How a node on this machine joins: the token and the platform's life are files, never arguments."""
+    return JoinInfo(
+        address=address,
+        token_path=str(settings.data / TOKEN_FILE),
+        command=(sys.executable, "-m", "headrace.cluster.ray_join", "start"),
+        alive_path=str(settings.data / "lock"),
+    )
 
 
 def declared_resources(labels: dict[str, str]) -> wire.Resources | None:
@@ -177,11 +193,6 @@ def declared_resources(labels: dict[str, str]) -> wire.Resources | None:
     except (KeyError, ValueError):
         return None
     return wire.Resources(cpu=cpu, memory=memory, gpu=gpu)
-
-
-def head_labels() -> dict[str, str]:
-    """Labels of the node that `headrace up` starts."""
-    return {NODE_LABEL: "head", KIND_LABEL: GENERIC, PROVIDER_LABEL: "local"}
 
 
 def _head_address() -> str:
@@ -207,4 +218,4 @@ def _log_to_file(settings: Settings, name: str) -> None:
     logger.propagate = False
 
 
-__all__ = ["APP", "ControlReplica", "HostReplica", "application", "declared_resources", "head_labels"]
+__all__ = ["APP", "ControlReplica", "HostReplica", "application", "declared_resources"]

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from headrace import __version__
-from headrace.cluster.sweep import ray_temp_dir
+from headrace.cluster.ports import GENERIC, KIND_LABEL, NODE_LABEL, PROVIDER_LABEL
+from headrace.cluster.sweep import TOKEN_FILE, end_leftovers, ray_temp_dir
 from headrace.config import Settings, load_settings
 from headrace.errors import HeadraceError, SetupError
 
@@ -41,7 +42,6 @@ RAY_STOP_S = 5.0
 # The path of the longest socket below the temporary directory: session_<26 chars>_<pid>/sockets/plasma_store
 RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 UNIX_PATH_MAX = 107
-TOKEN_FILE = "ray.token"  # noqa: S105 - the name of the file
 
 
 def ray_environment(settings: Settings) -> dict[str, str]:
@@ -50,8 +50,6 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_enable_metrics_collection": "0",
-        # Agents end with their raylet at once, instead of asking every 40 s whether it lives.
-        "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_ROTATION_MAX_BYTES": str(16 << 20),
         "RAY_ROTATION_BACKUP_COUNT": "1",
@@ -140,10 +138,10 @@ class Driver:
         address = settings.address
         options: dict[str, Any] = {}
         if not address:
-            labels = {"headrace.node": "head", "headrace.kind": "generic", "headrace.provider": "local"}
             self._head = ray_private.start_head(
                 temp_dir=temp_dir_for(settings), port=settings.ray_port,
-                object_store=OBJECT_STORE_BYTES, labels=labels,
+                object_store=OBJECT_STORE_BYTES,
+                labels={NODE_LABEL: "head", KIND_LABEL: GENERIC, PROVIDER_LABEL: "local"},
             )  # fmt: skip
             address = f"{ray_private.LOOPBACK}:{settings.ray_port}"
             options["_node_ip_address"] = ray_private.LOOPBACK
@@ -206,6 +204,8 @@ class Driver:
             ray.shutdown()
         if self._head is not None:
             ray_private.end_head(self._head)
+            # Its agents look for their raylet once in 40 s only.
+            end_leftovers(ray_temp_dir(self._settings.run))
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,13 +19,17 @@ from headrace.cluster.identity import Identity
 KILL_WAIT_S = 5.0
 
 
+RAY = "ray"
+TOKEN_FILE = "ray.token"  # noqa: S105 - the name of the file in the data directory
+
+
 def ray_temp_dir(run: Path) -> Path:
     """Where the local head keeps its sockets and logs."""
-    return run / "ray"
+    return run / RAY
 
 
 def leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = ()) -> list[psutil.Process]:
-    """All living processes of the platform with this run directory.
+    """All living processes of the platform with this run directory (or of Ray, with its `ray_temp_dir`).
 
     But for the pids to ``spare``, this process and its ancestors.
     """
@@ -32,18 +37,19 @@ def leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = 
     spared = {me.pid, *(p.pid for p in me.parents()), *spare}
     found = {p.pid: p for p in (identity.process() for identity in known) if p is not None}
     prefix = f"{run}{os.sep}"
+    # Only in the arguments of Ray's servers: any shell may have the run directory in its own.
+    argument = f"={run if run.name == RAY else ray_temp_dir(run)}{os.sep}"
     for process in psutil.process_iter():
-        if process.pid not in spared and process.pid not in found and _is_ours(process, prefix):
+        if process.pid not in spared and process.pid not in found and _is_ours(process, prefix, argument):
             found[process.pid] = process
     return [p for pid, p in found.items() if pid not in spared]
 
 
-def _is_ours(process: psutil.Process, prefix: str) -> bool:
+def _is_ours(process: psutil.Process, prefix: str, argument: str) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        # Only Ray's servers: any shell may have the run directory in its arguments.
-        if any(f"={prefix}ray/" in word for word in process.cmdline()):
+        if any(argument in word for word in process.cmdline()):
             return True
         return any(target.startswith(prefix) for target in _open_files(process.pid))
     except (psutil.Error, OSError):
@@ -52,9 +58,9 @@ def _is_ours(process: psutil.Process, prefix: str) -> bool:
 
 def _open_files(pid: int) -> Iterable[str]:
     """Targets of the descriptors; nothing of what belongs to others or has ended."""
-    for entry in os.scandir(f"/proc/{pid}/fd"):
+    for name in os.listdir(f"/proc/{pid}/fd"):
         try:
-            yield os.readlink(entry.path)
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
         except OSError:
             continue
 
@@ -66,8 +72,18 @@ def end(processes: list[psutil.Process]) -> list[psutil.Process]:
             process.kill()
         except psutil.Error:
             continue
-    _, alive = psutil.wait_procs(processes, timeout=KILL_WAIT_S)
-    return list(alive)
+    deadline = time.monotonic() + KILL_WAIT_S
+    # Not psutil's wait: it would take the exit code of a child from whoever waits for it.
+    while (alive := [p for p in processes if _lives(p)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return alive
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def end_leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = ()) -> int:
