@@ -4,8 +4,8 @@
     curl -N -d '{"text": "one word at a time"}' -H 'content-type: application/json' \\
         http://127.0.0.1:8700/e/words
 
-A client that accepts ``text/event-stream`` gets server-sent events, any other one JSON value per line. When the
-client hangs up, the generator is closed.
+A client that accepts ``text/event-stream`` gets server-sent events, any other one JSON value per line. When
+the client hangs up, the generator is closed.
 """
 
 import time

@@ -18,7 +18,7 @@ SIZE = (560, 760)
 PAPER = (380, 640)
 LINES = [
     ("HEADRACE CAFE", "", 38),
-    ("12 Mill Street, Riverton", "", 24),
+    ("12 Mill Street, Riverton", "", 28),
     ("", "", 8),
     ("Flat white", "3.80", 29),
     ("Almond croissant", "4.25", 29),

@@ -54,9 +54,7 @@ def locate(path: str | os.PathLike[str]) -> tuple[Path, str, Path]:
     """The root that goes on ``sys.path``, the module's name, and the file. Raises `BundleError`."""
     entry = Path(path).absolute()
     if not entry.is_file():
-        raise BundleError(
-            f"{path} is not a file.", hint="Give a Python file that holds an @headrace.endpoint."
-        )
+        raise BundleError(f"{path} is not a file.", hint="Give a Python file with an @headrace.endpoint.")
     if entry.suffix != ".py":
         raise BundleError(f"{path} is not a Python file.", hint="Its name must end with .py.")
     root = entry.parent
@@ -68,9 +66,7 @@ def locate(path: str | os.PathLike[str]) -> tuple[Path, str, Path]:
     if parts[-1] == "__init__":
         parts = parts[:-1]
     if not all(part.isidentifier() for part in parts):
-        raise BundleError(
-            f"{entry.name} cannot be imported by that name.", hint="Use letters, digits and '_'."
-        )
+        raise BundleError(f"{entry.name} cannot be imported by that name.", hint="Use letters, digits, '_'.")
     if parts[0] in sys.stdlib_module_names or parts[0] == "headrace":
         raise BundleError(
             f"{parts[0]!r} is the name of another module, which it would hide.", hint="Rename it."

@@ -72,10 +72,10 @@ class Client(Management):
     ) -> Any:
         """Call an endpoint: a JSON value, bytes, or a `Stream` to iterate over.
 
-        Give the input one way: ``**kwargs`` (parameters by name), one positional value (the whole input; bytes
-        are sent raw), ``json=`` (any JSON value; also for parameters named like an option here) or ``data=`` with
-        its ``content_type``. ``idempotent=False``: never sent again when the connection dies under it.
-        ``timeout`` is in seconds, for the whole call (for a stream: to its first item and between items).
+        Give the input one way: ``**kwargs`` (parameters by name), one positional value (the whole input;
+        bytes are sent raw), ``json=`` (any JSON value; also for parameters named like an option here) or
+        ``data=`` with its ``content_type``. ``idempotent=False``: never sent again when the connection dies
+        under it. ``timeout`` is in seconds, for the whole call (for a stream: to its first item and between items).
         """
         body, sent_type = _encode(args, kwargs, json, data, content_type)
         timeout = self.timeout if timeout is None else timeout
@@ -231,7 +231,7 @@ def _plain(value: Any) -> Any:
 
 
 def _local_admin_key(url: str) -> str | None:
-    """The key that ``headrace up`` on this machine keeps for its user; only ever sent to a loopback address."""
+    """The key that ``headrace up`` on this machine keeps; only ever sent to a loopback address."""
     host = urlsplit(url).hostname or ""
     if host != "localhost":
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypeVar, cast, overload
@@ -88,8 +89,8 @@ class Endpoint(Generic[P, R]):
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
         """Start a call in the background and return a `Job`.
 
-        **Not durable yet**: the call is made by a thread of this process (a pool of 32, 1000 may wait), and is
-        lost with it. Durable jobs keep this signature when they come. Raises `headrace.errors.QueueFull`.
+        **Not durable yet**: the call is made by a thread of this process (a pool of 32, 1000 may wait), and
+        is lost with it. Durable jobs keep this signature when they come. Raises `headrace.errors.QueueFull`.
         """
         from headrace.sdk.job import submit  # noqa: PLC0415 - threads and sockets are not for a sandbox
 
@@ -119,7 +120,7 @@ class Endpoint(Generic[P, R]):
         running: list[Job[Any]] = []
         try:
             for item in inputs:
-                running.append(submit(lambda cancel, item=item: self._call((item,), {}, cancel)))
+                running.append(submit(functools.partial(self._call, (item,), {})))
                 if len(running) >= concurrency:
                     yield running.pop(0).result()
             while running:
@@ -212,6 +213,10 @@ def _decorate(target: Any, options: Mapping[str, Any], module: str) -> Endpoint[
     entry = f"{module}:{python_name}"
     name = options.get("name") or default_name(python_name.rpartition(".")[2])
     spec = build_spec(name=name, entry=entry, handler=handler.kind, options=options)
+    if spec.batch is not None and handler.kind not in ("function", "async_function", "class"):
+        raise SpecError(
+            f"batch: {spec.name} is a {handler.kind}; batching needs a function that returns a list."
+        )
     if spec.batch is not None and len(handler.parameters) != 1:
         raise SpecError(f"batch: {spec.name} must take exactly one parameter, the list of inputs.")
     if spec.snapshot == "loaded" and not hasattr(target, "load"):

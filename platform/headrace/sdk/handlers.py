@@ -52,7 +52,7 @@ def call_function(target: Any, kind: HandlerKind) -> Callable[..., Any]:
 def _of_function(function: types.FunctionType) -> Handler:
     if _positional(function.__code__) == _ASGI and function.__code__.co_flags & _COROUTINE:
         return Handler("asgi", (), 0, False)
-    return _mapped(function, _kind(function.__code__.co_flags), bound=False)
+    return _mapped(function, _kind(_innermost(function).__code__.co_flags), bound=False)
 
 
 def _of_class(cls: type) -> Handler:
@@ -68,7 +68,7 @@ def _of_class(cls: type) -> Handler:
             raise SpecError(f"{cls.__name__}.{hook} must be a method without parameters.")
         if isinstance(found, types.FunctionType) and _required(found.__code__, found.__defaults__) > 1:
             raise SpecError(f"{cls.__name__}.{hook} must take no parameters besides self.")
-    init = cls.__init__
+    init: Any = vars(cls).get("__init__") or cls.__init__  # type: ignore[misc]
     if isinstance(init, types.FunctionType) and (
         _required(init.__code__, init.__defaults__) > 1
         or init.__code__.co_kwonlyargcount > len(init.__kwdefaults__ or ())
@@ -88,7 +88,7 @@ def _of_class(cls: type) -> Handler:
 
 
 def _of_object(target: Any) -> Handler:
-    call = getattr(type(target), "__call__", None)
+    call = getattr(type(target), "__call__", None)  # noqa: B004 - its code is wanted
     code = getattr(call, "__code__", None)
     if code is not None and len(_positional(code)) == 4 and code.co_flags & _COROUTINE:
         return Handler("asgi", (), 0, False)
@@ -101,12 +101,7 @@ def _of_object(target: Any) -> Handler:
 
 def _mapped(function: types.FunctionType, kind: HandlerKind, *, bound: bool) -> Handler:
     """Check that a JSON object can be mapped onto the parameters by name."""
-    wrapped: Any = function
-    for _ in range(20):
-        inner = getattr(wrapped, "__wrapped__", None)
-        if not isinstance(inner, types.FunctionType):
-            break
-        wrapped = inner
+    wrapped = _innermost(function)
     code, name = wrapped.__code__, function.__qualname__
     names = code.co_varnames
     if bound and code.co_argcount == 0:
@@ -123,6 +118,16 @@ def _mapped(function: types.FunctionType, kind: HandlerKind, *, bound: bool) -> 
     parameters = names[first : code.co_argcount + code.co_kwonlyargcount]
     required = _required(code, wrapped.__defaults__) - first
     return Handler(kind, parameters, required, bool(code.co_flags & _VARKEYWORDS))
+
+
+def _innermost(function: types.FunctionType) -> types.FunctionType:
+    """What ``functools.wraps`` has wrapped: its signature is the one that callers see."""
+    for _ in range(20):
+        inner = getattr(function, "__wrapped__", None)
+        if not isinstance(inner, types.FunctionType):
+            break
+        function = inner
+    return function
 
 
 def _kind(flags: int) -> HandlerKind:

@@ -21,6 +21,9 @@ _NOT_BUILT = (
 )
 
 
+_NO_LAYERS = ImageSpec()
+
+
 class Image:
     """An immutable description; each method returns a new image with one more layer.
 
@@ -30,7 +33,7 @@ class Image:
 
     __slots__ = ("spec",)
 
-    def __init__(self, spec: ImageSpec = ImageSpec()) -> None:
+    def __init__(self, spec: ImageSpec = _NO_LAYERS) -> None:
         self.spec = spec
         """The value that goes into the endpoint's spec."""
 
@@ -99,7 +102,7 @@ class Image:
 
 
 def image_of_option(value: Any) -> ImageSpec:
-    """The ``image=`` option as a spec. Raises `SpecError` or, for what is not built yet, `UnsupportedOption`."""
+    """The ``image=`` option as a spec. Raises `SpecError`, or `UnsupportedOption`."""
     if value is None:
         return ImageSpec()
     if not isinstance(value, Image):
@@ -110,8 +113,8 @@ def image_of_option(value: Any) -> ImageSpec:
     wanted = value.spec.python
     if wanted is not None and tuple(map(int, wanted.split(".")[:2])) != own[:2]:
         raise UnsupportedOption(
-            f'image=Image.python("{wanted}"): the platform\'s own Python is {own.major}.{own.minor}, and others '
-            "are not built yet. Leave image out, or use that version."
+            f'image=Image.python("{wanted}"): the platform\'s own Python is {own.major}.{own.minor}, and '
+            "others are not built yet. Leave image out, or use that version."
         )
     return value.spec
 

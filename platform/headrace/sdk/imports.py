@@ -20,8 +20,8 @@ class Found(NamedTuple):
 
     files: tuple[str, ...]
     packages: tuple[str, ...]
-    """What comes from installed modules at a module's top, dotted, sorted; ``from a import b`` gives ``a`` and
-    ``a.b``, which is a module or not: only an import can tell."""
+    """What comes from installed modules at a module's top, dotted, sorted; ``from a import b`` gives ``a``
+    and ``a.b``, which is a module or not: only an import can tell."""
 
 
 class _Import(NamedTuple):

@@ -52,9 +52,9 @@ class Management:
     ) -> Doc:
         """Bundle, send and start the endpoints of a file; wait until they are ready or have failed.
 
-        The file is imported in a fresh process. ``verify``: start an instance of each before it takes requests.
-        ``on_progress`` gets the deployment's document whenever it changes. Raises ``BundleError`` and
-        ``SpecError`` before anything is sent; ``EndpointFailed`` with the reason and, in
+        The file is imported in a fresh process. ``verify``: start an instance of each before it takes
+        requests. ``on_progress`` gets the deployment's document whenever it changes. Raises ``BundleError``
+        and ``SpecError`` before anything is sent; ``EndpointFailed`` with the reason and, in
         ``extra["deployment"]``, everything known, unless ``check`` is False; ``DeadlineExceeded``.
         """
         from headrace.sdk.inspect import Inspection, inspect_fresh  # noqa: PLC0415 - only to deploy
@@ -240,7 +240,7 @@ class Management:
 def _doc(reply: Reply) -> Doc:
     reply.raise_for_problem()
     body = reply.body
-    return msgspec.json.decode(body) if body else {}  # type: ignore[no-any-return]
+    return msgspec.json.decode(body) if body else {}
 
 
 def _failure(deployment: Doc) -> EndpointFailed:

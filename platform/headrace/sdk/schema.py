@@ -39,7 +39,11 @@ _PROBLEM = {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"path": {"type": "array"}, "message": {"type": "string"}},
+                "properties": {
+                    "loc": {"type": "array", "description": "The field's path"},
+                    "msg": {"type": "string"},
+                    "type": {"type": "string"},
+                },
             },
         },
     },
@@ -68,16 +72,16 @@ class Signature(NamedTuple):
     @property
     def takes_bytes(self) -> bool:
         """Whether a raw body goes to it: a single parameter that is annotated ``bytes``."""
-        return len(self.parameters) == 1 and self.parameters[0].hint is bytes
+        return len(self.parameters) == 1 and not self.extra and _accepts_bytes(self.parameters[0].hint)
 
     def validate(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments by name, converted to the hinted types. Raises `ValidationFailed` with every field's path."""
+        """Arguments by name, converted. Raises `ValidationFailed` with every wrong field's path."""
         errors: list[dict[str, Any]] = []
         values: dict[str, Any] = {}
         known = {parameter.name for parameter in self.parameters}
         for name in arguments:
             if name not in known and not self.extra:
-                errors.append({"path": [name], "message": "there is no such parameter"})
+                errors.append({"loc": [name], "msg": "Unknown field", "type": "extra_forbidden"})
             elif name not in known:
                 values[name] = arguments[name]
         for parameter in self.parameters:
@@ -86,11 +90,11 @@ class Signature(NamedTuple):
                     values[parameter.name] = parameter.type.validate_python(arguments[parameter.name])
                 except pydantic.ValidationError as error:
                     errors += [
-                        {"path": [parameter.name, *item["loc"]], "message": item["msg"]}
+                        {"loc": [parameter.name, *item["loc"]], "msg": item["msg"], "type": item["type"]}
                         for item in error.errors()
                     ]
             elif parameter.required:
-                errors.append({"path": [parameter.name], "message": "missing"})
+                errors.append({"loc": [parameter.name], "msg": "Field required", "type": "missing"})
         if errors:
             raise ValidationFailed(f"{len(errors)} of the input's fields are wrong.", errors=errors)
         return values
@@ -184,7 +188,7 @@ def _content(name: str, signature: Signature) -> tuple[dict[str, Any], dict[str,
             "application/x-ndjson": {"schema": result},
             "text/event-stream": {"schema": {"type": "string", "contentSchema": result}},
         }
-    elif signature.result_hint is bytes:
+    elif _accepts_bytes(signature.result_hint):
         response = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     else:
         response = {"application/json": {"schema": result}}
@@ -194,9 +198,6 @@ def _content(name: str, signature: Signature) -> tuple[dict[str, Any], dict[str,
 def _request(signature: Signature, each: dict[str, Any]) -> dict[str, Any]:
     if not signature.parameters and not signature.extra:
         return {}
-    if signature.takes_bytes:
-        only = signature.parameters[0].name
-        each = {only: {"type": "string", "contentEncoding": "base64"}}
     body: dict[str, Any] = {
         "type": "object",
         "properties": {p.name: _with_default(each[p.name], p) for p in signature.parameters},
@@ -205,7 +206,7 @@ def _request(signature: Signature, each: dict[str, Any]) -> dict[str, Any]:
     required = [parameter.name for parameter in signature.parameters if parameter.required]
     if required:
         body["required"] = required
-    if len(signature.parameters) == 1 and not signature.takes_bytes:
+    if len(signature.parameters) == 1 and not signature.extra:
         body = {"anyOf": [body, each[signature.parameters[0].name]]}
     content: dict[str, Any] = {"application/json": {"schema": body}}
     if signature.takes_bytes:
@@ -245,6 +246,17 @@ def _item_of(hint: Any, containers: tuple[Any, ...]) -> Any:
     return arguments[0] if origin in containers and arguments else Any
 
 
+def _accepts_bytes(hint: Any) -> bool:
+    """Whether the hint is bytes: alone, annotated or in a union. The engine's rule (``hr_types``)."""
+    if hint in (bytes, bytearray, memoryview):
+        return True
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _accepts_bytes(typing.get_args(hint)[0])
+    union = origin is typing.Union or origin is types.UnionType
+    return union and any(_accepts_bytes(part) for part in typing.get_args(hint))
+
+
 def _adapter(name: str, what: str, hint: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(hint)
@@ -252,7 +264,7 @@ def _adapter(name: str, what: str, hint: Any) -> TypeAdapter[Any]:
         shown = getattr(hint, "__name__", None) or repr(hint)
         if error.code == "typed-dict-version":
             raise SpecError(
-                f"{name}: {what} is hinted {shown}, a typing.TypedDict, which says too little before Python 3.12.",
+                f"{name}: {what} is hinted {shown}, a typing.TypedDict, too vague before Python 3.12.",
                 hint="Use typing_extensions.TypedDict, a dataclass or a pydantic model.",
             ) from error
         raise SpecError(

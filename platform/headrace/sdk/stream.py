@@ -55,7 +55,8 @@ def _values(reply: Reply) -> Iterator[Any]:
 
 
 def _events(reply: Reply) -> Iterator[Any]:
-    kind, data = "", []
+    kind = ""
+    data: list[str] = []
     for raw in reply.lines():
         line = raw.decode(errors="replace").rstrip("\r\n")
         if not line:

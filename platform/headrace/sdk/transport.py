@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +37,8 @@ MAX_IDLE = 16
 """Idle connections kept for reuse."""
 MAX_ATTEMPTS = 10
 """Of one request, the first included."""
+MAX_CONNECTS = 50
+"""Attempts while nobody listens; ``retry_for`` seconds end them sooner."""
 CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_S = 1.0
 """A platform that has never answered is given up after this long; one that has gets ``retry_for``."""
@@ -57,7 +60,7 @@ class Reply:
         self._body: bytes | None = None
         self._closed = False
         self.status = raw.status
-        self.headers: Mapping[str, str] = raw.headers
+        self.headers: Message[str, str] = raw.headers
 
     @property
     def content_type(self) -> str:
@@ -225,7 +228,7 @@ class Transport:
         for connection in idle:
             connection.close()
 
-    def _once(
+    def _once(  # noqa: PLR0917 - one caller
         self,
         method: str,
         path: str,
