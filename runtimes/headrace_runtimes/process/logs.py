@@ -201,7 +201,8 @@ class LogStore:
         self._shut(log)
         full = not log.segments or log.end - log.segments[-1][0] + coming > self._segment_bytes
         if full:
-            log.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for path in (self._root, log.path):  # the mode is of the last one only, each must be closed
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)
             log.segments.append((log.end, log.path / f"{log.end:020d}.log"))
         path = log.segments[-1][1]
         log.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
