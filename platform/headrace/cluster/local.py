@@ -45,7 +45,6 @@ class LocalCluster:
         self.gateway: Gateway
         self.ready_s = 0.0
         """How long the start took, seconds."""
-        self._parts: list[Any] = []
 
     @property
     def url(self) -> str:
@@ -85,7 +84,7 @@ class LocalCluster:
         """Requests end, then instances, then control; nothing is left. Gives up on a part after 30 s."""
         try:
             if hasattr(self, "gateway"):
-                await _stopped("gateway", self.gateway.stop())
+                await _stopped("gateway", self.gateway.stop(grace_s))
             if hasattr(self, "host"):
                 await _stopped("host", self.host.stop(grace_s))
             if hasattr(self, "control"):
@@ -118,7 +117,7 @@ class LocalCluster:
 
     async def restart_control(self) -> None:
         """Control is lost as by SIGKILL, and another one starts on its store."""
-        await abort_control(self.control)
+        await self.control.abandon()
         self.control = self._new_control()
         await self.control.start()
 
@@ -131,7 +130,7 @@ class LocalCluster:
     async def restart_gateway(self) -> None:
         """The gateway is lost with its connections, and another one starts on its port."""
         port = self.gateway.port
-        await abort_gateway(self.gateway)
+        await self.gateway.stop(0)
         self.settings = msgspec.structs.replace(self.settings, port=port)
         self.gateway = self._new_gateway()
         await self.gateway.start()
