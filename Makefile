@@ -43,7 +43,7 @@ check: $(BASE) ## Format, lint, types, import directions, dependencies, spelling
 	@$(BIN)/ruff check --quiet $(PYTHON_DIRS)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-timings >.venv/.lint-imports.txt 2>&1 || $(BIN)/lint-imports
-	@$(BIN)/deptry platform runtimes autoscaler providers --no-ansi
+	@$(BIN)/deptry --no-ansi platform runtimes autoscaler providers 2>.venv/.deptry.txt || { cat .venv/.deptry.txt; exit 1; }
 	@$(BIN)/typos
 
 format: $(BASE) ## Format the code and apply safe fixes

@@ -149,7 +149,8 @@ def _words(error: Exception) -> str:
         context = getattr(error, "ctx", None)
         words = error.format_message()
         if context is not None and context.parent is not None:
-            words = f"{words.rstrip('.')}. See `{context.command_path} --help`."
+            end = "" if words.endswith((".", "?")) else "."
+            words = f"{words}{end} See `{context.command_path} --help`."
         return words
     return f"internal error: {type(error).__name__}: {error} (HEADRACE_DEBUG=1 shows where)"
 

@@ -73,9 +73,9 @@ def check_python(_settings: Settings) -> Iterable[Finding]:
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         yield Finding(
             "bytecode",
-            "problem",
-            "PYTHONDONTWRITEBYTECODE is set: every Ray worker starts 3 s later.",
-            "Unset it.",
+            "note",
+            "PYTHONDONTWRITEBYTECODE is set here (`headrace up` drops it).",
+            "Unset it before you install packages.",
         )
     missing = [name for name in ("ray", "pydantic", "click") if not _compiled(name)]
     if missing:

@@ -1,0 +1,184 @@
+"""The command as a whole: what is imported, exit codes, one line per error, JSON documents."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import headrace.cli.main as cli_main
+import pytest
+from headrace.cli.app import COMMANDS, SUMMARIES, cli, run
+from headrace.errors import DataDirError, EndpointNotFound, SpecError
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused_tcp_port: int) -> None:
+    """No platform, no key, no settings of whoever runs the tests."""
+    monkeypatch.setenv("HEADRACE_URL", f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.setenv("HEADRACE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("HEADRACE_API_KEY", raising=False)
+    monkeypatch.delenv("HEADRACE_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_command_is_there_with_the_summary_that_help_shows() -> None:
+    assert list(COMMANDS) == list(SUMMARIES)
+    context = cli.make_context("headrace", [], resilient_parsing=True)
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.help == SUMMARIES[name]
+
+
+@pytest.mark.parametrize(
+    "name", [*(n for n in COMMANDS if n != "nodes"), "nodes list", "nodes add", "nodes remove"]
+)
+def test_every_command_takes_json_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*name.split(), "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_help_imports_neither_ray_nor_a_command_and_is_quick_to_load() -> None:
+    script = (
+        "import sys; from headrace.cli.app import run; code = run(['--help']);"
+        "heavy = {'ray', 'rich', 'asyncio', 'psutil', 'headrace.cli.up', 'headrace.sdk.client'};"
+        "print(sorted(heavy & set(sys.modules)), code, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stderr.strip() == "[] 0"
+    assert "deploy" in done.stdout
+
+
+def test_no_command_imports_ray() -> None:
+    modules = sorted(set(COMMANDS.values()) | {"headrace.cluster.supervisor", "headrace.cluster.dev"})
+    script = (
+        f"import sys, importlib as i; [i.import_module(m) for m in {modules!r}]; print('ray' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lst"], "did you mean `headrace list`?"),
+        (["deplyo", "app.py"], "did you mean `headrace deploy`?"),
+        (["xyzzy"], "`headrace --help` lists them."),
+        (["list", "--limt", "3"], "'--limit'"),
+        (["list", "--limit", "many"], "--limit"),
+        (["call"], "NAME"),
+        (["call", "echo", "{not json"], "not JSON"),
+        (["call", "echo", "@missing.json"], "missing.json: No such file"),
+        (["call", "echo", "{}", "--data-file", "x"], "not both"),
+        (["scale", "echo"], "--min, --max or --to"),
+        (["scale", "echo", "--min", "3", "--max", "2"], "--min 3 is above --max 2"),
+        (["delete", "echo"], "add --yes"),
+        (["nodes", "add", "--gpu", "H100"], "NAME=VALUE"),
+        (["nodes", "add", "--gpu", "H100=none"], "whole number"),
+        (["nodes", "add", "--memory", "much"], "--memory"),
+        (["nodes", "drop"], "drop"),
+        (["up", "--store", "postgresql://somewhere"], "not built yet"),
+        (["up", "--port", "70000"], "--port"),
+        (["list", "--url", "nonsense"], "is not an address"),
+        (["deploy", "missing.py"], "missing.py"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("headrace: ")
+    assert shown.err.count("\n") == 1
+    assert said in shown.err
+
+
+def test_without_a_command_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["list"], ["status"], ["hosts"], ["logs", "echo"], ["call", "echo", "1"]])
+def test_without_a_platform_it_says_how_to_start_one(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--json"]) == 1
+    shown = capsys.readouterr()
+    assert "headrace up" in shown.err
+    document = json.loads(shown.out)
+    assert document["error"]["type"] == "NotRunning"
+    assert document["error"]["exit_code"] == 1
+
+
+def test_down_without_a_platform_is_done_already(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["down", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stopped"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SpecError("no\nsuch option."), 2),
+        (DataDirError("held."), 1),
+        (EndpointNotFound("no endpoint 'x'.", hint="Did you mean 'y'?"), 1),
+        (RuntimeError("a bug"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_the_error_tree_gives_the_exit_code(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("headrace.cli.options.open_session", fail)
+    assert run(["list", "--json"]) == code
+    shown = capsys.readouterr()
+    if code != 130:
+        assert shown.err.count("\n") == 1
+        document = json.loads(shown.out)["error"]
+        assert document["exit_code"] == code
+        assert ("problem" in document) == isinstance(error, EndpointNotFound)
+
+
+def test_a_bug_is_shown_whole_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("headrace.cli.options.open_session", fail)
+    monkeypatch.setenv("HEADRACE_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(["list"])
+
+
+def test_an_old_python_gives_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2, "final", 0))
+    with pytest.raises(SystemExit) as ended:
+        cli_main.main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown == "headrace: needs Python 3.11 or newer, this is 3.9.2: run it with a newer one.\n"
+
+
+def test_the_version_check_is_written_for_old_pythons() -> None:
+    source = Path(cli_main.__file__).read_text()
+    ast.parse(source, feature_version=(3, 7))
+    assert "headrace" not in source.partition("def main")[0].replace("``headrace``", ""), (
+        "imports before the check"
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    command = f"{sys.executable} -m headrace.cli --help | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,91 @@
+"""The parts of the benchmarks that compute: what wrk says, summaries, the report."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WRK = """Running 1s test @ http://127.0.0.1:7001/
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.40ms  247.00us   4.30ms   90.33%
+    Req/Sec    23.72k     1.19k   25.45k    81.82%
+  Latency Distribution
+     50%  950.00us
+     75%    1.44ms
+     90%    1.56ms
+     99%    1.20s
+  25985 requests in 1.10s, 4.39MB read
+  Socket errors: connect 1, read 2, write 3, timeout 4
+  Non-2xx or 3xx responses: 7
+Requests/sec:  23619.66
+Transfer/sec:      3.99MB
+"""
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def test_wrk_report_is_read() -> None:
+    found = _load("_load").parse_wrk(WRK)
+    assert found == {"requests_per_s": 23619.66, "p50_ms": 0.95, "p99_ms": 1200.0, "failed": 17}
+    with pytest.raises(RuntimeError, match="wrk said"):
+        _load("_load").parse_wrk("unable to connect")
+
+
+def test_summary_of_one_and_of_many() -> None:
+    load = _load("_load")
+    assert load.summary([5.0]) == {"count": 1, "p50": 5.0, "p99": 5.0, "max": 5.0}
+    many = load.summary([float(n) for n in range(200)])
+    assert (many["p50"], many["p99"], many["max"]) == (99.5, 198.0, 199.0)
+
+
+def test_free_ports_are_different_and_below_rays_workers() -> None:
+    ports = _load("_load").free_ports(4)
+    assert len(set(ports)) == 4
+    assert all(1024 < port < 10_000 for port in ports)
+
+
+def test_report_has_a_row_for_each_measurement() -> None:
+    main = _load("__main__")
+    side = {"count": 3, "p50": 10.0, "p99": 20.0, "max": 30.0}
+    wrk = {"connections_32": {"requests_per_s": 4000.0, "p50_ms": 8.0}}
+    found = {
+        "coldstart": {
+            "headrace": side, "ray_serve_default": side, "ray_serve_tuned": side,
+            "times_faster_than_default": 100.0, "times_faster_than_tuned": 50.0,
+        },
+        "throughput": {
+            "headrace": {**wrk, "plain_client": side}, "ray_serve_default": wrk, "bare_aiohttp": wrk,
+            "own_socket": side, "times_ray_serve": 20.0, "of_bare_aiohttp": 0.4, "above_own_socket_ms": 0.3,
+        },
+        "idle": {"endpoints": 10000, "list_s": 0.5, "wake": side, "grown_mb": 90.0},
+    }  # fmt: skip
+    text = main.report(found, datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC))
+    assert "2026-01-02 03:04 UTC" in text
+    assert text.count("\n| ") == 1 + 4
+    assert "python -m benchmarks.idle" in text
+
+
+def test_unknown_benchmark_is_wrong_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "cooldstart"])
+    assert _load("__main__").main() == 2
+    assert "coldstart" in capsys.readouterr().err

@@ -1,0 +1,140 @@
+"""Rules of the repository that no other tool checks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE_ROOTS = ("platform", "runtimes", "autoscaler", "providers")
+LOCKS = sorted(ROOT.glob("requirements*.lock"))
+MAX_LINES = 400
+
+
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def _name(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match is not None, requirement
+    return match[0].lower().replace("_", "-")
+
+
+def _tracked(*patterns: str) -> list[Path]:
+    """Files that git has; in a copy without git, all of them."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z", "--", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    if done.returncode != 0:
+        return [path for pattern in patterns for path in ROOT.rglob(pattern) if ".venv" not in path.parts]
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("folder", [*SOURCE_ROOTS, "tests"])
+def test_no_source_root_is_a_package(folder: str) -> None:
+    # `platform/__init__.py` would shadow the standard library's `platform` and break everything.
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_tests_have_no_packages_and_no_name_twice() -> None:
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert not [path for path in files if path.name == "__init__.py"]
+    names = [path.name for path in files]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: str(lock.name))
+def test_locks_hold_hashes_and_no_addresses(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    assert not re.search(r"--(extra-)?index|--find-links|--trusted-host| @ ", text)
+    pins = re.findall(r"^[a-z0-9][\w.-]*==\S+", text, re.MULTILINE)
+    assert len(pins) == len(re.findall(r"^[a-z0-9]", text, re.MULTILINE))
+    assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_torch_is_in_no_lock() -> None:
+    # Its builds differ by machine, and a hash would allow just one of them (scripts/setup.sh).
+    assert LOCKS
+    for lock in LOCKS:
+        assert not re.search(r"^(torch|nvidia-)", lock.read_text(), re.MULTILINE)
+
+
+def test_locks_hold_all_that_the_project_asks_for() -> None:
+    project = _project()
+    locked = {
+        _name(line)
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if re.match(r"[a-z0-9]", line)
+    }
+    wanted = list(project["dependencies"])
+    for extra in ("dev", "bench", "examples"):
+        wanted += project["optional-dependencies"][extra]
+    assert not {_name(requirement) for requirement in wanted} - locked
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    project = _project()
+    wanted = {_name(requirement) for requirement in project["dependencies"]}
+    for requirements in project["optional-dependencies"].values():
+        wanted |= {_name(requirement) for requirement in requirements}
+    rows = re.findall(
+        r"^\| `([^`]+)` \| [^|]* \| ([^|]+) \|$", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE
+    )
+    reasons = {name.lower(): reason.strip() for name, reason in rows}
+    assert wanted == set(reasons)
+    assert all(reasons.values())
+
+
+def _lines(path: Path) -> int:
+    """Lines with something on them."""
+    return sum(bool(line.strip()) for line in path.read_text().splitlines())
+
+
+def test_modules_stay_below_the_hard_bound() -> None:
+    files = _tracked(*(f"{root}/**/*.py" for root in SOURCE_ROOTS))
+    long = {str(path.relative_to(ROOT)): _lines(path) for path in files}
+    assert not {name: lines for name, lines in long.items() if lines > MAX_LINES}
+
+
+def test_packages_open_with_a_sentence() -> None:
+    packages = [
+        path for path in _tracked(*(f"{root}/**/*.py" for root in SOURCE_ROOTS)) if path.name == "__init__.py"
+    ]
+    assert packages
+    for path in packages:
+        assert re.match(r'"""[A-Z@`].{10,}', path.read_text()), f"{path} opens with no docstring"
+
+
+def test_only_the_modules_named_for_it_import_ray() -> None:
+    importing = re.compile(r"^\s*(?:import ray\b|from ray\b)", re.MULTILINE)
+    found = {
+        path
+        for path in _tracked(*(f"{root}/**/*.py" for root in SOURCE_ROOTS))
+        if importing.search(path.read_text())
+    }
+    named = re.compile(r"platform/headrace/cluster/ray_\w+\.py")
+    assert not {str(path) for path in found if not named.search(path.as_posix())}
+
+
+def test_scripts_can_be_run() -> None:
+    for path in (ROOT / ".ci/run", *(ROOT / "scripts").glob("*.sh")):
+        assert path.stat().st_mode & 0o111, path
+        assert subprocess.run(["bash", "-n", path], timeout=30, check=False).returncode == 0
+
+
+def test_the_license_is_apache_2() -> None:
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
+    assert _project()["license"] == "Apache-2.0"
