@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 MARGIN_S = 10.0
+PARAMETER = re.compile(r"[A-Za-z_]\w*=")
 
 
 @click.command("call", help=SUMMARIES["call"])
 @click.argument("name")
-@click.argument("payload", metavar="[JSON | @FILE | -]", required=False)
+@click.argument("payload", metavar="[JSON | @FILE | - | NAME=VALUE...]", nargs=-1)
 @click.option("--data-file", type=click.Path(path_type=Path), help="Send this file's bytes as they are.")
 @click.option("--content-type", help="Of --data-file (default: application/octet-stream).")
 @click.option("--raw", is_flag=True, help="Print the answer's bytes as they are.")
@@ -40,17 +42,17 @@ def call_command(
     session: Session,
     *,
     name: str,
-    payload: str | None,
+    payload: tuple[str, ...],
     data_file: Path | None,
     content_type: str | None,
     raw: bool,
     with_receipt: bool,
     timeout: float,
 ) -> None:
-    """Call NAME (or NAME@VERSION) with JSON, with a file of JSON (@FILE), or with what comes on stdin (-)."""
+    """Call NAME (or NAME@VERSION) with JSON, a file of JSON (@FILE), stdin (-), or parameters by name."""
     if raw and session.out.as_json:
         raise click.UsageError("--raw and --json exclude each other.")
-    body, sent_type = read_input(payload, data_file, content_type)
+    body, sent_type = read_input(joined(payload), data_file, content_type)
     headers = {"X-Headrace-Timeout": f"{timeout:.3f}"} | ({"Content-Type": sent_type} if sent_type else {})
     with session.client() as client:
         with session.out.progress(f"calling {name}"):
@@ -74,6 +76,24 @@ def call_command(
             _print(reply)
         if with_receipt and not session.out.as_json:
             session.out.note(receipt.show(steps) or "the answer carries no receipt")
+
+
+def joined(words: Sequence[str]) -> str | None:
+    """One input, or ``name=value`` words as a JSON object; a value that is not JSON is text."""
+    if not words:
+        return None
+    if not all(PARAMETER.match(word) for word in words):
+        if len(words) > 1:
+            raise click.UsageError("give one input (quoted for the shell), or parameters as NAME=VALUE.")
+        return words[0]
+    given: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            given[name] = value
+    return json.dumps(given)
 
 
 def read_input(

@@ -7,6 +7,20 @@ from dataclasses import dataclass
 
 _PART = re.compile(r'\s*([\w.!#$%&\'*+^`|~-]+)((?:\s*;\s*[\w-]+\s*=\s*(?:"[^"]*"|[^;,]*))*)\s*(?:,|$)')
 _PARAMETER = re.compile(r';\s*([\w-]+)\s*=\s*(?:"([^"]*)"|([^;,]*))')
+WORDS = {
+    "queue": "queued",
+    "claim": "claimed",
+    "import": "imported",
+    "load": "loaded",
+    "handler": "handled",
+    "total": "first byte",
+}
+TIERS = {
+    "warm": "taken warm",
+    "forked": "forked",
+    "cached": "started, image local",
+    "cold": "started, image built or pulled",
+}
 
 
 @dataclass(frozen=True)
@@ -31,11 +45,19 @@ def parse(header: str) -> list[Step]:
     return steps
 
 
+def in_words(steps: list[Step]) -> list[Step]:
+    """The gateway's short names as people read them; how the instance started (its tier) names that step."""
+    tier = next((step.detail for step in steps if step.name == "tier"), "")
+    words = {**WORDS, "boot": TIERS.get(tier, "started")}
+    return [Step(words.get(s.name, s.name), s.ms, s.detail) for s in steps if s.name != "tier"]
+
+
 def show(steps: list[Step]) -> str:
     """One line per step, durations aligned."""
-    width = max((len(step.name) for step in steps), default=0)
+    shown = in_words(steps)
+    width = max((len(step.name) for step in shown), default=0)
     lines = []
-    for step in steps:
+    for step in shown:
         took = f"{step.ms:9.1f} ms" if step.ms is not None else " " * 12
         lines.append(f"  {step.name.ljust(width)}  {took}  {step.detail}".rstrip())
     return "\n".join(lines)

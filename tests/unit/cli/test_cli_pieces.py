@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 from headrace.cli import doctor, receipt
-from headrace.cli.call import read_input
+from headrace.cli.call import joined, read_input
 from headrace.cli.dev import words
 from headrace.cli.endpoints import describe, report
 from headrace.cli.logs import line
@@ -118,6 +118,33 @@ def test_input_comes_as_json_file_or_bytes(tmp_path: Path) -> None:
     assert read_input("plain words", None, "text/plain") == (b"plain words", "text/plain")
     with pytest.raises(click.UsageError, match="not JSON"):
         read_input("plain words", None, None)
+
+
+def test_parameters_by_name_become_an_object() -> None:
+    assert joined([]) is None
+    assert joined(['{"a": 1}']) == '{"a": 1}'
+    assert json.loads(joined(["name=Ada", "n=3", "on=true", "path=a=b", "empty="]) or "") == {
+        "name": "Ada",
+        "n": 3,
+        "on": True,
+        "path": "a=b",
+        "empty": "",
+    }
+    with pytest.raises(click.UsageError, match="NAME=VALUE"):
+        joined(["a", "b=1"])
+
+
+def test_the_gateways_receipt_in_words() -> None:
+    header = (
+        'queue;dur=5.00, tier;desc="forked", claim;dur=1.00, boot;dur=2.00, load;dur=0.50, total;dur=9.00'
+    )
+    assert [(s.name, s.ms) for s in receipt.in_words(receipt.parse(header))] == [
+        ("queued", 5.0),
+        ("claimed", 1.0),
+        ("forked", 2.0),
+        ("loaded", 0.5),
+        ("first byte", 9.0),
+    ]
 
 
 def _session(tmp_path: Path, as_json: bool = False) -> Session:
