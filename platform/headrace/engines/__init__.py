@@ -1,1 +1,1 @@
-"""What runs inside a sandbox; each folder is one engine, self-contained, and is started by path, not imported."""
+"""What runs inside a sandbox: each folder is one engine, self-contained, started by path, never imported."""

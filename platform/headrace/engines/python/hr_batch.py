@@ -27,6 +27,7 @@ class BatchApp:
         server: Server,
         loaded: hr_loader.Loaded,
         pool: ThreadPool,
+        *,
         concurrency: int,
         max_size: int,
         wait_ms: float,
@@ -141,10 +142,12 @@ class BatchApp:
 
     def _split(self, batch: List[Waiting], results: Any) -> List[Answer]:
         if isinstance(results, (str, bytes, dict)) or not hasattr(results, "__len__"):
-            detail = f"the batch handler returned {hr_types.name_of(results)}: return a list with one result per input"
+            what = hr_types.name_of(results)
+            detail = f"the batch handler returned {what}: return a list with one result per input"
             raise Problem("output-invalid", detail)
         if len(results) != len(batch):
-            detail = f"the batch handler returned {len(results)} results for {len(batch)} inputs: return one for each"
+            counts = f"{len(results)} results for {len(batch)} inputs"
+            detail = f"the batch handler returned {counts}: return one for each"
             raise Problem("output-invalid", detail)
         return [self.outputs.encode(result) for result in results]
 

@@ -47,7 +47,8 @@ class Exchange:
     """One request and its answer. Calls that come after the answer or after the client left do nothing."""
 
     __slots__ = (
-        "body", "cancel", "cancelled", "conn", "deadline", "done", "head", "request_id", "slot", "started", "streaming",
+        "body", "cancel", "cancelled", "conn", "deadline", "done", "head", "request_id", "slot", "started",
+        "streaming",
     )  # fmt: skip
 
     def __init__(self, conn: "Connection", head: Head, body: bytes) -> None:
@@ -139,7 +140,7 @@ class Exchange:
             self.conn.abort()
 
     def when_writable(self, call: Callable[[], None]) -> None:
-        """Call as soon as the client has taken enough of what was written; at once when it has, or has left."""
+        """Call when the client has taken enough of what was written; at once when it has, or has left."""
         if self.conn.paused and not self.done:
             self.conn.waiting.append(call)
         else:
@@ -262,7 +263,8 @@ class Connection(asyncio.Protocol):
             self._reading = True
             self._transport.resume_reading()
         if self._buffer and not self._advancing:
-            self._advance()
+            # Not at once: whoever answered may still have to give back the slot that the next one needs.
+            self.loop.call_soon(self._advance)
 
     def _advance(self) -> None:
         self._advancing = True
@@ -334,7 +336,7 @@ class Connection(asyncio.Protocol):
         x.problem(Problem(error.slug, str(error)))
 
     def _linger(self) -> None:
-        # Closing with unread bytes resets the connection, and the client may lose the answer: let it read first.
+        # Closing with unread bytes resets the connection and may lose the answer: let the client read first.
         self._deaf = True
         self._buffer.clear()
         if self._transport.is_closing():

@@ -27,7 +27,7 @@ Headers = List[Tuple[bytes, bytes]]
 
 
 class BadHttp(Exception):
-    """Not a request that may be answered; ``slug`` is a problem kind. The connection ends after the answer."""
+    """Not a request that may be answered; ``slug`` is a problem kind. The answer ends the connection."""
 
     def __init__(self, slug: str, detail: str) -> None:
         super().__init__(detail)
@@ -125,7 +125,7 @@ class ChunkedDecoder:
         self.size = 0
 
     def feed(self, data: bytes) -> Optional[bytes]:
-        """``None`` while more is needed, else what follows the body. Raises `BadHttp` (413 above the limit)."""
+        """``None`` while more is needed, else what follows the body. Raises `BadHttp` (413)."""
         self._buffer += data
         while True:
             if self._state == "data":

@@ -122,7 +122,7 @@ class Inputs:
         raise Problem(
             "unsupported-media-type",
             f"this handler takes application/json, and {sent} was sent",
-            "Send JSON with Content-Type: application/json; only a handler whose one parameter is bytes takes others.",
+            "Send Content-Type: application/json; only a handler whose one parameter is bytes takes others.",
         )
 
     def from_json(self, value: Any) -> Arguments:
@@ -159,10 +159,10 @@ class Inputs:
                 values[name] = parameter.check(fields[name], (name,), errors)
             elif parameter.required:
                 errors.append({"loc": [name], "msg": "Field required", "type": "missing"})
-        for name in fields:
+        for name, value in fields.items():
             if name not in self._parameters:
                 if self._extra:
-                    values[name] = fields[name]
+                    values[name] = value
                 else:
                     errors.append({"loc": [name], "msg": self._unknown(name), "type": "extra_forbidden"})
         if errors:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback as tb
-from typing import Any, Awaitable, Callable, Iterator, Mapping, Optional
+from typing import Any, Awaitable, Callable, FrozenSet, Iterator, Mapping, Optional
 
 import hr_shim
 from hr_ipc import cut
@@ -77,7 +77,7 @@ def add_code(code: str) -> None:
         names = {os.path.splitext(name)[0] for name in os.listdir(code)}
     except OSError:
         return
-    stdlib = getattr(sys, "stdlib_module_names", frozenset())
+    stdlib: FrozenSet[str] = getattr(sys, "stdlib_module_names", frozenset())
     for name in names & {m.partition(".")[0] for m in sys.modules}:
         file = getattr(sys.modules.get(name), "__file__", None) or ""
         if name in stdlib or name in ("headrace", "__main__") or file.startswith((code, _ENGINE)):
@@ -170,7 +170,7 @@ def run_health(loaded: Loaded, run: Callable[[Awaitable[Any]], Any]) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: Optional[float], what: str) -> Iterator[None]:
-    """Raise `LoadTimeout` in the main thread after ``seconds``; code that never returns to Python is not stopped."""
+    """Raise `LoadTimeout` in the main thread after ``seconds``, once the code is back in Python."""
     if not seconds or seconds <= 0:
         yield
         return
@@ -188,7 +188,7 @@ def time_limit(seconds: Optional[float], what: str) -> Iterator[None]:
 
 
 def load_in_zygote(message: Mapping[str, Any]) -> Loaded:
-    """Import and load for ``snapshot="loaded"``; an async ``load`` gets a loop of its own, closed afterwards."""
+    """Import and load for ``snapshot="loaded"``; an async ``load`` gets its own loop, closed afterwards."""
     entry = str(message["entry"])
     with time_limit(message.get("timeout"), "load()"):
         loaded = make(

@@ -24,13 +24,14 @@ TRIAL_TIMEOUT_S = 120.0
 _NOBODY = 65534
 
 CORE = (
-    "asyncio", "bisect", "collections.abc", "concurrent.futures", "contextlib", "dataclasses", "datetime", "decimal",
-    "difflib", "enum", "functools", "inspect", "itertools", "json", "logging", "queue", "random", "re", "socket",
-    "tempfile", "threading", "traceback", "typing", "urllib.parse", "uuid", "linecache", "encodings.idna",
-    "unicodedata",
+    "asyncio", "bisect", "collections.abc", "concurrent.futures", "contextlib", "dataclasses",
+    "datetime", "decimal", "difflib", "enum", "functools", "inspect", "itertools", "json",
+    "logging", "queue", "random", "re", "socket", "tempfile", "threading", "traceback", "typing",
+    "urllib.parse", "uuid", "linecache", "encodings.idna", "unicodedata",
 )  # fmt: skip
 """What an instance touches between the fork and its first answer."""
-OPTIONAL = ("uvloop", "pydantic", "headrace")
+# `import headrace` alone imports nothing: what its decorator needs is named.
+OPTIONAL = ("uvloop", "pydantic", "headrace", "headrace.sdk.endpoint")
 """Used when the environment has them."""
 
 
@@ -80,7 +81,7 @@ def preload(
         done = set(good) | {bad}
         left = [name for name in todo if name not in done]
         if len(left) == len(todo):
-            refused.update({name: reason for name in left})
+            refused.update(dict.fromkeys(left, reason))
             break
         todo = left
     return imported, refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import os
 import resource
@@ -29,7 +30,7 @@ _SHUTDOWN_S = 5.0
 def new_loop() -> asyncio.AbstractEventLoop:
     """uvloop's when the environment has it."""
     try:
-        import uvloop
+        uvloop = importlib.import_module("uvloop")
     except ImportError:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -183,7 +184,9 @@ class _Instance:
             server.app = self._asgi
         elif self._batch > 0:
             wait_ms = float(self._message.get("batch_max_wait_ms") or 0.0)
-            server.app = BatchApp(server, loaded, pool, self._concurrency, self._batch, wait_ms)
+            server.app = BatchApp(
+                server, loaded, pool, concurrency=self._concurrency, max_size=self._batch, wait_ms=wait_ms
+            )
         else:
             server.app = hr_native.NativeApp(server, loaded, pool)
         self._controls = Controls(self._channel, server, loaded)

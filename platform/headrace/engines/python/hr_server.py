@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import time
 from typing import Callable, List, Optional, Protocol, Set
@@ -28,7 +29,7 @@ def _deadline_ms(x: Exchange) -> Optional[float]:
         value = float(raw)
     except ValueError:
         return None
-    return value if value == value else None
+    return None if math.isnan(value) else value
 
 
 class Server:
@@ -161,5 +162,6 @@ class Server:
     async def flush(self, wait_s: float) -> None:
         """Wait until clients have taken what was written, at most ``wait_s``."""
         deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline and any(c.unsent() for c in self.connections):
+        while time.monotonic() < deadline and any(c.unsent() for c in self.connections):  # noqa: ASYNC110
+            # Transports tell when they fall below a mark, not when they are empty.
             await asyncio.sleep(0.002)

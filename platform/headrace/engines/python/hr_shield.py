@@ -159,6 +159,6 @@ def raise_shield(expose: Sequence[str], hide: Sequence[str]) -> Tuple[bool, str]
     except OSError as error:
         return (
             False,
-            f"no private mounts ({error.strerror or error}): run with CAP_SYS_ADMIN to hide files from sandboxes",
+            f"no private mounts ({error.strerror or error}): hiding files from sandboxes takes CAP_SYS_ADMIN",
         )
     return True, note or f"{len(steps)} mounts"

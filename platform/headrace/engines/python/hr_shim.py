@@ -1,7 +1,8 @@
-"""A stand-in for the ``headrace`` package in environments that don't have it: decorators that change nothing."""
+"""A stand-in for ``headrace`` in environments that don't have it: decorators that change nothing."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 from typing import Any, Callable
@@ -35,7 +36,7 @@ def install() -> None:
     if "headrace" in sys.modules:
         return
     try:
-        import headrace  # noqa: F401
+        importlib.import_module("headrace")
     except ImportError:
         module = types.ModuleType("headrace", __doc__)
         module.__dict__.update(endpoint=endpoint, Image=_Anything())

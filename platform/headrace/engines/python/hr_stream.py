@@ -1,4 +1,4 @@
-"""Generators as streamed answers: server-sent events or one JSON value per line, pulled as the client takes them."""
+"""Generators as streamed answers (events, or one JSON value per line), pulled as the client takes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Framing:
 
 
 class Writer:
-    """The answer's side of a stream: its head waits for the first item, so that an early failure has a status."""
+    """The answer's side of a stream; its head waits for the first item, so an early failure has a status."""
 
     def __init__(self, x: Exchange) -> None:
         self._x = x

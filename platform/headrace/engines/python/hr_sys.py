@@ -33,7 +33,7 @@ def _prctl(option: int, value: int, what: str) -> None:
 
 
 def unshare_mounts() -> None:
-    """A mount namespace of our own that propagates nothing. Raises `OSError` (EPERM without CAP_SYS_ADMIN)."""
+    """A mount namespace of our own that propagates nothing. Raises `OSError`: it takes CAP_SYS_ADMIN."""
     _check(_libc.unshare(CLONE_NEWNS), "unshare")
     mount(None, "/", None, MS_REC | MS_PRIVATE)
 
@@ -71,9 +71,9 @@ def set_name(name: str) -> None:
 
 
 def drop_user(uid: Optional[int], gid: Optional[int]) -> None:
-    """Become ``uid`` and ``gid`` for good (``None``: keep). Not root: nothing, unless another uid is asked for.
+    """Become ``uid`` and ``gid`` for good (``None``: keep).
 
-    Raises `PermissionError` when it cannot.
+    Raises `PermissionError` when this process is neither root nor that user already.
     """
     if uid is None:
         return

@@ -1,8 +1,9 @@
-"""Type hints of handlers, and pydantic adapters for those that say something; without pydantic there are none."""
+"""Type hints of handlers, and pydantic adapters for those that say something (none without pydantic)."""
 
 from __future__ import annotations
 
 import collections.abc
+import importlib
 import inspect
 import typing
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -72,7 +73,7 @@ def adapter_for(hint: Any) -> Optional[Any]:
     if any(hint is nothing for nothing in _SAYS_NOTHING):
         return None
     try:
-        import pydantic
+        pydantic = importlib.import_module("pydantic")
     except ImportError:
         return None
     try:

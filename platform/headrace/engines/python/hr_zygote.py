@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -15,6 +16,7 @@ import hr_forksafe
 import hr_loader
 import hr_preload
 import hr_shield
+import hr_shim
 import hr_sys
 from hr_ipc import Channel, Message, close_all
 
@@ -78,9 +80,15 @@ class Zygote:
             detail = f"{detail}; {error}".strip("; ")
         before = hr_forksafe.look()
         missing = hr_preload.import_core()
+        # Once here, instead of a search for it in every instance.
+        hr_shim.install()
         notes = [
             detail,
-            *(f"{name} is not used: {why}" for name, why in missing.items() if name != "headrace"),
+            *(
+                f"{name} is not used: {why}"
+                for name, why in missing.items()
+                if name.split(".")[0] != "headrace"
+            ),
         ]
         unsafe = hr_forksafe.unsafe_since(before)
         if unsafe:
@@ -165,10 +173,8 @@ class Zygote:
             pid = found.si_pid
             if pid in self._children:
                 # Before it is reaped its number can't be anybody else's: end what it left in its group.
-                try:
+                with contextlib.suppress(OSError):
                     os.killpg(pid, signal.SIGKILL)
-                except OSError:
-                    pass
             _, status = os.waitpid(pid, 0)
             if pid in self._children:
                 self._children.discard(pid)
@@ -191,9 +197,7 @@ def main(fd: int) -> int:
     hr_sys.die_with_parent(parent)
     # The runtime decides when this ends, not a Ctrl-C in the terminal that it shares.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with contextlib.suppress(OSError):
         os.chdir("/")
-    except OSError:
-        pass
     hr_child.line_buffered()
     return Zygote(fd).run()

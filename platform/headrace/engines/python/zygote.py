@@ -1,4 +1,4 @@
-"""Start of the engine: ``python <engine-dir>/zygote.py <fd>``; ``<fd>`` is a SOCK_SEQPACKET socket to the runtime."""
+"""Start of the engine: ``python <engine-dir>/zygote.py <fd>``, a SOCK_SEQPACKET socket to the runtime."""
 
 from __future__ import annotations
 
