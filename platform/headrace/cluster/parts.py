@@ -62,6 +62,7 @@ class Platform:
         self._driver_ready = asyncio.Event()
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._driver_error = ""
+        self._missing = "Ray is not up"
         self._ready = False
         self._began = time.monotonic()
 
@@ -127,18 +128,22 @@ class Platform:
                 await self._poll("/api/v1/status", _has_host)
         except TimeoutError:
             raise SetupError(
-                f"the platform was not ready within {START_DEADLINE_S:g} s.",
+                f"the platform was not ready within {START_DEADLINE_S:g} s: {self._missing}.",
                 hint=f"The logs are in {self._settings.data / 'logs'}.",
             ) from None
 
     async def _poll(self, path: str, good: Callable[[bytes], bool]) -> None:
         while True:
-            with contextlib.suppress(OSError, TimeoutError, ValueError):
+            try:
                 status, body = await probe.get(
                     self._settings.host, self._settings.port, path, key=self._admin_key
                 )
+            except (OSError, TimeoutError, ValueError) as error:
+                self._missing = f"the gateway does not answer at {path} ({type(error).__name__}: {error})"
+            else:
                 if status == 200 and good(body):
                     return
+                self._missing = f"{path} says {status} {body[:200].decode(errors='replace')}"
             await asyncio.sleep(READY_POLL_S)
 
     # -- keeping up ---------------------------------------------------------------------------
