@@ -85,6 +85,11 @@ def read_page(
     return lines, cursor
 
 
+def _file_name(endpoint: str) -> str:
+    """One directory name per endpoint, whatever the name."""
+    return quote(endpoint, safe="").replace(".", "%2E") or "_"
+
+
 @dataclass
 class _Log:
     """One endpoint's files. ``fd`` is open while ``writers`` > 0."""
@@ -179,7 +184,7 @@ class LogStore:
     def _get(self, endpoint: str) -> _Log:
         log = self._logs.get(endpoint)
         if log is None:
-            log = self._logs[endpoint] = _Log(self._root / (quote(endpoint, safe="") or "_"))
+            log = self._logs[endpoint] = _Log(self._root / _file_name(endpoint))
             with contextlib.suppress(OSError, ValueError):
                 found = [p for p in log.path.iterdir() if p.suffix == ".log" and p.stem.isdigit()]
                 log.segments = sorted((int(p.stem), p) for p in found)

@@ -1,0 +1,113 @@
+import asyncio
+import json
+import os
+import socket
+
+import pytest
+from headrace_runtimes.process.channel import MAX_PACKET, MAX_WAITING, Channel, ChannelError, pair
+
+
+class Peer:
+    def __init__(self):
+        self.ours, self.theirs = pair()
+        self.got, self.closed = [], 0
+        self.channel = Channel(self.ours, self.got.append, self._closed)
+
+    def _closed(self):
+        self.closed += 1
+
+
+def flood(peer, *fds):
+    """Send until it is refused; how many went."""
+    for sent in range(10_000):
+        try:
+            peer.channel.send({"n": sent, "pad": "x" * 8000}, fds)
+        except ChannelError:
+            return sent
+    raise AssertionError("unbounded")
+
+
+async def eventually(what):
+    async with asyncio.timeout(5):
+        while not what():
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def peer():
+    peer = Peer()
+    yield peer
+    peer.channel.close()
+    peer.theirs.close()
+
+
+async def test_packets_and_descriptors_arrive(peer):
+    read, write = os.pipe()
+    peer.channel.send({"op": "fork", "id": "x"}, [write])
+    data, fds, _, _ = socket.recv_fds(peer.theirs, MAX_PACKET, 4)
+    assert json.loads(data) == {"op": "fork", "id": "x"}
+    os.write(fds[0], b"hi")
+    assert os.read(read, 2) == b"hi"
+    for fd in (read, write, *fds):
+        os.close(fd)
+    peer.theirs.send(b'{"ev":"forked","pid":1}')
+    await eventually(lambda: peer.got == [{"ev": "forked", "pid": 1}])
+
+
+async def test_a_reader_that_stops_is_noticed_and_what_waits_arrives_in_order(peer):
+    sent = flood(peer)
+    assert sent > MAX_WAITING
+    got = []
+    peer.theirs.setblocking(False)
+
+    def drain():
+        try:
+            while True:
+                got.append(json.loads(peer.theirs.recv(MAX_PACKET))["n"])
+        except BlockingIOError:
+            return len(got) == sent
+
+    await eventually(drain)
+    assert got == list(range(sent))
+
+
+async def test_waiting_descriptors_are_copies_that_are_closed(peer):
+    read, write = os.pipe()
+    flood(peer, write)
+    os.close(write)
+    peer.channel.close()
+    peer.theirs.close()
+    assert os.read(read, 1) == b""  # no copy of the writing end is left anywhere
+    os.close(read)
+
+
+@pytest.mark.parametrize("junk", [b"\xff", b"[1]", b"not json", b"null"])
+async def test_junk_from_the_peer_closes(peer, junk):
+    peer.theirs.send(junk)
+    await eventually(lambda: peer.closed == 1)
+    assert not peer.got
+    with pytest.raises(ChannelError, match="has ended"):
+        peer.channel.send({})
+
+
+async def test_a_gone_peer_closes_once(peer):
+    peer.theirs.close()
+    await eventually(lambda: peer.closed == 1)
+    peer.channel.close()
+    assert peer.closed == 1
+
+
+async def test_a_packet_above_the_bound_is_refused(peer):
+    with pytest.raises(ChannelError, match="above the bound"):
+        peer.channel.send({"env": "x" * MAX_PACKET})
+    peer.channel.send({"small": 1})
+    assert peer.theirs.recv(100) == b'{"small":1}'
+
+
+async def test_descriptors_from_a_child_are_closed(peer):
+    read, write = os.pipe()
+    socket.send_fds(peer.theirs, [b"{}"], [write])
+    os.close(write)
+    await eventually(lambda: peer.got == [{}])
+    assert os.read(read, 1) == b""
+    os.close(read)

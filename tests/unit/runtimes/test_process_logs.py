@@ -1,0 +1,179 @@
+import asyncio
+import os
+
+import pytest
+from headrace_runtimes.process.logs import KEEP_SEGMENTS, MIN_SEGMENT, LogStore, decode_line, encode_line
+from headrace_runtimes.process.pipes import BURST_BYTES, MAX_LINE, LinePipe, split_lines
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+async def read_all(store, endpoint="p/e", limit=100, after=0, sandbox=None):
+    found = []
+    while True:
+        page, after = await store.read(endpoint, sandbox, after, limit, 0)
+        found += page
+        if not page:
+            return found, after
+
+
+@given(st.text().filter(lambda t: "\n" not in t), st.sampled_from(["stdout", "stderr", "system"]))
+def test_a_record_is_read_as_it_was_written(text, stream):
+    record = encode_line(1.5, stream, "i-1", text)
+    assert record.endswith(b"\n")
+    line = decode_line("e", record[:-1])
+    assert (line.at, line.stream, line.sandbox) == (1.5, stream, "i-1")
+    assert line.text == text.encode("utf-8", "replace").decode()
+
+
+@given(st.binary())
+def test_a_cut_record_is_no_line_and_no_error(junk):
+    line = decode_line("e", junk)
+    assert line is None or line.endpoint == "e"
+
+
+@given(st.lists(st.binary(max_size=50)))
+def test_lines_do_not_depend_on_how_they_arrive(chunks):
+    rest, lines = b"", []
+    for chunk in chunks:
+        found, rest = split_lines(rest + chunk)
+        lines += found
+    whole, whole_rest = split_lines(b"".join(chunks))
+    assert (lines, rest) == (whole, whole_rest)
+
+
+def test_a_line_without_end_is_given_out_in_pieces():
+    lines, rest = split_lines(b"x" * (3 * MAX_LINE + 5))
+    assert [len(line) for line in lines] == [MAX_LINE] * 3
+    assert rest == b"x" * 5
+
+
+async def test_pages_filters_and_other_endpoints(tmp_path):
+    store = LogStore(tmp_path, 1 << 20)
+    for n in range(30):
+        store.write("p/e", f"i{n % 3}", "stdout", [f"line {n}"])
+    store.write("p/other", "j", "stdout", ["not mine"])
+    lines, _ = await read_all(store, limit=7)
+    assert [line.text for line in lines] == [f"line {n}" for n in range(30)]
+    lines, _ = await read_all(store, sandbox="i1", limit=4)
+    assert [line.text for line in lines] == [f"line {n}" for n in range(1, 30, 3)]
+    assert (await store.read("p/never", None, 0, 10, 0)) == ([], 0)
+    store.close()
+
+
+async def test_old_segments_go_and_the_cursor_goes_on(tmp_path):
+    store = LogStore(tmp_path, MIN_SEGMENT)
+    store.attach("p/e")
+    for n in range(1000):
+        store.write("p/e", "i", "stdout", [f"line {n} " + "x" * 40])
+    lines, end = await read_all(store)
+    numbers = [int(line.text.split()[1]) for line in lines]
+    assert numbers == list(range(numbers[0], 1000))
+    assert numbers[0] > 0
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(files) == KEEP_SEGMENTS
+    assert sum(p.stat().st_size for p in files) <= KEEP_SEGMENTS * MIN_SEGMENT
+    assert all(p.stat().st_mode & 0o777 == 0o600 for p in files)
+    assert tmp_path.joinpath("p%2Fe").stat().st_mode & 0o777 == 0o700
+    store.detach("p/e")
+    store.close()
+    again = LogStore(tmp_path, MIN_SEGMENT)
+    again.write("p/e", "i", "stdout", ["after"])
+    page, cursor = await again.read("p/e", None, end, 10, 0)
+    assert [line.text for line in page] == ["after"]
+    assert cursor > end
+    again.close()
+
+
+async def test_a_record_cut_by_a_crash_costs_only_itself(tmp_path):
+    store = LogStore(tmp_path, 1 << 20)
+    store.write("p/e", "i", "stdout", ["one"])
+    store.close()
+    (file,) = tmp_path.rglob("*.log")
+    with file.open("ab") as raw:
+        raw.write(b"17.5\tou")
+    again = LogStore(tmp_path, 1 << 20)
+    again.write("p/e", "i", "stdout", ["two"])
+    lines, _ = await read_all(again)
+    assert [line.text for line in lines] == ["one", "two"]
+    again.close()
+
+
+async def test_a_cursor_from_before_the_logs_were_removed_begins_again(tmp_path):
+    store = LogStore(tmp_path, 1 << 20)
+    store.write("p/e", "i", "stdout", ["new"])
+    for cursor in (10**9, -5):
+        page, _ = await store.read("p/e", None, cursor, 10, 0)
+        assert [line.text for line in page] == ["new"]
+    store.close()
+
+
+async def test_a_long_poll_ends_with_the_line_or_with_its_time(tmp_path):
+    store = LogStore(tmp_path, 1 << 20)
+    waiting = asyncio.create_task(store.read("p/e", "i2", 0, 10, 30))
+    await asyncio.sleep(0.02)
+    store.write("p/e", "i1", "stdout", ["of another"])
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    store.write("p/e", "i2", "stderr", ["mine"])
+    page, _ = await asyncio.wait_for(waiting, 5)
+    assert [(line.text, line.stream) for line in page] == [("mine", "stderr")]
+    page, cursor = await store.read("p/e", "i3", 0, 10, 0.05)
+    assert page == []
+    assert cursor > 0
+    store.close()
+
+
+async def test_a_full_disk_loses_lines_only(tmp_path):
+    (tmp_path / "p%2Fe").write_text("a file where the directory should be")
+    store = LogStore(tmp_path, 1 << 20)
+    store.write("p/e", "i", "stdout", ["lost"])
+    assert (await store.read("p/e", None, 0, 10, 0))[0] == []
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/../../b"])
+async def test_no_name_of_an_endpoint_leads_elsewhere(tmp_path, name):
+    root = tmp_path / "logs"
+    store = LogStore(root, 1 << 20)
+    store.write(name, "i", "stdout", ["x"])
+    store.close()
+    files = [p.resolve() for p in tmp_path.rglob("*") if p.is_file()]
+    assert all(p.is_relative_to(root.resolve()) and p.parent != root.resolve() for p in files)
+
+
+async def test_what_prints_too_much_waits(tmp_path):
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    got = 0
+
+    def count(lines):
+        nonlocal got
+        got += sum(len(line) + 1 for line in lines)
+
+    pipe = LinePipe(read, count)
+    sent = 0
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 0.3
+    while loop.time() < end:
+        try:
+            sent += os.write(write, b"y\n" * 4096)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    assert got <= BURST_BYTES * 20  # 0.3 s are six pauses; a loop without brakes reads far more
+    assert sent <= got + (1 << 20)
+    os.close(write)
+    async with asyncio.timeout(5):
+        while not pipe.closed:
+            await asyncio.sleep(0.01)
+    assert got == sent
+
+
+async def test_the_unfinished_last_line_is_not_lost():
+    read, write = os.pipe()
+    lines = []
+    pipe = LinePipe(read, lines.extend)
+    os.write(write, b"first\nlast words \xff")
+    pipe.close()
+    assert lines == ["first", "last words \ufffd"]
+    os.close(write)
