@@ -1,0 +1,175 @@
+"""The first policy: how many instances of each endpoint, started where, released when. Pure.
+
+Wanted = ceil((in flight + queued) / target concurrency), plus ``warm`` while there is demand, between
+min and max. It scales up at once. What it remembers (`EndpointState.desired`) is the most that was
+wanted during the last ``scale_down_delay_s``: while there is demand, idle instances beyond that go;
+without demand each goes ``idle_timeout_s`` after its last use (or its start, when it was never used),
+down to min. A busy instance is never released, except an old version's when a rollout has no room:
+that one drains, its requests finish.
+
+During a rollout only instances of the new version count, and together with the old ones they may
+exceed max by one. Draining the old ones when enough new are ready is the platform's (`rollout`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from headrace_autoscaler.placement import Book, Donor, idle_since
+from headrace_autoscaler.spec import (
+    Action,
+    Config,
+    Decision,
+    EndpointObservation,
+    EndpointState,
+    InstanceObservation,
+    Observation,
+    Release,
+    Start,
+    State,
+    Wait,
+)
+
+
+def decide(now: float, observation: Observation, state: State, config: Config) -> Decision:
+    """What to do now. Equal arguments give equal results; actions are in the order to carry out."""
+    book = Book(observation.hosts)
+    donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d)]
+    actions: list[Action] = []
+    states = dict(state.endpoints)
+    for endpoint in observation.endpoints:
+        after = remember(now, endpoint, states.get(endpoint.endpoint, EndpointState()), config)
+        states[endpoint.endpoint] = after
+        actions += _starts(now, endpoint, after, book, donors)
+        actions += _releases(now, endpoint, after, book)
+    return Decision(actions=tuple(actions), state=State(endpoints=states))
+
+
+def wanted(endpoint: EndpointObservation) -> int:
+    """Instances that this demand asks for now."""
+    scaling = endpoint.scaling
+    demand = endpoint.in_flight + endpoint.queued
+    count = math.ceil(demand / scaling.target_concurrency)
+    if demand > 0:
+        count += scaling.warm
+    return min(scaling.max, max(scaling.min, count))
+
+
+def remember(
+    now: float, endpoint: EndpointObservation, before: EndpointState, config: Config
+) -> EndpointState:
+    """Follow demand up at once, and down only when it stayed down for ``scale_down_delay_s``."""
+    want = wanted(endpoint)
+    if want >= before.desired:
+        return EndpointState(desired=want)
+    since = now if before.below_since is None else before.below_since
+    if now - since >= config.scale_down_delay_s:
+        return EndpointState(desired=want)
+    return EndpointState(desired=min(before.desired, endpoint.scaling.max), below_since=since)
+
+
+def _split(endpoint: EndpointObservation) -> tuple[list[InstanceObservation], list[InstanceObservation]]:
+    """(of the current version, of others), without those that drain."""
+    alive = [i for i in endpoint.instances if i.state != "draining"]
+    return (
+        [i for i in alive if i.version == endpoint.version],
+        [i for i in alive if i.version != endpoint.version],
+    )
+
+
+def _starts(
+    now: float, endpoint: EndpointObservation, after: EndpointState, book: Book, donors: list[Donor]
+) -> list[Action]:
+    mine, old = _split(endpoint)
+    rollout = endpoint.rollout_from is not None and bool(old)
+    target = max(after.desired, wanted(endpoint)) if rollout else wanted(endpoint)
+    missing = target - len(mine)
+    if missing <= 0:
+        return []
+    if now < endpoint.blocked_until:
+        left = endpoint.blocked_until - now
+        return [
+            Wait(
+                endpoint=endpoint.endpoint, wanted=missing, reason=f"starts fail: tries again in {left:.1f} s"
+            )
+        ]
+    allowed = endpoint.scaling.max + (1 if rollout else 0) - len(mine) - len(old)
+    reason = _why_start(endpoint, target, rollout)
+    actions: list[Action] = []
+    for done in range(max(0, min(missing, allowed))):
+        host = book.place(endpoint.scaling, endpoint.endpoint)
+        if host is None:
+            made = book.make_room(endpoint.scaling, donors)
+            if made is None and rollout:
+                return actions + _drain_first(endpoint, old, missing - done, book)
+            if made is None:
+                why = book.why_not(endpoint.scaling)
+                return [*actions, Wait(endpoint=endpoint.endpoint, wanted=missing - done, reason=why)]
+            host, given = made
+            for donor in given:
+                donors.remove(donor)
+                text = f"idle for {now - idle_since(donor[1]):.1f} s, gives way to {endpoint.endpoint}"
+                actions.append(Release(endpoint=donor[0], instance=donor[1].id, reason=text))
+        actions.append(Start(endpoint=endpoint.endpoint, version=endpoint.version, host=host, reason=reason))
+    return actions
+
+
+def _drain_first(
+    endpoint: EndpointObservation, old: Sequence[InstanceObservation], missing: int, book: Book
+) -> list[Action]:
+    """A rollout without room: one old instance makes place, one at a time."""
+    why = book.why_not(endpoint.scaling)
+    leaving = any(i.state == "draining" and i.version != endpoint.version for i in endpoint.instances)
+    starting = any(i.state == "starting" and i.version == endpoint.version for i in endpoint.instances)
+    wait = Wait(
+        endpoint=endpoint.endpoint, wanted=missing, reason=f"rollout: {why}; an old instance drains first"
+    )
+    if leaving or starting:
+        return [wait]
+    first = min(old, key=lambda i: (i.in_flight, idle_since(i), i.id))
+    text = f"rollout to version {endpoint.version}: {why}, so one of version {first.version} drains first"
+    return [Release(endpoint=endpoint.endpoint, instance=first.id, reason=text), wait]
+
+
+def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, book: Book) -> list[Action]:
+    mine, old = _split(endpoint)
+    if old:
+        return []
+    demand = endpoint.in_flight + endpoint.queued
+    scaling = endpoint.scaling
+    floor = max(after.desired, scaling.min) if demand else scaling.min
+    surplus = len(mine) - floor
+    if surplus <= 0:
+        return []
+    actions: list[Action] = []
+    for instance in sorted(mine, key=lambda i: (idle_since(i), i.id)):
+        if len(actions) == surplus:
+            break
+        idle = now - idle_since(instance)
+        timed_out = idle >= scaling.idle_timeout_s
+        if instance.state != "ready" or instance.in_flight or book.state_of(instance.host) == "suspect":
+            continue
+        if timed_out and not demand:
+            text = f"idle for {idle:.1f} s (idle_timeout={scaling.idle_timeout_s:g})"
+        elif demand and (timed_out or instance.last_used_at is not None):
+            text = f"{len(mine)} instances, {floor} do for {demand} requests"
+        else:
+            continue
+        actions.append(Release(endpoint=endpoint.endpoint, instance=instance.id, reason=text))
+    return actions
+
+
+def _may_give_way(now: float, donor: Donor) -> bool:
+    _, instance, scaling = donor
+    served = instance.last_used_at is not None or now - instance.started_at >= scaling.idle_timeout_s
+    return instance.state == "ready" and not instance.in_flight and served
+
+
+def _why_start(endpoint: EndpointObservation, target: int, rollout: bool) -> str:
+    if rollout:
+        return f"rollout to version {endpoint.version}: {target} wanted"
+    demand = endpoint.in_flight + endpoint.queued
+    if not demand:
+        return f"min={endpoint.scaling.min}"
+    return f"{endpoint.in_flight} in flight and {endpoint.queued} queued ask for {target}"

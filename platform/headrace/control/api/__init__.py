@@ -1,0 +1,1 @@
+"""The management API: answers `wire.ApiCall`s that a gateway has authenticated."""

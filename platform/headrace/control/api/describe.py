@@ -1,0 +1,89 @@
+"""Endpoints, instances and hosts as the management API shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from headrace.control.model import Endpoint, Host, Instance, World
+from headrace.control.reconcile import wall
+
+
+def endpoint_item(world: World, endpoint: Endpoint) -> dict[str, Any]:
+    """One line of the list."""
+    in_flight, queued, _ = endpoint.seen(world.now())
+    return {
+        "name": endpoint.name,
+        "project": endpoint.project,
+        "state": endpoint.state,
+        "version": endpoint.version,
+        "reason": endpoint.reason,
+        "instances": sum(1 for i in endpoint.instances.values() if i.alive),
+        "in_flight": in_flight,
+        "queued": queued,
+        "wakes": endpoint.wakes,
+    }
+
+
+def instance_item(world: World, instance: Instance) -> dict[str, Any]:
+    """One instance."""
+    report = instance.report
+    return {
+        "id": instance.id,
+        "endpoint": instance.endpoint.name,
+        "project": instance.endpoint.project,
+        "version": instance.version,
+        "state": instance.state,
+        "host": instance.host.id,
+        "node": instance.host.hello.node,
+        "provider": instance.host.hello.provider,
+        "runtime": report.runtime if report else instance.endpoint.spec.runtime,
+        "pid": report.pid if report else 0,
+        "address": report.address if report else "",
+        "started_at": report.started_at if report and report.started_at else wall(world, instance.started),
+        "tier": report.tier if report else None,
+        "in_flight": instance.in_flight,
+        "timings": msgspec.to_builtins(report.timings) if report else None,
+        "note": report.note if report else "",
+    }
+
+
+def host_item(host: Host) -> dict[str, Any]:
+    """One host; ``cost`` is its price per hour (0 for machines of one's own)."""
+    cpu, memory, gpu = host.free()
+    hello = host.hello
+    return {
+        "id": host.id,
+        "node": hello.node,
+        "provider": hello.provider,
+        "region": hello.region,
+        "kind": hello.kind,
+        "spot": hello.spot,
+        "price": hello.price,
+        "state": host.state,
+        "resources": {
+            "cpu": hello.resources.cpu,
+            "memory": hello.resources.memory,
+            "gpu": hello.resources.gpu,
+            "free": {"cpu": cpu, "memory": memory, "gpu": gpu},
+        },
+        "warm": [
+            {
+                "preload": list(r.base.preload),
+                "imports": list(r.base.imports),
+                "loaded": r.base.loaded.endpoint if r.base.loaded else None,
+                "version": r.base.loaded.version if r.base.loaded else None,
+                "pid": r.pid,
+                "state": r.state,
+                "spares": r.spares,
+                "bytes": r.bytes,
+                "refused": r.refused,
+                "detail": r.detail,
+            }
+            for r in host.warm.values()
+        ],
+        "instances": len(host.instances),
+        "cost": hello.price,
+        "labels": hello.labels,
+    }

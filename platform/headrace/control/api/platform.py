@@ -1,0 +1,98 @@
+"""Status, bundles, deployments, instances and hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import headrace
+from headrace import wire
+from headrace.control.api.describe import host_item, instance_item
+from headrace.control.api.replies import page, reply, wait_of
+from headrace.control.parts import Parts
+from headrace.control.specs import checked, parse_deployment
+from headrace.errors import NotFound
+
+Params = dict[str, str]
+VERSION = getattr(headrace, "__version__", "0.1.0")
+
+
+async def status(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """Counts, for a first look."""
+    world = parts.world
+    return reply(
+        {
+            "version": VERSION,
+            "epoch": parts.epoch,
+            "started_at": parts.started_at,
+            "gateways": parts.routes.gateways,
+            "hosts": sum(1 for _ in world.living_hosts()),
+            "endpoints": len(world.endpoints),
+            "instances": sum(1 for i in world.instances.values() if i.alive),
+            "wakes": world.wakes,
+            "adopting": parts.reconciler.adopting,
+            "history_dropped": parts.history.dropped,
+        }
+    )
+
+
+async def head_bundle(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """Whether the bundle is here."""
+    return wire.ApiReply(status=200 if parts.blobs.has(params["sha256"]) else 404)
+
+
+async def put_bundle(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """Store a bundle under its hash."""
+    new = await parts.blobs.put(params["sha256"], call.body)
+    return reply({"sha256": params["sha256"], "bytes": len(call.body)}, 201 if new else 200)
+
+
+async def deploy(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """Deploy endpoints; the answer says how to follow it."""
+    request = parse_deployment(call.body)
+    specs = checked(request.specs, call.project, parts.blobs.has)
+    deployment = await parts.deployer.deploy(specs, call.project, verify=request.verify)
+    return reply(deployment.to_json(), 202)
+
+
+async def show_deployment(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """How far it is; with ``?wait=`` not before its end."""
+    wait = wait_of(call)
+    deployment = parts.deployer.get(params["id"], call.project)
+    if wait:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await deployment.ended.wait()
+    return reply(deployment.to_json())
+
+
+async def instances(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """All living instances of the project."""
+    wanted = call.query.get("endpoint")
+    items = [
+        instance_item(parts.world, i)
+        for i in parts.world.instances.values()
+        if i.alive and i.endpoint.project == call.project and wanted in (None, i.endpoint.name)
+    ]
+    return page(call, items)
+
+
+async def hosts(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """All hosts, also those that died within the last minute."""
+    return page(call, [host_item(host) for host in parts.world.hosts.values()])
+
+
+async def nodes(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """Nodes and providers belong to the node manager."""
+    if parts.nodes is not None:
+        return await parts.nodes.handle_api(call)
+    if call.method == "GET" and call.path in ("/nodes", "/providers"):
+        if call.path == "/providers":
+            return page(call, [])
+        seen = {h.hello.node: h for h in parts.world.living_hosts()}
+        items = [
+            {"id": n, "provider": h.hello.provider, "state": h.state, "host": h.id, "managed": False}
+            for n, h in seen.items()
+        ]
+        return page(call, items)
+    raise NotFound("nodes cannot be changed here.", hint="`headrace up` can; `headrace dev` has one node.")

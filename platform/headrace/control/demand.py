@@ -1,0 +1,67 @@
+"""What gateways say is wanted: sums over gateways, replaced by their newest word, dropped with their link."""
+
+from __future__ import annotations
+
+from headrace import wire
+from headrace.control.model import Endpoint, Seen, World
+from headrace.link import Link
+
+
+def demand(world: World, link: Link, message: wire.Demand) -> None:
+    """Take in one gateway's report."""
+    now = world.now()
+    for item in message.items:
+        endpoint = world.endpoints.get(item.endpoint)
+        if endpoint is None:
+            continue
+        if item.in_flight or item.queued:
+            endpoint.demand[link] = Seen(now, item.in_flight, item.queued, item.oldest_wait_s)
+            world.touch(endpoint)
+        else:
+            endpoint.demand.pop(link, None)
+        _used(endpoint, link, item, now)
+
+
+def wake(world: World, link: Link, message: wire.Wake) -> Endpoint | None:
+    """Take in a wake: its queue counts at once. None for an endpoint that is not there."""
+    endpoint = world.endpoints.get(message.endpoint)
+    if endpoint is None:
+        return None
+    now = world.now()
+    world.wakes += 1
+    endpoint.wakes += 1
+    world.touch(endpoint)
+    queued = max(1, message.queued)
+    if message.version is not None and message.version != endpoint.version:
+        pin = endpoint.pins.get(message.version)
+        if pin is not None:
+            pin.queued, pin.queued_at = queued, now
+        return endpoint
+    said = endpoint.demand.setdefault(link, Seen(now))
+    said.at, said.queued = now, max(said.queued, queued)
+    return endpoint
+
+
+def forget(world: World, link: Link) -> None:
+    """A gateway's link ended: what it said no longer counts."""
+    for endpoint in list(world.active.values()):
+        endpoint.demand.pop(link, None)
+        for instance in endpoint.instances.values():
+            instance.used_by.pop(link, None)
+
+
+def _used(endpoint: Endpoint, link: Link, item: wire.EndpointDemand, now: float) -> None:
+    for instance in endpoint.instances.values():
+        count = item.instances.get(instance.id, 0)
+        if count:
+            instance.used_by[link] = count
+        else:
+            instance.used_by.pop(link, None)
+        if count or instance.id in item.instances:
+            instance.last_used = now
+    # Requests that came and went between two reports are in no instance's count: without knowing
+    # which instances had them, all that take requests count as used.
+    if item.finished and not item.instances:
+        for instance in endpoint.instances.values():
+            if endpoint.routable(instance):
+                instance.last_used = now

@@ -1,0 +1,45 @@
+"""Crash loops: starts that fail in a row are backed off exponentially, and told why. Pure."""
+
+from __future__ import annotations
+
+from headrace import wire
+from headrace.control.model import Failing
+
+FIRST_BACKOFF_S = 1.0
+LONGEST_BACKOFF_S = 60.0
+FRESH_S = 10.0
+"""An instance that dies within this time of being ready counts as a failed start."""
+
+
+FREE_DEATHS = 3
+"""Deaths in a row of instances that were ready, without backoff: as often as one request may kill."""
+
+
+def describe(death: wire.Death) -> str:
+    """One line: the reason, and the detail."""
+    return f"{death.reason}: {death.detail}" if death.detail else death.reason
+
+
+def counts(death: wire.Death, ready_for_s: float | None) -> bool:
+    """Whether an ending counts to a crash loop; ``ready_for_s`` is None when it never was ready."""
+    if death.reason in ("stopped", "host-lost"):
+        return False
+    return ready_for_s is None or ready_for_s < FRESH_S
+
+
+def another(
+    before: Failing | None, version: int, death: wire.Death, now: float, *, was_ready: bool
+) -> Failing:
+    """One more failure in a row: twice the backoff of the one before.
+
+    Instances that were claimed together fail together: failures within a running backoff are one.
+    The first deaths of instances that were ready cause no backoff (``until`` is now): a request that
+    kills is given up before that by its gateway, and its neighbours shall not wait.
+    """
+    same = before is not None and before.version == version
+    if before is not None and same and now < before.until:
+        return before
+    count = before.count + 1 if before is not None and same else 1
+    exponent = count - 1 - (FREE_DEATHS if was_ready else 0)
+    wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(exponent, 16)) if exponent >= 0 else 0.0
+    return Failing(count, now + wait, version, describe(death), death.traceback)

@@ -1,0 +1,79 @@
+"""What was observed and decided, as JSON lines in ``history/decisions.jsonl``: replayable, bounded.
+
+`record` only puts the value into a bounded queue; encoding and writing happen in a thread. When the
+queue is full or the disk is, records are dropped and counted: deciding never waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+
+import msgspec
+from headrace_autoscaler.spec import Record
+
+log = logging.getLogger("headrace.control")
+MAX_QUEUED = 4096
+MAX_BYTES = 16 << 20
+"""Size at which the file is set aside as ``decisions.1.jsonl`` (which replaces the one before)."""
+
+
+class History:
+    """The file of one data directory."""
+
+    def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        self._dir = directory
+        self._path = directory / "decisions.jsonl"
+        self._max_bytes = max_bytes
+        self._queue: asyncio.Queue[Record] = asyncio.Queue(MAX_QUEUED)
+        self._task: asyncio.Task[None] | None = None
+        self._encoder = msgspec.json.Encoder()
+        self.dropped = 0
+
+    def start(self) -> None:
+        """Begin to write in the background."""
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._task = asyncio.create_task(self._run(), name="headrace-history")
+
+    async def stop(self) -> None:
+        """Write what is queued and end."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        await asyncio.to_thread(self._write, self._take())
+
+    def record(self, record: Record) -> None:
+        """Keep one decision; never waits."""
+        try:
+            self._queue.put_nowait(record)
+        except asyncio.QueueFull:
+            self.dropped += 1
+
+    async def _run(self) -> None:
+        while True:
+            first = await self._queue.get()
+            # Shielded: a batch that left the queue is written even when control stops now.
+            await asyncio.shield(asyncio.to_thread(self._write, [first, *self._take()]))
+
+    def _take(self) -> list[Record]:
+        batch: list[Record] = []
+        while not self._queue.empty():
+            batch.append(self._queue.get_nowait())
+        return batch
+
+    def _write(self, batch: list[Record]) -> None:
+        if not batch:
+            return
+        try:
+            with self._path.open("ab") as file:
+                file.write(b"".join(self._encoder.encode(record) + b"\n" for record in batch))
+                size = file.tell()
+            if size >= self._max_bytes:
+                self._path.replace(self._dir / "decisions.1.jsonl")
+        except OSError as error:
+            self.dropped += len(batch)
+            log.warning("the history cannot be written: %s", error)

@@ -1,0 +1,286 @@
+"""What control knows now, in memory: endpoints (from the store), hosts and instances (from the hosts).
+
+Times are of one monotonic clock (`World.now`) unless named ``..._at``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+from headrace_autoscaler.spec import EndpointState
+
+from headrace import wire
+from headrace.control.state import EndpointFacts
+from headrace.link import Link
+from headrace.sdk.spec import EndpointSpec, Gpu
+
+UNUSED = EndpointState()
+"""The policy's memory of what it has not decided about yet."""
+DEMAND_VALID_S = 5.0
+"""What a gateway said of an endpoint counts this long without being said again (it says so every 0.5 s)."""
+
+
+class DecisionNote(msgspec.Struct, frozen=True):
+    """One decision, for people."""
+
+    at: float
+    action: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one gateway last said of one endpoint."""
+
+    at: float
+    in_flight: int = 0
+    queued: int = 0
+    oldest_wait_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One instance, or a claim in flight."""
+
+    id: str
+    endpoint: Endpoint
+    version: int
+    host: Host
+    cpu: float
+    memory: int
+    gpu: tuple[str, int] | None
+    state: wire.InstanceState = "starting"
+    report: wire.InstanceReport | None = None
+    started: float = 0.0
+    ready_since: float | None = None
+    last_used: float | None = None
+    used_by: dict[Link, int] = field(default_factory=dict)
+    beating: int = 0
+    """Requests in flight by the host's last heartbeat."""
+    outcome: asyncio.Future[wire.Death | None] | None = None
+    """Set when somebody waits for its start: None when ready, else why not."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight: what gateways or the host say, whichever is more."""
+        return max(sum(self.used_by.values()), self.beating)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or starts."""
+        return self.state not in ("stopped", "failed")
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """One incarnation of a host."""
+
+    hello: wire.HostHello
+    link: Link | None
+    state: wire.HostState = "joining"
+    last_seen: float = 0.0
+    died: float = 0.0
+    instances: dict[str, Instance] = field(default_factory=dict)
+    warm: dict[wire.BaseSpec, wire.WarmReport] = field(default_factory=dict)
+    asked: tuple[tuple[wire.BaseSpec, int], ...] = ()
+    """The last `SetWarm` sent on this link."""
+
+    @property
+    def id(self) -> str:
+        """Of this incarnation."""
+        return self.hello.host
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes new instances."""
+        return self.state == "ready" and self.link is not None and self.link.is_open
+
+    def free(self) -> tuple[float, int, dict[str, int]]:
+        """(cpu, memory, accelerators) not handed out."""
+        cpu, memory = self.hello.resources.cpu, self.hello.resources.memory
+        gpu = dict(self.hello.resources.gpu)
+        for instance in self.instances.values():
+            cpu -= instance.cpu
+            memory -= instance.memory
+            if instance.gpu is not None:
+                gpu[instance.gpu[0]] = gpu.get(instance.gpu[0], 0) - instance.gpu[1]
+        return cpu, memory, gpu
+
+    def warm_for(self, base: wire.BaseSpec) -> bool:
+        """Whether the zygote for ``base`` is ready here."""
+        report = self.warm.get(base)
+        return report is not None and report.state == "ready"
+
+
+@dataclass(slots=True)
+class Failing:
+    """Starts (or fresh instances) of an endpoint that failed in a row."""
+
+    count: int
+    until: float
+    """No start before this."""
+    version: int
+    reason: str
+    traceback: str = ""
+
+
+@dataclass(slots=True)
+class Pin:
+    """A version that callers name (``/e/name@3``) beside the current one."""
+
+    spec: EndpointSpec
+    queued: int = 0
+    queued_at: float = 0.0
+    memory: EndpointState = UNUSED
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One endpoint. ``spec`` is the current version's without its OpenAPI document (that stays on disk)."""
+
+    key: str
+    spec: EndpointSpec
+    version: int | None = None
+    digest: bytes = b""
+    """Of the current version's canonical spec."""
+    versions: tuple[int, ...] = ()
+    """Versions that callers may name: those that were current once."""
+    min_override: int | None = None
+    max_override: int | None = None
+    created_at: float = 0.0
+    state: wire.EndpointState = "deploying"
+    reason: str = ""
+    """Why it failed, or why its requests wait."""
+    told: tuple[object, ...] = ()
+    """State and reason as last pushed to gateways."""
+    deleting: bool = False
+    trials: dict[int, EndpointSpec] = field(default_factory=dict)
+    """Versions being verified: their instances take no requests."""
+    rollout_from: int | None = None
+    pins: dict[int, Pin] = field(default_factory=dict)
+    instances: dict[str, Instance] = field(default_factory=dict)
+    demand: dict[Link, Seen] = field(default_factory=dict)
+    failing: Failing | None = None
+    recovering: Failing | None = None
+    """Failures in a row before a start that succeeded; forgotten when an instance has lived a while."""
+    memory: EndpointState = UNUSED
+    notes: deque[DecisionNote] | None = None
+    wakes: int = 0
+    last_actions: object = None
+    """What was recorded last, so that a repeated wait is not recorded again."""
+
+    @property
+    def project(self) -> str:
+        """The project it belongs to."""
+        return self.spec.project
+
+    @property
+    def name(self) -> str:
+        """Unique in its project."""
+        return self.spec.name
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """(min, max) with the overrides of ``scale``."""
+        scaling = self.spec.scaling
+        low = scaling.min if self.min_override is None else self.min_override
+        high = scaling.max if self.max_override is None else self.max_override
+        return low, max(low, high)
+
+    def spec_of(self, version: int) -> EndpointSpec | None:
+        """The spec of a version that is current, tried or pinned; None for another."""
+        if version == self.version:
+            return self.spec
+        if version in self.trials:
+            return self.trials[version]
+        pin = self.pins.get(version)
+        return pin.spec if pin else None
+
+    def seen(self, now: float) -> tuple[int, int, float]:
+        """(in flight, queued, oldest wait) over all gateways and hosts."""
+        in_flight = queued = 0
+        oldest = 0.0
+        for said in self.demand.values():
+            if now - said.at <= DEMAND_VALID_S:
+                in_flight += said.in_flight
+                queued += said.queued
+                oldest = max(oldest, said.oldest_wait_s)
+        return max(in_flight, sum(i.in_flight for i in self.instances.values())), queued, oldest
+
+    def routable(self, instance: Instance) -> bool:
+        """Whether gateways may send requests to this instance."""
+        return instance.state == "ready" and instance.version not in self.trials and not self.deleting
+
+    def old_instances(self) -> list[Instance]:
+        """Living instances that a rollout replaces."""
+        if self.rollout_from is None:
+            return []
+        return [
+            i
+            for i in self.instances.values()
+            if i.version != self.version
+            and i.version not in self.trials
+            and i.version not in self.pins
+            and i.state not in ("draining", "stopped", "failed")
+        ]
+
+    def note(self, action: str, reason: str) -> None:
+        """Remember a decision for people; the last fifty are kept."""
+        if self.notes is None:
+            self.notes = deque(maxlen=50)
+        self.notes.append(DecisionNote(time.time(), action, reason))
+
+    def facts(self) -> EndpointFacts:
+        """What its state follows from."""
+        return EndpointFacts(
+            deleting=self.deleting,
+            has_version=self.version is not None,
+            trial=bool(self.trials),
+            old_instances=bool(self.old_instances()),
+            ready=sum(1 for i in self.instances.values() if self.routable(i)),
+            failing=self.failing is not None,
+        )
+
+
+class World:
+    """All of it, and the clock."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self.endpoints: dict[str, Endpoint] = {}
+        self.active: dict[str, Endpoint] = {}
+        """Endpoints that a tick looks at: with instances, demand, a minimum, or a change in progress."""
+        self.hosts: dict[str, Host] = {}
+        self.instances: dict[str, Instance] = {}
+        self.wakes = 0
+
+    def touch(self, endpoint: Endpoint) -> None:
+        """Let ticks look at this endpoint until it is quiet again."""
+        self.active[endpoint.key] = endpoint
+
+    def remove(self, instance: Instance) -> None:
+        """Forget an instance that ended."""
+        self.instances.pop(instance.id, None)
+        instance.endpoint.instances.pop(instance.id, None)
+        instance.host.instances.pop(instance.id, None)
+
+    def add(self, instance: Instance) -> None:
+        """Enter an instance in all tables."""
+        self.instances[instance.id] = instance
+        instance.endpoint.instances[instance.id] = instance
+        instance.host.instances[instance.id] = instance
+        self.touch(instance.endpoint)
+
+    def living_hosts(self) -> Iterator[Host]:
+        """Hosts that are not dead."""
+        return (h for h in self.hosts.values() if h.state != "dead")
+
+
+def gpu_pairs(gpus: tuple[Gpu, ...]) -> tuple[tuple[str, int], ...]:
+    """Accelerators as messages have them."""
+    return tuple((g.name, g.count) for g in gpus)

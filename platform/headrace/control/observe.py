@@ -1,0 +1,217 @@
+"""What the autoscaler is shown: one endpoint's lane and all hosts, read from the tables.
+
+A *lane* is what is scaled by itself: an endpoint's current version (with the old one during a
+rollout), a version that callers name, or a version on trial.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+from headrace_autoscaler.placement import Book, Donor
+from headrace_autoscaler.spec import (
+    EndpointObservation,
+    HostObservation,
+    InstanceObservation,
+    Observation,
+    ScalingSpec,
+)
+
+from headrace import wire
+from headrace.control.claims import base_of
+from headrace.control.model import Endpoint, Host, Instance, World, gpu_pairs
+from headrace.sdk.spec import EndpointSpec
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One thing to scale: ``key`` names it in the policy's memory."""
+
+    key: str
+    version: int
+    spec: EndpointSpec
+    scaling: ScalingSpec
+    instances: tuple[InstanceObservation, ...]
+    in_flight: int
+    queued: int
+    oldest_wait_s: float = 0.0
+    blocked_until: float = 0.0
+    rollout_from: int | None = None
+
+
+def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> Lane:
+    """The current version; ``least`` raises the minimum for this once (``scale --to``)."""
+    assert endpoint.version is not None
+    in_flight, queued, oldest = endpoint.seen(now)
+    mine: list[InstanceObservation] = []
+    for instance in endpoint.instances.values():
+        if not instance.alive:
+            continue
+        if instance.version in endpoint.pins or instance.version in endpoint.trials:
+            in_flight -= instance.in_flight
+        else:
+            mine.append(instance_seen(instance))
+    low, high = endpoint.bounds
+    if least is not None:
+        low = min(high, max(low, least))
+    failing = endpoint.failing
+    blocked = failing.until if failing is not None and failing.version == endpoint.version else 0.0
+    return Lane(
+        key=endpoint.key,
+        version=endpoint.version,
+        spec=endpoint.spec,
+        scaling=scaling_of(endpoint.spec, low, high),
+        instances=tuple(mine),
+        in_flight=max(0, in_flight),
+        queued=queued,
+        oldest_wait_s=oldest,
+        blocked_until=blocked,
+        rollout_from=endpoint.rollout_from,
+    )
+
+
+def pinned_lane(endpoint: Endpoint, version: int) -> Lane:
+    """A version that callers name."""
+    pin = endpoint.pins[version]
+    mine = tuple(instance_seen(i) for i in endpoint.instances.values() if i.version == version and i.alive)
+    failing = endpoint.failing
+    return Lane(
+        key=f"{endpoint.key}@{version}",
+        version=version,
+        spec=pin.spec,
+        scaling=msgspec.structs.replace(scaling_of(pin.spec, 0, endpoint.bounds[1]), warm=0),
+        instances=mine,
+        in_flight=sum(i.in_flight for i in mine),
+        queued=pin.queued,
+        blocked_until=failing.until if failing is not None and failing.version == version else 0.0,
+    )
+
+
+def trial_lane(endpoint: Endpoint, version: int) -> Lane:
+    """A version on trial: one instance, beside those of the current version."""
+    spec = endpoint.trials[version]
+    mine = tuple(
+        instance_seen(i)
+        for i in endpoint.instances.values()
+        if i.alive
+        and i.version not in endpoint.pins
+        and (i.version == version or i.version not in endpoint.trials)
+    )
+    others = sum(1 for i in mine if i.version != version)
+    return Lane(
+        key=f"{endpoint.key}@{version}",
+        version=version,
+        spec=spec,
+        # The trial may go one above max; the old instances must not be counted against it.
+        scaling=_alone(scaling_of(spec, 0, max(1, spec.scaling.max, others))),
+        instances=mine,
+        in_flight=0,
+        queued=1,
+        rollout_from=endpoint.version,
+    )
+
+
+def observe(world: World, endpoint: Endpoint, lane: Lane) -> Observation:
+    """The input of one decision. Idle instances elsewhere are listed only when no host has room."""
+    base = base_of(lane.spec, lane.version)
+    hosts = tuple(seen for h in world.living_hosts() if (seen := host_seen(h, lane.key, base)) is not None)
+    donors: tuple[Donor, ...] = ()
+    if (
+        hosts
+        and (lane.queued or lane.in_flight or lane.scaling.min)
+        and not Book(hosts).has_room(lane.scaling)
+    ):
+        donors = idle_elsewhere(world, endpoint)
+    observation = EndpointObservation(
+        endpoint=lane.key,
+        version=lane.version,
+        scaling=lane.scaling,
+        in_flight=lane.in_flight,
+        queued=lane.queued,
+        oldest_wait_s=lane.oldest_wait_s,
+        instances=lane.instances,
+        blocked_until=lane.blocked_until,
+        rollout_from=lane.rollout_from,
+    )
+    return Observation(endpoints=(observation,), hosts=hosts, idle_elsewhere=donors)
+
+
+def instance_seen(instance: Instance) -> InstanceObservation:
+    """One instance as the autoscaler sees it."""
+    return InstanceObservation(
+        id=instance.id,
+        host=instance.host.id,
+        version=instance.version,
+        state="starting"
+        if instance.state == "starting"
+        else "draining"
+        if instance.state == "draining"
+        else "ready",
+        in_flight=instance.in_flight,
+        started_at=instance.started if instance.ready_since is None else instance.ready_since,
+        last_used_at=instance.last_used,
+    )
+
+
+def host_seen(host: Host, lane: str, base: wire.BaseSpec) -> HostObservation | None:
+    """One host as the autoscaler sees it; None when it is not (yet, any more) part of anything."""
+    if host.state in ("joining", "dead"):
+        return None
+    cpu, memory, gpu = host.free()
+    return HostObservation(
+        host=host.id,
+        provider=host.hello.provider,
+        region=host.hello.region,
+        spot=host.hello.spot,
+        price=host.hello.price,
+        state="ready" if host.usable else "draining" if host.state == "draining" else "suspect",
+        cpu_free=cpu,
+        memory_free=memory,
+        gpu_free=gpu,
+        runtimes=host.hello.runtimes,
+        warm=(lane,) if host.warm_for(base) else (),
+    )
+
+
+def _alone(scaling: ScalingSpec) -> ScalingSpec:
+    """For a trial: one instance is wanted, whatever the target and the spares."""
+    return msgspec.structs.replace(scaling, target_concurrency=1.0, warm=0)
+
+
+def scaling_of(spec: EndpointSpec, low: int, high: int) -> ScalingSpec:
+    """The scaling wish of a spec between these bounds."""
+    return ScalingSpec(
+        min=low,
+        max=high,
+        target_concurrency=spec.scaling.target_concurrency,
+        idle_timeout_s=spec.scaling.idle_timeout,
+        warm=spec.scaling.warm,
+        concurrency=spec.concurrency,
+        cpu=spec.cpu,
+        memory=spec.memory,
+        gpu=gpu_pairs(spec.gpu),
+        providers=spec.placement.providers,
+        regions=spec.placement.regions,
+        spot=spec.placement.spot,
+        runtime=spec.runtime,
+    )
+
+
+def idle_elsewhere(world: World, asking: Endpoint) -> tuple[Donor, ...]:
+    """Idle instances of other endpoints, above their minimum and in no rollout."""
+    found: list[Donor] = []
+    for endpoint in world.active.values():
+        if endpoint is asking or endpoint.trials or endpoint.rollout_from is not None or endpoint.deleting:
+            continue
+        alive = [i for i in endpoint.instances.values() if i.state in ("starting", "ready")]
+        idle = [i for i in alive if i.state == "ready" and not i.in_flight and i.host.usable]
+        spare = len(alive) - endpoint.bounds[0]
+        if endpoint.seen(world.now())[1]:
+            continue
+        for instance in sorted(idle, key=lambda i: i.last_used or i.started)[: max(0, spare)]:
+            gpu = (instance.gpu,) if instance.gpu else ()
+            scaling = scaling_of(endpoint.spec, *endpoint.bounds)
+            scaling = msgspec.structs.replace(scaling, cpu=instance.cpu, memory=instance.memory, gpu=gpu)
+            found.append((endpoint.key, instance_seen(instance), scaling))
+    return tuple(found)

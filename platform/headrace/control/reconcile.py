@@ -1,0 +1,310 @@
+"""The loop: observe an endpoint, let the autoscaler decide, act; at once on a wake, else every tick.
+
+Only endpoints with something going on are looked at: an idle one costs nothing. After control's start
+it adopts what hosts report, and neither fills up minimums nor releases anything until that is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+from headrace_autoscaler.policy import decide, wanted
+from headrace_autoscaler.spec import (
+    Action,
+    Config,
+    Decision,
+    EndpointObservation,
+    EndpointState,
+    Record,
+    Release,
+    Start,
+    State,
+    Wait,
+)
+
+from headrace import wire
+from headrace.control import failures, observe, rollout
+from headrace.control.claims import Claims
+from headrace.control.history import History
+from headrace.control.model import Endpoint, Instance, World
+from headrace.control.routes import Routes
+
+log = logging.getLogger("headrace.control")
+PIN_QUEUE_VALID_S = 30.0
+
+
+class Reconciler:
+    """Decides for endpoints and carries the decisions out."""
+
+    def __init__(
+        self,
+        world: World,
+        claims: Claims,
+        routes: Routes,
+        history: History,
+        *,
+        config: Config,
+        grace_s: float,
+    ) -> None:
+        self._world = world
+        self._claims = claims
+        self._routes = routes
+        self._history = history
+        self._config = config
+        self._grace_s = grace_s
+        self.adopting = False
+        self.on_start: Callable[[Endpoint, int], None] = lambda endpoint, version: None
+        """Told of every version that is being started (its zygote is wanted)."""
+        self.wake_seconds: list[float] = []
+        """Durations from a wake to its commands sent, the last thousand."""
+
+    # -- when ------------------------------------------------------------------------------
+
+    def wake(self, endpoint: Endpoint, version: int | None, received: float) -> None:
+        """Decide for one endpoint now. ``received``: when the wake came in."""
+        if endpoint.deleting or endpoint.version is None:
+            # A trial runs (its requests wait for it), or the route says already why it failed.
+            return
+        if version is not None and version != endpoint.version:
+            if version in endpoint.pins:
+                self._pinned(endpoint, version, received)
+        else:
+            self._main(endpoint, received)
+        self.wake_seconds.append(self._world.now() - received)
+        del self.wake_seconds[:-1000]
+
+    def again(self, endpoint: Endpoint) -> None:
+        """Something about the endpoint changed: decide now, drop it from the ticks when it is quiet."""
+        if endpoint.deleting:
+            return
+        if endpoint.version is not None and (not self.adopting or endpoint.demand):
+            self._main(endpoint, None)
+            for version in list(endpoint.pins):
+                self._pinned(endpoint, version, None)
+        if endpoint.rollout_from is not None and not self.adopting:
+            self._rollout(endpoint)
+        self._routes.refresh(endpoint)
+        if self._quiet(endpoint):
+            self._world.active.pop(endpoint.key, None)
+
+    def tick(self) -> None:
+        """Decide for all endpoints with something going on."""
+        for endpoint in list(self._world.active.values()):
+            self.again(endpoint)
+
+    def scale_to(self, endpoint: Endpoint, count: int) -> None:
+        """Start up to ``count`` instances now, or release idle ones down to it."""
+        self._world.touch(endpoint)
+        self._decide(endpoint, observe.main_lane(endpoint, self._world.now(), least=count), None)
+        mine = [i for i in endpoint.instances.values() if i.version == endpoint.version and i.alive]
+        idle = [i for i in mine if i.state == "ready" and not i.in_flight]
+        idle.sort(key=lambda i: i.last_used or i.started)
+        alive = sum(1 for i in mine if i.state in ("starting", "ready"))
+        self.release(idle[: max(0, alive - count)], f"scaled to {count}")
+        self._routes.refresh(endpoint)
+
+    # -- lanes -----------------------------------------------------------------------------
+
+    def _main(self, endpoint: Endpoint, woken: float | None) -> None:
+        lane = observe.main_lane(endpoint, self._world.now())
+        decision = self._decide(endpoint, lane, woken, memory=endpoint.memory)
+        endpoint.memory = decision.state.endpoints[lane.key]
+        self._explain(endpoint, lane, decision)
+
+    def _pinned(self, endpoint: Endpoint, version: int, woken: float | None) -> None:
+        pin = endpoint.pins[version]
+        now = self._world.now()
+        mine = [i for i in endpoint.instances.values() if i.version == version and i.alive]
+        # Gateways report demand by endpoint, not by version: the wake's queue counts until an
+        # instance is there that takes it (or for so long that nobody can be waiting).
+        if any(i.state == "ready" for i in mine) or now - pin.queued_at > PIN_QUEUE_VALID_S:
+            pin.queued = 0
+        if not mine and not pin.queued:
+            del endpoint.pins[version]
+            return
+        lane = observe.pinned_lane(endpoint, version)
+        decision = self._decide(endpoint, lane, woken, memory=pin.memory)
+        pin.memory = decision.state.endpoints[lane.key]
+
+    def trial(self, endpoint: Endpoint, version: int) -> tuple[Instance | None, str]:
+        """Try to start the instance of a version on trial: (it, "") or (None, why it must wait)."""
+        decision = self._decide(endpoint, observe.trial_lane(endpoint, version), None)
+        reason = next((a.reason for a in decision.actions if isinstance(a, Wait)), "")
+        found = next((i for i in endpoint.instances.values() if i.version == version and i.alive), None)
+        return found, reason
+
+    def _rollout(self, endpoint: Endpoint) -> None:
+        old = endpoint.old_instances()
+        if not old:
+            endpoint.rollout_from = None
+            return
+        new = [i for i in endpoint.instances.values() if i.version == endpoint.version]
+        lane = observe.main_lane(endpoint, self._world.now())
+        want = max(endpoint.memory.desired, wanted(_plain(lane)))
+        seen = [rollout.Old(i.id, i.state == "ready", i.in_flight) for i in old]
+        ids = set(rollout.to_drain(sum(1 for i in new if i.state == "ready"), seen, want))
+        self.release([i for i in old if i.id in ids], f"version {endpoint.version} has taken over")
+        if not endpoint.old_instances():
+            endpoint.rollout_from = None
+
+    # -- decide and act --------------------------------------------------------------------
+
+    def _decide(
+        self,
+        endpoint: Endpoint,
+        lane: observe.Lane,
+        woken: float | None,
+        *,
+        memory: EndpointState | None = None,
+    ) -> Decision:
+        now = self._world.now()
+        observation = observe.observe(self._world, endpoint, lane)
+        before = State(endpoints={lane.key: memory or EndpointState()})
+        decision = decide(now, observation, before, self._config)
+        for action in decision.actions:
+            self._act(endpoint, lane, action, woken)
+        shown = [_comparable(action) for action in decision.actions]
+        if shown and shown != endpoint.last_actions:
+            record = Record(
+                now=now, observation=observation, state=before, config=self._config, decision=decision
+            )
+            self._history.record(record)
+            for action in decision.actions:
+                endpoint.note(type(action).__name__.lower(), action.reason)
+        endpoint.last_actions = shown
+        return decision
+
+    def _act(self, endpoint: Endpoint, lane: observe.Lane, action: Action, woken: float | None) -> None:
+        if isinstance(action, Start):
+            host = self._world.hosts.get(action.host)
+            if host is not None and host.usable:
+                self._claims.start(endpoint, action.version, host, woken=woken)
+                self.on_start(endpoint, action.version)
+        elif isinstance(action, Release) and not self.adopting:
+            instance = self._world.instances.get(action.instance)
+            if instance is not None:
+                if instance.endpoint is not endpoint:
+                    instance.endpoint.note("release", action.reason)
+                self.release([instance], action.reason)
+
+    def release(self, instances: list[Instance], reason: str, grace_s: float | None = None) -> None:
+        """Drain instances: gateways hear of it first, then their hosts.
+
+        Requests that run may finish: the grace is the endpoint's own timeout when that is longer.
+        """
+        going = [i for i in instances if i.state in ("starting", "ready", "paused")]
+        if not going:
+            return
+        self._routes.publish(removed=[i.id for i in going])
+        for instance in going:
+            spec = instance.endpoint.spec_of(instance.version) or instance.endpoint.spec
+            self._claims.stop(
+                instance, reason, max(self._grace_s, spec.timeout) if grace_s is None else grace_s
+            )
+            self._world.touch(instance.endpoint)
+            if instance.outcome is not None and not instance.outcome.done():
+                instance.outcome.set_result(wire.Death(reason="stopped", detail=reason))
+        for endpoint in {id(i.endpoint): i.endpoint for i in going}.values():
+            self._routes.refresh(endpoint)
+
+    def _explain(self, endpoint: Endpoint, lane: observe.Lane, decision: Decision) -> None:
+        """Why requests wait (or the endpoint failed), for the route and for people."""
+        wait = next((a.reason for a in decision.actions if isinstance(a, Wait)), "")
+        failing = endpoint.failing
+        if failing is not None:
+            endpoint.reason = failing.reason
+        elif endpoint.version is not None:
+            endpoint.reason = wait
+        self._routes.refresh(endpoint)
+
+    # -- what hosts report -----------------------------------------------------------------
+
+    def ready(self, instance: Instance) -> None:
+        """An instance became ready: gateways get it at once."""
+        endpoint = instance.endpoint
+        now = self._world.now()
+        instance.ready_since = instance.ready_since or now
+        if instance.outcome is not None and not instance.outcome.done():
+            instance.outcome.set_result(None)
+        if endpoint.failing is not None and endpoint.failing.version == instance.version:
+            endpoint.recovering, endpoint.failing = endpoint.failing, None
+            endpoint.reason = ""
+        if endpoint.routable(instance):
+            self._routes.publish(instances=[instance])
+            self._routes.refresh(endpoint)
+        self._world.touch(endpoint)
+        if endpoint.rollout_from is not None:
+            self.again(endpoint)
+
+    def ended(self, instance: Instance, death: wire.Death, *, told: bool = False) -> None:
+        """An instance ended: by our word, or by itself (then it is replaced when it is needed).
+
+        ``told``: gateways know already.
+        """
+        endpoint = instance.endpoint
+        now = self._world.now()
+        ours = instance.state == "draining"
+        ready_for = None if instance.ready_since is None else now - instance.ready_since
+        instance.state = "stopped" if death.reason == "stopped" else "failed"
+        self._world.remove(instance)
+        if instance.outcome is not None and not instance.outcome.done():
+            instance.outcome.set_result(death)
+        if not told:
+            self._routes.publish(dead=[instance.id])
+        if not ours:
+            endpoint.note("died", failures.describe(death))
+            log.info("instance %s of %s ended: %s", instance.id, endpoint.key, failures.describe(death))
+        if not failures.counts(death, ready_for):
+            if ready_for is not None and ready_for >= failures.FRESH_S:
+                endpoint.recovering = None
+        elif not ours and instance.version not in endpoint.trials:
+            self._failed(endpoint, instance.version, death, was_ready=ready_for is not None)
+        self._world.touch(endpoint)
+        self.again(endpoint)
+
+    def _failed(self, endpoint: Endpoint, version: int, death: wire.Death, *, was_ready: bool) -> None:
+        now = self._world.now()
+        before = endpoint.failing or endpoint.recovering
+        failing = failures.another(before, version, death, now, was_ready=was_ready)
+        if failing.until > now:
+            endpoint.failing, endpoint.recovering = failing, None
+            endpoint.reason = failing.reason
+        else:
+            endpoint.recovering = failing
+
+    def _quiet(self, endpoint: Endpoint) -> bool:
+        now = self._world.now()
+        if endpoint.instances or endpoint.trials or endpoint.pins or endpoint.rollout_from is not None:
+            return False
+        if endpoint.failing is not None and now < endpoint.failing.until:
+            return False
+        if endpoint.version is not None and endpoint.bounds[0] > 0:
+            return False
+        in_flight, queued, _ = endpoint.seen(now)
+        return not in_flight and not queued
+
+
+def _plain(lane: observe.Lane) -> EndpointObservation:
+    return EndpointObservation(
+        endpoint=lane.key,
+        version=lane.version,
+        scaling=lane.scaling,
+        in_flight=lane.in_flight,
+        queued=lane.queued,
+        instances=lane.instances,
+    )
+
+
+def _comparable(action: Action) -> object:
+    """A waiting reason may count down: equal waits are told apart from others only by what they wait for."""
+    if isinstance(action, Wait):
+        return ("wait", action.endpoint, action.wanted, action.reason.split(":")[0])
+    return msgspec.to_builtins(action)
+
+
+def wall(world: World, at: float) -> float:
+    """A time of the world's clock as seconds since the Unix epoch."""
+    return time.time() - (world.now() - at)

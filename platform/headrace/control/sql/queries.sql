@@ -1,0 +1,110 @@
+-- Every statement of control's store, by name. The comment under a name says what it is for.
+
+-- name: meta_get
+-- One value of the store's own bookkeeping.
+SELECT value FROM meta WHERE key = :key;
+
+-- name: meta_set
+-- Set one value of the store's own bookkeeping.
+INSERT INTO meta (key, value) VALUES (:key, :value)
+ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: endpoints_load
+-- Every endpoint with the spec of its current version, most recently changed first; for control's start.
+SELECT e.project, e.name, e.current_version, e.min_override, e.max_override, e.created_at, e.updated_at, v.spec
+FROM endpoints e
+LEFT JOIN versions v ON v.project = e.project AND v.name = e.name AND v.version = e.current_version
+ORDER BY e.updated_at DESC;
+
+-- name: endpoints_page
+-- A page of names after a name, in order.
+SELECT name FROM endpoints WHERE project = :project AND name > :after ORDER BY name LIMIT :limit;
+
+-- name: endpoint_insert
+-- Make the row of an endpoint when it is new.
+INSERT INTO endpoints (project, name, created_at, updated_at) VALUES (:project, :name, :at, :at)
+ON CONFLICT (project, name) DO NOTHING;
+
+-- name: endpoint_scale
+-- Set what `scale` overrides.
+UPDATE endpoints SET min_override = :min, max_override = :max WHERE project = :project AND name = :name;
+
+-- name: endpoint_delete
+-- Remove an endpoint; its versions go with it.
+DELETE FROM endpoints WHERE project = :project AND name = :name;
+
+-- name: endpoint_flip
+-- Make a stored version the current one.
+UPDATE endpoints SET current_version = :version, updated_at = :at WHERE project = :project AND name = :name;
+
+-- name: version_next
+-- The number that the next version gets.
+SELECT coalesce(max(version), 0) + 1 FROM versions WHERE project = :project AND name = :name;
+
+-- name: version_insert
+-- Store an immutable version.
+INSERT INTO versions (project, name, version, spec, bundle, verified, created_at)
+VALUES (:project, :name, :version, :spec, :bundle, :verified, :at);
+
+-- name: version_verified
+-- The version has been current once: rollback may choose it.
+UPDATE versions SET verified = 1 WHERE project = :project AND name = :name AND version = :version;
+
+-- name: version_spec
+-- The spec of one version.
+SELECT spec FROM versions WHERE project = :project AND name = :name AND version = :version;
+
+-- name: versions_of
+-- The versions of one endpoint, newest first.
+SELECT version, bundle, verified, created_at FROM versions
+WHERE project = :project AND name = :name ORDER BY version DESC;
+
+-- name: versions_numbers
+-- (project, name, version) of every stored version that was current once; for control's start.
+SELECT project, name, version FROM versions WHERE verified = 1 ORDER BY project, name, version;
+
+-- name: versions_prune
+-- Keep the newest versions (those above :below) and the current one.
+DELETE FROM versions
+WHERE project = :project AND name = :name AND version <= :below
+  AND version IS NOT (SELECT current_version FROM endpoints WHERE project = :project AND name = :name);
+
+-- name: bundles
+-- Every bundle that a stored version needs.
+SELECT DISTINCT bundle FROM versions;
+
+-- name: keys_all
+-- All API keys (their hashes).
+SELECT id, hash, project, scopes FROM keys ORDER BY id;
+
+-- name: key_put
+-- Add a key, or replace the one of that id.
+INSERT INTO keys (id, project, hash, scopes, created_at) VALUES (:id, :project, :hash, :scopes, :at)
+ON CONFLICT (id) DO UPDATE SET project = excluded.project, hash = excluded.hash, scopes = excluded.scopes;
+
+-- name: intent_put
+-- Write what is about to be done to a node, before it is done.
+INSERT INTO intents (id, project, provider, node, kind, spec, state, created_at, updated_at)
+VALUES (:id, :project, :provider, :node, :kind, :spec, :state, :created_at, :updated_at);
+
+-- name: intent_update
+-- An intent came further; a node once known is kept.
+UPDATE intents SET state = :state, node = coalesce(:node, node), updated_at = :at WHERE id = :id;
+
+-- name: intents_all
+-- All intents, oldest first.
+SELECT id, project, provider, kind, spec, state, created_at, updated_at, node FROM intents ORDER BY created_at, id;
+
+-- name: node_put
+-- Add a node, or replace what is known of it.
+INSERT INTO nodes (id, project, provider, intent, spec, state, created_at, updated_at)
+VALUES (:id, :project, :provider, :intent, :spec, :state, :created_at, :updated_at)
+ON CONFLICT (id) DO UPDATE SET state = excluded.state, spec = excluded.spec, updated_at = excluded.updated_at;
+
+-- name: node_delete
+-- Forget a node.
+DELETE FROM nodes WHERE id = :id;
+
+-- name: nodes_all
+-- All nodes, oldest first.
+SELECT id, project, provider, spec, state, created_at, updated_at, intent FROM nodes ORDER BY created_at, id;

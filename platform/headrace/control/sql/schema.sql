@@ -1,0 +1,66 @@
+-- Migrations of control.db, oldest first. One that was released is never changed: add the next number.
+-- PRAGMA user_version holds the number of the last one that ran.
+
+-- migration: 1
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE endpoints (
+    project         TEXT NOT NULL,
+    name            TEXT NOT NULL,
+    current_version INTEGER,             -- NULL: no version has been verified yet
+    min_override    INTEGER,             -- set by scale; NULL: as the spec says
+    max_override    INTEGER,
+    created_at      REAL NOT NULL,
+    updated_at      REAL NOT NULL,
+    PRIMARY KEY (project, name)
+) WITHOUT ROWID;
+
+CREATE TABLE versions (
+    project    TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    version    INTEGER NOT NULL,
+    spec       BLOB NOT NULL,            -- canonical JSON of the EndpointSpec
+    bundle     TEXT NOT NULL,            -- sha256
+    verified   INTEGER NOT NULL DEFAULT 0,
+    created_at REAL NOT NULL,
+    PRIMARY KEY (project, name, version),
+    FOREIGN KEY (project, name) REFERENCES endpoints (project, name) ON DELETE CASCADE
+) WITHOUT ROWID;
+
+CREATE INDEX versions_bundle ON versions (bundle);
+
+CREATE TABLE keys (
+    id         TEXT PRIMARY KEY,
+    project    TEXT NOT NULL,
+    hash       TEXT NOT NULL UNIQUE,     -- sha256 (hex) of the key, never the key
+    scopes     TEXT NOT NULL,            -- separated by spaces
+    created_at REAL NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE intents (
+    id         TEXT PRIMARY KEY,
+    project    TEXT NOT NULL,
+    provider   TEXT NOT NULL,
+    node       TEXT,                     -- the provider's id, once it is known
+    kind       TEXT NOT NULL,            -- launch or terminate
+    spec       TEXT NOT NULL,            -- JSON
+    state      TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL
+) WITHOUT ROWID;
+
+CREATE INDEX intents_state ON intents (state);
+
+CREATE TABLE nodes (
+    id         TEXT PRIMARY KEY,
+    project    TEXT NOT NULL,
+    provider   TEXT NOT NULL,
+    intent     TEXT REFERENCES intents (id),
+    spec       TEXT NOT NULL,            -- JSON
+    state      TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL
+) WITHOUT ROWID;

@@ -1,0 +1,75 @@
+"""Which zygotes hosts shall hold: bases of endpoints used or deployed last, most recent first, bounded."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from headrace import wire
+from headrace.control.claims import Claims, base_of
+from headrace.control.model import Host, World
+from headrace.sdk.spec import EndpointSpec
+
+KEPT = 16
+"""Plain bases; those with a loaded endpoint come on top, within the host's byte budget."""
+KEPT_LOADED = 64
+
+
+class Warm:
+    """Remembers recent bases, and tells hosts when the set (not only its order) changed."""
+
+    def __init__(self, world: World, claims: Claims, *, spares: int) -> None:
+        self._world = world
+        self._claims = claims
+        self._spares = spares
+        self._recent: OrderedDict[wire.BaseSpec, None] = OrderedDict()
+        self._wanted: tuple[tuple[wire.BaseSpec, int], ...] = ()
+
+    def seed(self, specs: list[tuple[EndpointSpec, int]]) -> None:
+        """At start: specs with their versions, most recently changed first."""
+        bases: dict[wire.BaseSpec, None] = {}
+        for spec, version in specs:
+            bases.setdefault(base_of(spec, version))
+        for base in reversed(list(bases)[: KEPT + KEPT_LOADED]):
+            self._use(base)
+        self._compute()
+
+    def use(self, spec: EndpointSpec, version: int) -> wire.BaseSpec:
+        """A version is deployed or started; gives its base. Hosts that lack it are told at once."""
+        base = base_of(spec, version)
+        new = base not in self._recent
+        self._use(base)
+        if new:
+            self._compute()
+            self.push()
+        return base
+
+    def forget(self, endpoint: str, keep: int | None = None) -> None:
+        """An endpoint is gone, or only its version ``keep`` is wanted: let its loaded bases go."""
+        stale = [
+            b for b in self._recent if b.loaded and b.loaded.endpoint == endpoint and b.loaded.version != keep
+        ]
+        for base in stale:
+            del self._recent[base]
+        if stale:
+            self._compute()
+            self.push()
+
+    def push(self) -> None:
+        """Tell all hosts what is new for them."""
+        for host in self._world.living_hosts():
+            self.push_to(host)
+
+    def push_to(self, host: Host) -> None:
+        """Tell one host, if it does not know yet."""
+        self._claims.warm(host, self._wanted)
+
+    def _use(self, base: wire.BaseSpec) -> None:
+        self._recent[base] = None
+        self._recent.move_to_end(base)
+        for loaded, bound in ((False, KEPT), (True, KEPT_LOADED)):
+            kind = [b for b in self._recent if (b.loaded is not None) is loaded]
+            for old in kind[: max(0, len(kind) - bound)]:
+                del self._recent[old]
+
+    def _compute(self) -> None:
+        self._wanted = tuple((base, self._spares) for base in reversed(self._recent))
