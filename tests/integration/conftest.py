@@ -47,7 +47,6 @@ class Platform:
 
     def __init__(self, cluster: LocalCluster, http: aiohttp.ClientSession, work: Path) -> None:
         self.cluster, self.http, self.work = cluster, http, work
-        self._files = 0
 
     @property
     def auth(self) -> dict[str, str]:
@@ -79,9 +78,7 @@ class Platform:
 
     async def deploy(self, source: str, *, verify: bool = True) -> dict[str, Any]:
         """Deploy a file with this content; the finished deployment."""
-        self._files += 1
-        folder = self.work / f"f{self._files}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=self.work))
         file = folder / "app.py"
         file.write_text("import headrace\n" + textwrap.dedent(source))
         found = await inspect(file, self.work / "inspected")

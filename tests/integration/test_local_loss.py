@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import psutil
 import pytest
+from headrace.cluster.local import LocalCluster
 
 from tests.integration.conftest import Platform, make_settings, running_platform, until
 
@@ -85,3 +90,51 @@ async def test_everything_is_back_from_the_data_directory(work: Path) -> None:
         assert second.cluster.admin_key == key
         for name in ("one", "two"):
             assert (await second.call(name, {"x": 7}))[0] == 7
+
+
+CHILD = """
+import asyncio, sys
+from headrace.cluster.local import LocalCluster
+from headrace.config import Settings
+
+async def main():
+    settings = Settings(data_dir=sys.argv[1], run_dir=sys.argv[2], port=0, control_port=0)
+    async with LocalCluster(settings) as cluster:
+        print(cluster.url, cluster.admin_key, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@dataclass
+class Elsewhere:
+    """A platform in another process."""
+
+    url: str
+    admin_key: str
+
+
+async def test_sigkill_leaves_nothing_that_the_next_start_keeps(work: Path, platform: Platform) -> None:
+    settings = make_settings(work / "killed")
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CHILD, settings.data_dir, settings.run_dir, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None
+        url, key = (await asyncio.wait_for(child.stdout.readline(), 30)).decode().split()
+        there = Platform(cast(LocalCluster, Elsewhere(url, key)), platform.http, work)
+        await there.deploy(ECHO.format(name="one"))
+        _, pid = await there.call("one")
+        (instance,) = await there.instances("one")
+        assert instance["pid"] == pid
+        children = psutil.Process(child.pid).children(recursive=True)
+    finally:
+        child.kill()
+        await child.wait()
+    assert len(children) >= 2  # the zygote and the instance
+    await until(lambda: not [c for c in children if c.is_running() and c.status() != "zombie"])
+    async with running_platform(settings, work) as again:
+        assert (await again.call("one", {"x": 8}))[0] == 8
+        assert not Path(instance["address"].removeprefix("unix:")).exists()
+    assert not settings.run.exists()

@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from tests.integration.conftest import Platform
 
@@ -63,7 +64,7 @@ async def ask(platform: Platform, what: str, path: object = "") -> Any:
     return await platform.call("thief", {"what": what, "path": str(path)})
 
 
-@pytest.fixture(autouse=True)
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def thieves(platform: Platform) -> None:
     if "thief" not in {e["name"] for e in (await platform.api("GET", "/endpoints"))["items"]}:
         await platform.deploy(THIEF.format(name="thief"))

@@ -19,11 +19,15 @@ log = logging.getLogger("headrace.host")
 
 MAX_BASES = 50_000
 """Base values remembered; above that the memory is emptied (they are made again from their specs)."""
+PLAIN_KEY = "plain"
+"""Runtimes hold a base of this key by themselves: nothing preloaded but the engine."""
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
 def base_key(spec: wire.BaseSpec) -> str:
     """A stable name of the base: equal specs have equal keys, in every process."""
+    if spec == wire.BaseSpec(runtime=spec.runtime):
+        return PLAIN_KEY
     return hashlib.sha256(_canonical.encode(spec)).hexdigest()[:20]
 
 

@@ -9,19 +9,28 @@ from headrace import wire
 from headrace.host.link import LAST_BACKOFF_S, next_backoff
 from headrace.host.pool import base_key
 from headrace.host.resources import cgroup_cores, cgroup_memory, detect
+from headrace_runtimes.process.pool import PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = Path("/sys/fs/cgroup")
+ROOT = Path("/")
 
 
 @pytest.mark.parametrize(
     ("files", "cores"),
     [
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu.max": "150000 100000"}, 1.5),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        ({"sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "50000 100000"}, 0.5),
+        (
+            {
+                "proc/self/cgroup": "2:cpuacct,cpu:/x\n0::/",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000",
+            },
+            2.0,
+        ),
+        ({"proc/self/cgroup": "2:cpu:/", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1"}, None),
         ({}, None),
     ],
 )
@@ -32,10 +41,16 @@ def test_cores(files: dict[str, str], cores: float | None) -> None:
 @pytest.mark.parametrize(
     ("files", "memory"),
     [
-        ({"memory.max": "max"}, None),
-        ({"memory.max": "1073741824"}, 1 << 30),
-        ({"memory/memory.limit_in_bytes": "536870912"}, 1 << 29),
-        ({"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ({"sys/fs/cgroup/memory.max": "max"}, None),
+        ({"sys/fs/cgroup/memory.max": "1073741824"}, 1 << 30),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/p/q\n0::/",
+                "sys/fs/cgroup/memory/p/q/memory.limit_in_bytes": "536870912",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            1 << 29,
+        ),
         ({}, None),
     ],
 )
@@ -54,9 +69,9 @@ def test_equal_bases_have_equal_keys() -> None:
     assert base_key(wire.BaseSpec()) == base_key(wire.BaseSpec(project="default", imports=()))
     assert base_key(wire.BaseSpec()) != base_key(wire.BaseSpec(imports=("numpy",)))
     assert base_key(wire.BaseSpec(imports=("a",))) != base_key(wire.BaseSpec(preload=("a",)))
-    # Written down: a key must not change between processes or versions of Python.
-    assert base_key(wire.BaseSpec()) == base_key(wire.BaseSpec())
-    assert len(base_key(wire.BaseSpec())) == 20
+    # The one that runtimes hold by themselves must not be made twice.
+    assert base_key(wire.BaseSpec()) == PLAIN.key
+    assert base_key(wire.BaseSpec(project="other")) != PLAIN.key
 
 
 @given(current=st.floats(0.001, 1.0), dice=st.floats(0, 1))
