@@ -4,11 +4,11 @@
     headrace deploy examples/ocr.py
     curl --data-binary @examples/data/receipt.png -H 'content-type: image/png' http://127.0.0.1:8700/e/ocr
 
-The image is the raw request body, or base64 in JSON: ``{"image": "iVBORw0..."}``. The answer has one entry per
-line of text, with its four corners (pixels, clockwise from the top left) and how sure the model is.
+The image is the raw request body, or base64 in JSON: ``{"image": "iVBORw0..."}``. The answer has one entry
+per line of text, with its four corners (pixels, clockwise from the top left) and how sure the model is.
 
-The package carries its weights. Its imports take 0.2 to 0.5 s, so they are done before an instance is needed, in
-the process that instances are forked from (``preload``); loading the weights takes 0.2 s.
+The package carries its weights. Its imports take 0.2 to 0.5 s, so they are done before an instance is needed,
+in the process that instances are forked from (``preload``); loading the weights takes 0.2 s.
 """
 
 import base64
@@ -16,8 +16,8 @@ import binascii
 import os
 from typing import Any
 
-# ONNX Runtime >= 1.29 sends usage data from a thread that it starts when it is imported, and a process that is to
-# be forked must have one thread only. The platform sets this too; here it is for `python examples/ocr.py`.
+# ONNX Runtime >= 1.29 sends usage data from a thread that it starts at its import, and a process that is to be
+# forked must have one thread only. The platform sets this too; here it is for `python examples/ocr.py`.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import cv2

@@ -74,8 +74,9 @@ class Client(Management):
 
         Give the input one way: ``**kwargs`` (parameters by name), one positional value (the whole input;
         bytes are sent raw), ``json=`` (any JSON value; also for parameters named like an option here) or
-        ``data=`` with its ``content_type``. ``idempotent=False``: never sent again when the connection dies
-        under it. ``timeout`` is in seconds, for the whole call (for a stream: to its first item and between items).
+        ``data=`` with its ``content_type``. ``idempotent=False``: never sent again when the connection
+        dies under it. ``timeout`` is in seconds, for the whole call (for a stream: to its first item and
+        between items).
         """
         body, sent_type = _encode(args, kwargs, json, data, content_type)
         timeout = self.timeout if timeout is None else timeout

@@ -146,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _import(bundle: Bundle) -> ModuleType:
     root = str(bundle.root)
-    for name, module in list(sys.modules.items()):
-        origin = getattr(module, "__file__", None)
-        if origin and origin.startswith(root + os.sep) and _is_bundled(bundle, origin):
+    # Also of another project: its modules may have the same names.
+    for name in _modules_of(bundle) & set(sys.modules):
+        if name.partition(".")[0] not in sys.stdlib_module_names:
             del sys.modules[name]
     importlib.invalidate_caches()
     sys.path.insert(0, root)
@@ -165,8 +165,10 @@ def _import(bundle: Bundle) -> ModuleType:
         sys.path.remove(root)
 
 
-def _is_bundled(bundle: Bundle, origin: str) -> bool:
-    return Path(origin).relative_to(bundle.root).as_posix() in bundle.files
+def _modules_of(bundle: Bundle) -> set[str]:
+    """Import names of the bundled files."""
+    paths = (Path(name).with_suffix("").parts for name in bundle.files if name.endswith(".py"))
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in paths}
 
 
 def _user_traceback(error: BaseException, root: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import subprocess
 import sys
 import time
@@ -246,13 +247,13 @@ def test_import_is_lazy_and_decorating_is_cheap() -> None:
         "heavy = {'pydantic', 'asyncio', 'ssl', 'http.client', 'ray', 'difflib', 'concurrent.futures'}\n"
         "print(sorted(heavy & (set(sys.modules) - before)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_decorating_costs_no_more_than_a_few_signatures() -> None:
-    import inspect
-
     def best(action: Any) -> float:
         times = []
         for _ in range(5):
