@@ -10,6 +10,7 @@ import functools
 import ipaddress
 import os
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,8 @@ class Client(Management):
         if key:
             headers["Authorization"] = f"Bearer {key}"
         self._transport = Transport(self.url, headers, retry_for)
+        # A client that is just dropped leaves no open sockets behind.
+        weakref.finalize(self, self._transport.close)
 
     def call(
         self,

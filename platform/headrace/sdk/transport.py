@@ -43,6 +43,8 @@ CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_S = 1.0
 """A platform that has never answered is given up after this long; one that has gets ``retry_for``."""
 CHUNK = 64 << 10
+MAX_LINE = 64 << 20
+"""Bytes of one item of a stream."""
 _BROKEN = (OSError, http.client.HTTPException)
 
 
@@ -57,6 +59,7 @@ class Reply:
         until: float,
     ) -> None:
         self._owner, self._connection, self._raw, self._until = owner, connection, raw, until
+        self._patience = max(0.001, until - time.monotonic())
         self._body: bytes | None = None
         self._closed = False
         self.status = raw.status
@@ -88,12 +91,21 @@ class Reply:
 
     def lines(self) -> Iterator[bytes]:
         """The body line by line, for streams; each line may take as long as the whole request's timeout."""
+        buffer = bytearray()
         try:
-            while True:
-                line = self._guard(self._raw.readline)
-                if not line:
-                    return
-                yield line
+            # Not `readline`: on a chunked answer that breaks off it gives an end of file, and no error.
+            while piece := self._read(patience=self._patience):
+                seen = len(buffer)
+                buffer += piece
+                start = 0
+                while (end := buffer.find(b"\n", max(start, seen))) >= 0:
+                    yield bytes(buffer[start : end + 1])
+                    start = end + 1
+                del buffer[:start]
+                if len(buffer) > MAX_LINE:
+                    raise InstanceDied(f"an item of the stream is above {MAX_LINE >> 20} MiB.")
+            if buffer:
+                yield bytes(buffer)
         finally:
             self.close()
 
@@ -101,8 +113,10 @@ class Reply:
         """Done with it: an unread rest is dropped together with the connection, which cancels the request."""
         if not self._closed:
             self._closed = True
-            done = self._raw.isclosed() and not self._raw.will_close
-            self._owner.release(self._connection, reusable=done)
+            done = self._raw.isclosed() or self._raw.length == 0
+            reusable = done and not self._raw.will_close
+            self._raw.close()
+            self._owner.release(self._connection, reusable=reusable)
 
     def raise_for_problem(self) -> None:
         """Raise what a status from 400 on means, as its type of `headrace.errors`."""
@@ -121,8 +135,8 @@ class Reply:
             error.extra.setdefault("retry_after", retry_after)
         raise error
 
-    def _read(self) -> bytes:
-        remaining = self._until - time.monotonic()
+    def _read(self, patience: float | None = None) -> bytes:
+        remaining = self._until - time.monotonic() if patience is None else patience
         if remaining <= 0:
             raise _late()
         if self._connection.sock is not None:
