@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import hr_asgi
 import hr_batch
 import hr_loader
 import hr_native
+import pytest
 from hr_pool import ThreadPool
 from hr_server import Server
 
@@ -75,8 +75,8 @@ class Client:
 
 
 def request(
-    value: Any = None, *, body: bytes | None = None, method: str = "POST", path: str = "/", token: str = TOKEN,
-    headers: dict[str, str] | None = None,
+    value: Any = None, *, body: bytes | None = None, method: str = "POST", path: str = "/",
+    token: str = TOKEN, headers: dict[str, str] | None = None,
 ) -> bytes:  # fmt: skip
     given = {"Host": "i", "X-Headrace-Token": token, "X-Headrace-Request-Id": "r-1", **(headers or {})}
     if body is None:

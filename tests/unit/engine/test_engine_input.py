@@ -1,10 +1,10 @@
-"""From request to arguments and from result to answer: what is mapped, what is refused, and how it is told."""
+"""From request to arguments and from result to answer: what is mapped, what is refused, and how."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import Any, Optional
+from typing import Any
 
 import pydantic
 import pytest
@@ -57,7 +57,7 @@ def default(x: int = 7) -> int:
     return x
 
 
-def raw(data: Optional[bytes]) -> int:
+def raw(data: bytes | None) -> int:
     return len(data or b"")
 
 
@@ -192,7 +192,7 @@ async def test_results_that_are_not_json_are_refused_by_type(serve, value, named
 
 async def test_annotated_results_are_checked_and_written_as_declared(serve):
     def point() -> Point:
-        return Point(1, dt.datetime(2024, 5, 6, tzinfo=dt.timezone.utc))
+        return Point(1, dt.datetime(2024, 5, 6, tzinfo=dt.UTC))
 
     def wrong() -> list[int]:
         return ["x"]  # type: ignore[list-item]
@@ -212,7 +212,7 @@ async def test_hints_that_pydantic_cannot_take_leave_the_value_alone(serve):
         def __class_getitem__(cls, _):
             return cls
 
-    def handler(x: Opaque, y: "Unknown" = 1):  # type: ignore[name-defined]  # noqa: F821
+    def handler(x: Opaque, y: Unknown = 1):  # type: ignore[name-defined]  # noqa: F821
         return [x, y]
 
     assert (await (await serve(handler)).call({"x": 5})).json() == [5, 1]

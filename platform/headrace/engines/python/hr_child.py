@@ -69,13 +69,11 @@ def confine(fds: List[int], uid: Optional[int], gid: Optional[int], parent: int)
 
 def line_buffered() -> None:
     """Make stdout and stderr whole lines of UTF-8, whatever the process was started with."""
+    # New objects: one that was made for a seekable file fails on the pipe that took the file's place.
     for name, fd in (("stdout", 1), ("stderr", 2)):
-        stream = getattr(sys, name, None)
-        if stream is None or not hasattr(stream, "reconfigure"):
-            stream = open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
-        else:
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        stream = open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def reseed() -> None:

@@ -37,6 +37,8 @@ class StartFailed(Exception):
 class LoadTimeout(TimeoutError):
     """Import or ``load`` took longer than it may."""
 
+    __module__ = "headrace"
+
 
 class Loaded:
     """A handler that has been imported, made and loaded."""
