@@ -29,6 +29,8 @@ IDLE_TIMEOUT_S = 75.0
 LINGER_S = 2.0
 LINGER_BYTES = 1 << 20
 """What is read and dropped after an answer that came before the end of the body."""
+SKIP_BYTES = 16 << 10
+"""A refused request with a body up to this size keeps its connection."""
 MAX_PIPELINED = 128
 
 _ids = itertools.count(int.from_bytes(secrets.token_bytes(3), "big"))
@@ -280,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
             if head.content_length > request.limit:
                 raise too_large(request.limit)
         except RequestError as error:
-            self._refuse(error, stop=request.head is _NO_HEAD or request.head.has_body)
+            self._refuse(error, stop=not _skippable(request.head))
             return
         if len(self._pending) >= MAX_PIPELINED:
             self._refuse(BadRequest(f"more than {MAX_PIPELINED} pipelined requests."))
@@ -290,7 +292,7 @@ class ClientConnection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         request = self._incoming
-        if self._stopped or request is None:
+        if self._stopped or request is None or request.failure is not None:
             return
         if request.held + len(body) > request.limit:
             self._refuse(too_large(request.limit))
@@ -466,6 +468,13 @@ class ClientConnection(asyncio.Protocol):
             self._discard -= len(data)
             if self._discard <= 0:
                 self._transport.abort()
+
+
+def _skippable(head: Head) -> bool:
+    """Whether the rest of a refused request is worth reading, to keep its connection."""
+    if head is _NO_HEAD or head.expect:
+        return False
+    return not head.has_body or 0 < head.content_length <= SKIP_BYTES
 
 
 def too_large(limit: int) -> BodyTooLarge:
