@@ -58,7 +58,6 @@ async def _own_socket(work: Path) -> dict[str, float | int]:
         python=sys.executable,
         zygote_bytes=2 << 30,
         log_dir=work / "logs",
-        expose=tuple(str(path) for path in (root(), work)),
     )
     ready = asyncio.Event()
     await runtime.open(settings, lambda status: ready.set() if status.state == "ready" else None)

@@ -48,12 +48,16 @@ def texts(found: Any) -> list[str]:
 
 def to_zero(client: Client, name: str) -> None:
     """Release what the deployment started, so that the call finds nothing running."""
-    client.scale(name, to=0)
     deadline = time.monotonic() + ZERO_DEADLINE_S
-    while any(i.get("state") not in ("stopped", "failed") for i in client.endpoint(name)["instances"] or ()):
+    while True:
+        # Asked again each time: only idle instances are released, and control hears with a delay who is idle.
+        client.scale(name, to=0)
+        living = client.endpoint(name)["instances"] or ()
+        if all(instance.get("state") in ("stopped", "failed") for instance in living):
+            return
         if time.monotonic() > deadline:
             raise HeadraceError(f"{name} still has instances after {ZERO_DEADLINE_S:g} s.")
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def demo(record: UpRecord, settings: Settings) -> None:
