@@ -155,6 +155,8 @@ def main() -> None:
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
+            # A parent on uvloop hands its descriptors down; whoever reads the other end would wait for ours.
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             keep(path)
         os._exit(0)
     os.wait()
