@@ -51,6 +51,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        # Ray nices its workers by 15: control, hosts and sandboxes are not the background here.
+        "RAY_worker_niceness": "0",
         "RAY_ROTATION_MAX_BYTES": str(16 << 20),
         "RAY_ROTATION_BACKUP_COUNT": "1",
     }
