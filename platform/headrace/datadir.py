@@ -31,6 +31,7 @@ class DataDir:
 
     path: Path
     run: Path
+    control_socket: Path
     admin_key: str = field(repr=False)
     cluster_token: str = field(repr=False)
     _lock: int = field(repr=False, default=-1)
@@ -41,9 +42,14 @@ class DataDir:
         return hashlib.sha256(self.admin_key.encode()).hexdigest()
 
     def close(self) -> None:
-        """Give up the lock and remove the run directory when nothing is left in it. May be called twice."""
+        """Give up the lock, and remove control's socket and the run directory when nothing is left in it.
+
+        Called when all parts have stopped; a second time it does nothing.
+        """
         if self._lock < 0:
             return
+        with contextlib.suppress(OSError):
+            self.control_socket.unlink(missing_ok=True)
         for path in (self.run / "hosts", self.run):
             # Not empty means that something else still lives there, which is swept at the next start.
             with contextlib.suppress(OSError):
@@ -70,7 +76,7 @@ def open_data_dir(settings: Settings) -> DataDir:
     except BaseException:
         os.close(lock)
         raise
-    return DataDir(data, settings.run, admin_key, token, lock)
+    return DataDir(data, settings.run, settings.control_socket, admin_key, token, lock)
 
 
 def read_cluster_token(settings: Settings) -> str:

@@ -42,6 +42,10 @@ def make_settings(data: Path, **changes: Any) -> Settings:
     return Settings(data_dir=str(data), run_dir=str(default_run_dir(data)), **{**base, **changes})
 
 
+def _is_json(content_type: str) -> bool:
+    return content_type == "application/json" or content_type.endswith("+json")
+
+
 class Platform:
     """A running `LocalCluster` and an HTTP client."""
 
@@ -60,7 +64,7 @@ class Platform:
             method, self.cluster.url + path, headers={**self.auth, **(headers or {})}, **options
         ) as answer:
             data = await answer.read()
-            value = json.loads(data) if "json" in answer.content_type and data else data
+            value = json.loads(data) if _is_json(answer.content_type) and data else data
             return answer.status, answer.headers, value
 
     async def api(self, method: str, path: str, body: Any = None) -> Any:

@@ -118,7 +118,7 @@ async def test_scaling_out_and_in(platform: Platform) -> None:
     await platform.deploy("""
         import asyncio, os
 
-        @headrace.endpoint(name="wide", scaling=headrace.Scaling(max=3, idle_timeout=0.3))
+        @headrace.endpoint(name="wide", scaling=headrace.Scaling(max=3, idle_timeout=1.5))
         async def wide() -> int:
             await asyncio.sleep(0.3)
             return os.getpid()

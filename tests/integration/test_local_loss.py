@@ -11,6 +11,8 @@ from typing import cast
 import psutil
 import pytest
 from headrace.cluster.local import LocalCluster
+from headrace.datadir import open_data_dir
+from headrace.errors import PortInUse
 
 from tests.integration.conftest import Platform, make_settings, running_platform, until
 
@@ -69,6 +71,33 @@ async def test_host_is_lost_and_requests_are_answered_again(platform: Platform) 
     await until(one)
 
 
+async def test_a_host_that_was_taken_for_dead_comes_back(platform: Platform) -> None:
+    await platform.deploy(ECHO.format(name="cut"))
+    await platform.call("cut")
+    link = platform.cluster.host.link
+    await link.stop()
+
+    async def dead() -> bool:
+        hosts = (await platform.api("GET", "/hosts"))["items"]
+        return [h["state"] for h in hosts if h["id"] == platform.cluster.host.host] != ["ready"] and not (
+            await platform.instances("cut")
+        )
+
+    await until(dead)
+    # Its instances live on meanwhile, and the request that finds none waits for the host.
+    assert len(platform.cluster.host.instances.inventory()) >= 1
+    waiting = asyncio.create_task(platform.call("cut", {"x": 6}))
+    link.start()
+    assert (await asyncio.wait_for(waiting, 30))[0] == 6
+    await platform.cluster.wait_ready()
+
+    async def agreed() -> bool:
+        listed = {i["id"] for i in (await platform.api("GET", "/instances"))["items"]}
+        return listed == {i.id for i in platform.cluster.host.instances.inventory()}
+
+    await until(agreed)
+
+
 async def test_gateway_is_lost_and_comes_back(platform: Platform) -> None:
     await platform.deploy(ECHO.format(name="gated"))
     _, pid = await platform.call("gated")
@@ -95,6 +124,8 @@ async def test_everything_is_back_from_the_data_directory(work: Path) -> None:
 CHILD = """
 import asyncio, sys
 from headrace.cluster.local import LocalCluster
+from headrace.datadir import open_data_dir
+from headrace.errors import PortInUse
 from headrace.config import Settings
 
 async def main():
@@ -138,3 +169,14 @@ async def test_sigkill_leaves_nothing_that_the_next_start_keeps(work: Path, plat
         assert (await again.call("one", {"x": 8}))[0] == 8
         assert not Path(instance["address"].removeprefix("unix:")).exists()
     assert not settings.run.exists()
+
+
+async def test_a_start_that_fails_leaves_nothing(work: Path, platform: Platform) -> None:
+    settings = make_settings(work / "late", port=platform.cluster.gateway.port)
+    before = {c.pid for c in psutil.Process().children(recursive=True)}
+    with pytest.raises(PortInUse, match=str(settings.port)):
+        await LocalCluster(settings).start()
+    await until(lambda: {c.pid for c in psutil.Process().children(recursive=True)} <= before)
+    assert not settings.run.exists()
+    assert not settings.control_socket.exists()
+    open_data_dir(settings).close()

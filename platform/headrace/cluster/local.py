@@ -178,12 +178,11 @@ async def _stopped(name: str, stop: Coroutine[Any, Any, Any]) -> None:
 
 
 async def _all(*parts: Coroutine[Any, Any, Any]) -> None:
-    """Run them beside each other; the first failure cancels the others and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for part in parts:
-                group.create_task(part)
-    except BaseExceptionGroup as failures:
-        first = failures.exceptions[0]
-        ours = [error for error in failures.exceptions if isinstance(error, HeadraceError)]
-        raise (ours[0] if ours else first) from None
+    """Run them beside each other, each to its end (a start cut short would leave more to clean up).
+
+    Raises one of ours when there is one, else the first failure.
+    """
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    for error in [*(f for f in failures if isinstance(f, HeadraceError)), *failures]:
+        raise error

@@ -17,7 +17,7 @@ from headrace_runtimes.spec import BaseStatus, RuntimeSettings
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.host.bundles import Bundles
+from headrace.host.bundles import Bundles, remove_tree
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
@@ -135,10 +135,8 @@ class HostAgent:
         for runtime in self._runtimes.values():
             await runtime.close()
         await self._bundles.close()
-        try:
-            self.run_dir.rmdir()
-        except OSError as error:
-            log.warning("%s is left: %s", self.run_dir, error.strerror)
+        # Nothing lives in it any more; a start that was cut short may have left directories.
+        await asyncio.to_thread(remove_tree, self.run_dir)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
