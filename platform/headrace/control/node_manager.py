@@ -254,10 +254,10 @@ class Nodes:
             Known(id=r.id, provider=r.provider, state=_state(r), since=r.updated_at)
             for r in self._rows.values()
         ]
-        joined = frozenset(
-            h.hello.node for h in self.control.hosts() if h.state in ("ready", "suspect", "draining")
-        )
-        for todo in plan(time.time(), known, owned, joined, frozenset(asked)):
+        alive = [h for h in self.control.hosts() if h.state in ("ready", "suspect", "draining")]
+        joined = frozenset(h.hello.node for h in alive)
+        busy = frozenset(h.hello.node for h in alive if any(i.alive for i in h.instances.values()))
+        for todo in plan(time.time(), known, owned, joined=joined, busy=busy, asked=frozenset(asked)):
             await self._do(todo)
 
     async def _do(self, todo: Do) -> None:

@@ -49,9 +49,17 @@ class Do(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(
-    now: float, known: Sequence[Known], owned: Sequence[Node], joined: frozenset[str], asked: frozenset[str]
+    now: float,
+    known: Sequence[Known],
+    owned: Sequence[Node],
+    *,
+    joined: frozenset[str],
+    busy: frozenset[str],
+    asked: frozenset[str],
 ) -> list[Do]:
-    """What to do now. ``joined``: nodes with a live host. ``asked``: providers that answered this time.
+    """What to do now. ``joined``: nodes with a live host; ``busy``: those whose host has instances.
+
+    ``asked``: providers that answered this time.
 
     A provider that did not answer is a reason for nothing: its nodes stay as they are.
     """
@@ -60,7 +68,7 @@ def plan(
     todo: list[Do] = []
     for node in known:
         if node.provider in asked:
-            todo += _next(now, node, exists.get(node.id), node.id in joined)
+            todo += _next(now, node, exists.get(node.id), node.id in joined, node.id in busy)
     for node_id, stray in exists.items():
         if node_id not in mine and stray.state in ("pending", "running"):
             todo.append(
@@ -74,7 +82,7 @@ def plan(
     return todo
 
 
-def _next(now: float, node: Known, there: Node | None, has_host: bool) -> list[Do]:  # noqa: PLR0911 - a table
+def _next(now: float, node: Known, there: Node | None, has_host: bool, busy: bool) -> list[Do]:  # noqa: PLR0911 - a table
     def move(state: State, reason: str) -> list[Do]:
         return [Do(node=node.id, provider=node.provider, what="move", state=state, reason=reason)]
 
@@ -83,7 +91,7 @@ def _next(now: float, node: Known, there: Node | None, has_host: bool) -> list[D
     if node.state == "draining":
         if there is None:
             return [Do(node=node.id, provider=node.provider, what="forget", reason="it is gone")]
-        if there.state != "terminating" and (not has_host or now - node.since > DRAIN_GRACE_S):
+        if there.state != "terminating" and (not busy or now - node.since > DRAIN_GRACE_S):
             return [Do(node=node.id, provider=node.provider, what="terminate", reason="drained")]
         return []
     if there is None or there.state in ("failed", "terminated", "terminating"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -52,26 +53,10 @@ class LocalProvider:
             return existing
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         records.write(path, records.Record(request=request, launched_at=time.time()))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "headrace_providers.local.keeper", str(path),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(LAUNCH_TIMEOUT_S):
-                _, err = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        problem = await asyncio.to_thread(_start_keeper, path)
+        if problem:
             path.unlink(missing_ok=True)
-            raise ProviderUnavailable(
-                f"the keeper of {request.id} did not start in {LAUNCH_TIMEOUT_S:g} s."
-            ) from None
-        if process.returncode:
-            path.unlink(missing_ok=True)
-            raise ProviderUnavailable(
-                f"the keeper of {request.id} failed: {err.decode(errors='replace').strip()[-300:]}"
-            )
+            raise ProviderUnavailable(f"the keeper of {request.id} did not start: {problem}")
         return await self.get(request.id)
 
     async def get(self, node_id: str) -> Node:
@@ -133,6 +118,21 @@ class LocalProvider:
             return
         records.write(path, msgspec.structs.replace(record, state="terminating"))
         keeper.terminate()
+
+
+def _start_keeper(path: Path) -> str:
+    """Start the keeper, which detaches itself; why it did not start, or nothing.
+
+    Blocking, for a thread: a loop that is not in the main thread may never hear of a child's end.
+    """
+    command = [sys.executable, "-m", "headrace_providers.local.keeper", str(path)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LAUNCH_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no word from it for {LAUNCH_TIMEOUT_S:g} s"
+    return done.stderr.decode(errors="replace").strip()[-300:] if done.returncode else ""
 
 
 def end_all_of(node_id: str) -> None:

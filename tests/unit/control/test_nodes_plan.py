@@ -22,8 +22,11 @@ def there(state: NodeState, node_id: str = "n-1") -> Node:
     return Node(id=node_id, provider="local", region="r", instance_type="t", state=state, detail="why")
 
 
-def one(node: Known, found: Node | None, joined: bool) -> Do | None:
-    todo = plan(NOW, [node], [found] if found else [], frozenset({"n-1"} if joined else ()), HERE)
+def one(node: Known, found: Node | None, joined: bool, busy: bool = True) -> Do | None:
+    here = frozenset({"n-1"} if joined else ())
+    todo = plan(
+        NOW, [node], [found] if found else [], joined=here, busy=here if busy else frozenset(), asked=HERE
+    )
     assert len(todo) <= 1
     return todo[0] if todo else None
 
@@ -60,8 +63,14 @@ def test_every_state(
     assert (None if todo is None else (todo.what, todo.state)) == expected
 
 
+def test_an_empty_host_is_not_waited_for() -> None:
+    todo = one(known("draining"), there("running"), joined=True, busy=False)
+    assert todo is not None
+    assert todo.what == "terminate"
+
+
 def test_a_node_that_no_intent_names_is_terminated() -> None:
-    (todo,) = plan(NOW, [], [there("running", "n-stray")], frozenset(), HERE)
+    (todo,) = plan(NOW, [], [there("running", "n-stray")], joined=frozenset(), busy=frozenset(), asked=HERE)
     assert (todo.what, todo.node) == ("terminate", "n-stray")
     assert "nobody owns it" in todo.reason
 
@@ -78,7 +87,7 @@ def test_moves_are_legal_and_a_silent_provider_is_a_reason_for_nothing(
     todo = one(node, there(found) if found else None, joined)
     if todo is not None and todo.what == "move":
         assert todo.state in MOVES[state]
-    assert plan(NOW, [node], [], frozenset(), frozenset()) == []
+    assert plan(NOW, [node], [], joined=frozenset(), busy=frozenset(), asked=frozenset()) == []
 
 
 def test_every_state_comes_to_rest() -> None:
