@@ -57,6 +57,12 @@ class Channel:
         self._waiting.append((data, [os.dup(fd) for fd in fds]))
         self._loop.add_writer(self._fd, self._writable)
 
+    def drain(self) -> None:
+        """Hand out what has arrived already: the last words of a peer whose end is known from elsewhere."""
+        for _ in range(MAX_WAITING):
+            if self.closed or not self._receive():
+                return
+
     def close(self) -> None:
         """Close the socket; waiting packets are dropped."""
         if self.closed:
@@ -94,13 +100,17 @@ class Channel:
 
     def _readable(self) -> None:
         # One packet per call: a peer that floods us takes turns with everything else on the loop.
+        self._receive()
+
+    def _receive(self) -> bool:
+        """Whether there was a packet."""
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, _ANCILLARY)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             self.close()
-            return
+            return False
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array("i")
@@ -108,15 +118,16 @@ class Channel:
                 _close_all(received.tolist())
         if not data or flags & socket.MSG_TRUNC:
             self.close()
-            return
+            return False
         try:
             packet = json.loads(data)
         except ValueError:
             packet = None
         if not isinstance(packet, dict):
             self.close()
-            return
+            return False
         self._on_packet(packet)
+        return True
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

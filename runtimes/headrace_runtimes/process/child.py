@@ -101,6 +101,8 @@ class Child:
         """It is gone; what it printed last is read first."""
         if self.exited.done():
             return
+        # What it said before it died may lie unread beside the news of its death: a failure's traceback.
+        self._channel.drain()
         self.exited.set_result(Ended(code, sig, note))
         self.handed_over()
         for pipe in self._pipes:

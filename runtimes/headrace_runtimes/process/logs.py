@@ -154,20 +154,25 @@ class LogStore:
                 waiter: asyncio.Future[None] = loop.create_future()
                 log.waiters.add(waiter)
                 try:
-                    page, cursor = await asyncio.to_thread(
+                    end = log.end
+                    page, reached = await asyncio.to_thread(
                         read_page,
                         endpoint,
                         tuple(log.segments),
-                        log.end,
+                        end,
                         cursor,
                         limit=limit,
                         sandbox=sandbox,
                     )
-                    left = deadline - loop.time()
-                    if page or left <= 0:
+                    # No step forward: the rest of the file is not there any more.
+                    cursor = reached if page or reached > cursor else end
+                    if page:
                         return page, cursor
                     if cursor < log.end:
-                        continue
+                        continue  # nothing for this reader in what was read, but there is more
+                    left = deadline - loop.time()
+                    if left <= 0:
+                        return page, cursor
                     await asyncio.wait([waiter], timeout=left)
                 finally:
                     log.waiters.discard(waiter)

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 from headrace_runtimes.base import Sandbox
-from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.errors import AssignFailed, PrepareFailed
 from headrace_runtimes.process.cgroups import open_cgroups
 from headrace_runtimes.process.child import Child
 from headrace_runtimes.process.leftovers import RunDir, Undertaker
@@ -22,7 +23,7 @@ from headrace_runtimes.process.sandbox import ProcessSandbox, make_home
 from headrace_runtimes.process.spawn import Spawner, python_paths, zygote_environment
 from headrace_runtimes.process.uids import Uids
 from headrace_runtimes.process.zygote import Zygote, ZygoteOptions
-from headrace_runtimes.spec import Assignment, Base, BaseStatus, LogLine, RuntimeSettings
+from headrace_runtimes.spec import Assignment, Base, BaseStatus, Exit, LogLine, RuntimeSettings
 
 ZYGOTE_LOG = "headrace/zygotes"
 """The endpoint under which `logs` has what zygotes print (those that load an endpoint: that endpoint)."""
@@ -42,8 +43,7 @@ class ProcessRuntime:
         self._memory_mode = memory
         self._sandboxes: dict[str, ProcessSandbox] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._assigning: set[asyncio.Task[object]] = set()
-        self._starting = 0
+        self._assigning: set[asyncio.Task[Sandbox]] = set()
         self._idle = asyncio.Event()
         self._closed = True
 
@@ -111,16 +111,21 @@ class ProcessRuntime:
         self._check_open()
         if assignment.id in self._sandboxes:
             raise PrepareFailed(f"There is an instance {assignment.id} already: use a new id.")
-        task = cast("asyncio.Task[object]", asyncio.current_task())
+        # A task of its own: `close` ends the start, not the caller.
+        task = asyncio.create_task(self._assign(base, assignment))
         self._assigning.add(task)
-        self._starting += 1
         self._idle.clear()
         try:
-            return await self._assign(base, assignment)
+            return await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if not self._closed or (caller and caller.cancelling()):
+                raise
+            exit = Exit("stopped", "the runtime was closed while it started")
+            raise AssignFailed(f"{assignment.endpoint}: {exit.detail}.", exit) from None
         finally:
             self._assigning.discard(task)
-            self._starting -= 1
-            if not self._starting:
+            if not self._assigning:
                 self._idle.set()
 
     def sandboxes(self) -> list[Sandbox]:
@@ -191,6 +196,7 @@ class ProcessRuntime:
         claimed_at = time.monotonic()
         claimed = await (self._fresh(base) if assignment.fresh else self._pool.claim(base))
         sandbox: ProcessSandbox | None = None
+        listener: socket.socket | None = None
         try:
             path, listener = make_home(self._dir.sandboxes, assignment.id, claimed.child.uid)
             sandbox = ProcessSandbox(
@@ -203,6 +209,8 @@ class ProcessRuntime:
             await sandbox.start(listener, claimed_at)
         except BaseException:
             claimed.child.kill()
+            if listener:
+                listener.close()
             if sandbox:
                 await sandbox.gone()
             raise

@@ -98,6 +98,7 @@ class ProcessSandbox:
         self.child = child
         self._assignment = assignment
         self._logs = logs
+        self._attached = False
         self._memory = memory
         self._bury = bury
         self._limit = assignment.memory_limit
@@ -130,6 +131,7 @@ class ProcessSandbox:
             listener.close()
         # From here on the process works, and so may we.
         self._logs.attach(self.endpoint)
+        self._attached = True
         self.child.listen(lambda stream, lines: self._logs.write(self.endpoint, self.id, stream, lines))
         answer = await self._first(ready, a.load_timeout_s + START_SLACK_S)
         if answer is None and self.child.alive:
@@ -226,7 +228,8 @@ class ProcessSandbox:
         for answer in self._answers.values():
             answer.cancel()
         self._system(f"ended: {exit.reason}" + (f", {exit.detail}" if exit.detail else ""))
-        self._logs.detach(self.endpoint)
+        if self._attached:
+            self._logs.detach(self.endpoint)
         self.exited.set_result(exit)
         self._buried = asyncio.create_task(self._bury_all())
 

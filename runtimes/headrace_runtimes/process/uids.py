@@ -28,7 +28,6 @@ class Uids:
         self._root = os.geteuid() == 0 if root is None else root
         self._locks: list[int] = []
         self._free: deque[int] = deque()
-        self.claimed: list[int] = []
 
     def open(self) -> None:
         """Claim the first block. Blocks for milliseconds. Raises `PrepareFailed`."""
@@ -62,7 +61,6 @@ class Uids:
             os.close(fd)
         self._locks.clear()
         self._free.clear()
-        self.claimed.clear()
 
     def _claim_block(self) -> None:
         for _ in range(len(self._blocks)):
@@ -78,7 +76,6 @@ class Uids:
             self._locks.append(fd)
             kill_until_gone(lambda uids=uids: of_uids(uids))  # type: ignore[misc]
             self._free.extend(uids)
-            self.claimed.extend(uids)
             return
         raise PrepareFailed(
             "All uids for sandboxes are in use on this machine: stop other hosts or raise uid_count."

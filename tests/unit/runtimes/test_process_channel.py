@@ -5,6 +5,7 @@ import socket
 
 import pytest
 from headrace_runtimes.process.channel import MAX_PACKET, MAX_WAITING, Channel, ChannelError, pair
+from headrace_runtimes.process.child import Child
 
 
 class Peer:
@@ -111,3 +112,16 @@ async def test_descriptors_from_a_child_are_closed(peer):
     await eventually(lambda: peer.got == [{}])
     assert os.read(read, 1) == b""
     os.close(read)
+
+
+async def test_last_words_are_heard_when_the_end_is_known_first():
+    child = Child("x", None, False)
+    words = []
+    child.on_packet = words.append
+    with socket.socket(fileno=os.dup(child.descriptors()[0])) as theirs:
+        child.handed_over()
+        theirs.send(b'{"ev":"imported"}')
+        theirs.send(b'{"ev":"failed"}')
+    child.died(1, None)  # no turn of the loop in between
+    assert [w["ev"] for w in words] == ["imported", "failed"]
+    assert (await child.exited).code == 1

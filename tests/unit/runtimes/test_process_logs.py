@@ -124,6 +124,27 @@ async def test_a_long_poll_ends_with_the_line_or_with_its_time(tmp_path):
     store.close()
 
 
+async def test_a_search_goes_to_the_end_also_without_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr("headrace_runtimes.process.logs.READ_BYTES", 300)
+    store = LogStore(tmp_path, 1 << 20)
+    for n in range(100):
+        store.write("p/e", "loud", "stdout", [f"line {n}"])
+    store.write("p/e", "rare", "stdout", ["found"])
+    page, _ = await store.read("p/e", "rare", 0, 10, 0)
+    assert [line.text for line in page] == ["found"]
+    store.close()
+
+
+async def test_a_file_cut_from_outside_ends_no_reader(tmp_path):
+    store = LogStore(tmp_path, 1 << 20)
+    store.write("p/e", "i", "stdout", ["x" * 100])
+    (file,) = tmp_path.rglob("*.log")
+    os.truncate(file, 10)
+    page, cursor = await asyncio.wait_for(store.read("p/e", None, 0, 10, 0), 5)
+    assert (page, cursor > 100) == ([], True)
+    store.close()
+
+
 async def test_a_full_disk_loses_lines_only(tmp_path):
     (tmp_path / "p%2Fe").write_text("a file where the directory should be")
     store = LogStore(tmp_path, 1 << 20)
