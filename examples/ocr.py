@@ -16,8 +16,8 @@ import binascii
 import os
 from typing import Any
 
-# ONNX Runtime >= 1.29 sends usage data from a thread that it starts at its import, and a process that is to be
-# forked must have one thread only. The platform sets this too; here it is for `python examples/ocr.py`.
+# ONNX Runtime >= 1.29 sends usage data from a thread that it starts at its import, and a process that is to
+# be forked must have one thread only. The platform sets this too; here it is for `python examples/ocr.py`.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import cv2

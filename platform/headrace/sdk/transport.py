@@ -118,6 +118,9 @@ class Reply:
             self._raw.close()
             self._owner.release(self._connection, reusable=reusable)
 
+    def __del__(self) -> None:
+        self.close()
+
     def raise_for_problem(self) -> None:
         """Raise what a status from 400 on means, as its type of `headrace.errors`."""
         if self.status < 400:
@@ -175,7 +178,8 @@ class Transport:
         self._headers = dict(headers)
         self._retry_for = retry_for
         self._idle: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
+        # Reentrant: a dropped `Reply` gives its connection back whenever the collector runs.
+        self._lock = threading.RLock()
         self._known = False
 
     def request(
