@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headrace.errors import NotFound, ValidationFailed
 
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 GRACE_S = 3600.0
 """Unreferenced blobs are kept this long after they were last asked for: a deploy uploads first."""
 
@@ -26,12 +26,14 @@ class Blobs:
 
     def path(self, sha256: str) -> Path:
         """Where a blob lies. Raises `ValidationFailed` for what is not a SHA-256 in hex."""
-        if not _SHA256.match(sha256):
+        if not _SHA256.fullmatch(sha256):
             raise ValidationFailed(f"{sha256[:80]!r} is not a SHA-256: use 64 lower-case hex digits.")
         return self._dir / sha256
 
     def has(self, sha256: str) -> bool:
         """Whether it is there; asking keeps an unreferenced one for `GRACE_S` more."""
+        if not _SHA256.fullmatch(sha256):
+            return False
         try:
             os.utime(self.path(sha256))
         except FileNotFoundError:
@@ -65,7 +67,7 @@ class Blobs:
             removed = 0
             before = time.time() - grace_s
             for entry in list(os.scandir(self._dir)):
-                leftover = not _SHA256.match(entry.name)
+                leftover = not _SHA256.fullmatch(entry.name)
                 try:
                     if entry.stat().st_mtime <= before and (leftover or not needed(entry.name)):
                         Path(entry.path).unlink()
@@ -85,7 +87,6 @@ class Blobs:
             )
         if self.has(path.name):
             return False
-        # Named by process and thread-safe counter-free: two writers of one blob write the same bytes.
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
             with temporary.open("xb") as file:

@@ -156,6 +156,7 @@ def open_database(path: Path, migrations: Sequence[str]) -> Database:
 
     Raises `DataDirError` when it cannot be opened or was written by a newer version.
     """
+    writer: sqlite3.Connection | None = None
     try:
         writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
         path.chmod(0o600)
@@ -174,6 +175,8 @@ def open_database(path: Path, migrations: Sequence[str]) -> Database:
         reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
         reader.execute("PRAGMA query_only=ON")
     except (sqlite3.Error, OSError) as error:
+        if writer is not None:
+            writer.close()
         raise DataDirError(
             f"{path}: {error}.", hint="Check its owner and the free space, or use another --data-dir."
         ) from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
 from headrace import wire
-from headrace.sdk.spec import Scaling
+from headrace.sdk.spec import Gpu, Scaling
 
 
 async def test_a_gateway_gets_keys_and_routes_in_its_snapshot(platform):
@@ -26,7 +25,7 @@ async def test_a_wake_claims_at_once_and_the_instance_is_routed(platform):
     assert gateway.state("hello") == "ready"
     route = gateway.of("hello")[0]
     assert (route.token, route.concurrency) == (f"token-{route.id}", 4)
-    status, doc = await gateway.api("GET", "/endpoints/hello")
+    _, doc = await gateway.api("GET", "/endpoints/hello")
     assert (doc["wakes"], doc["instances"][0]["state"], doc["state"]) == (1, "ready", "ready")
     assert any("200 queued" in note["reason"] for note in doc["decisions"])
 
@@ -90,7 +89,7 @@ async def test_min_is_filled_when_a_host_joins_and_kept(platform):
 
 async def test_without_room_the_route_says_why_and_the_instance_comes_with_the_host(platform):
     gateway = platform.gateway
-    await gateway.deploy(platform.spec(gpu=(msgspec.convert({"name": "H100"}, _gpu()),)), verify=False)
+    await gateway.deploy(platform.spec(gpu=(Gpu(name="H100"),)), verify=False)
     await platform.new_host()
     gateway.wake("hello")
     await platform.until(lambda: "no host has gpu H100" in gateway.endpoints["default/hello"].reason)
@@ -142,9 +141,3 @@ async def test_scale_overrides_survive_and_to_acts_now(platform):
     for bad in ({}, {"max": 0}, {"min": "x"}, {"to": 9}, {"other": 1}, {"to": None}, {"min": -1}):
         status, doc = await gateway.api("POST", "/endpoints/hello/scale", bad)
         assert (status, doc["type"]) == (422, "urn:headrace:validation-failed"), bad
-
-
-def _gpu():
-    from headrace.sdk.spec import Gpu
-
-    return Gpu

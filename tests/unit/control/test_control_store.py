@@ -1,0 +1,195 @@
+"""The store, its group commit, blobs and the history file."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+import stat
+
+import msgspec
+import pytest
+from headrace import wire
+from headrace.control.blobs import Blobs
+from headrace.control.database import StoreBusy, open_database
+from headrace.control.history import History
+from headrace.control.store import Intent, NewVersion, NodeRow, open_store
+from headrace.errors import DataDirError, NotFound, ValidationFailed
+from headrace_autoscaler.policy import decide
+from headrace_autoscaler.replay import replay_file
+from headrace_autoscaler.spec import Config, Observation, Record, Release, State
+
+
+@pytest.fixture
+async def store(tmp_path):
+    opened = await open_store(tmp_path / "control.db")
+    yield opened
+    await opened.close()
+
+
+async def test_the_epoch_grows_with_every_leader(tmp_path):
+    for expected in (1, 2, 3):
+        store = await open_store(tmp_path / "control.db")
+        assert await store.take_epoch() == expected
+        await store.close()
+
+
+async def test_versions_are_numbered_flipped_and_pruned(store):
+    first = await store.add_versions(
+        [NewVersion("p", "a", b"1", "x"), NewVersion("p", "b", b"1", "x")], flip=True
+    )
+    assert first == [1, 1]
+    assert await store.add_versions([NewVersion("p", "a", b"2", "y")], flip=False) == [2]
+    rows = {r.name: r for r in await store.load_endpoints()}
+    assert (rows["a"].current_version, rows["a"].spec) == (1, b"1")
+    await store.flip("p", "a", 2)
+    assert (await store.load_endpoints())[0].current_version == 2
+    assert await store.version_numbers() == [("p", "a", 1), ("p", "a", 2), ("p", "b", 1)]
+    await store.flip("p", "a", 1)
+    for number in range(3, 15):
+        assert await store.add_versions([NewVersion("p", "a", b"n", "z")], flip=False) == [number]
+    kept = [r.version for r in await store.versions("p", "a")]
+    assert kept == [*range(14, 4, -1), 1]
+    assert await store.version_spec("p", "a", 3) is None
+    assert await store.bundles() == {"x", "z"}
+    await store.delete_endpoint("p", "a")
+    assert [r.name for r in await store.load_endpoints()] == ["b"]
+    assert await store.versions("p", "a") == []
+
+
+async def test_pages_go_by_name_within_a_project(store):
+    new = [NewVersion(p, f"e{n:03}", b"{}", "x") for p in ("p", "q") for n in range(25)]
+    await store.add_versions(new, flip=True)
+    first = await store.page_names("p", "", 10)
+    assert first == [f"e{n:03}" for n in range(10)]
+    assert await store.page_names("p", first[-1], 100) == [f"e{n:03}" for n in range(10, 25)]
+    assert await store.page_names("nobody", "", 10) == []
+
+
+async def test_keys_scale_intents_and_nodes(store):
+    key = wire.KeyRecord(id="k", hash="h", scopes=("admin", "call"))
+    await store.put_key(key)
+    await store.put_key(key)
+    assert await store.keys() == [key]
+    await store.add_versions([NewVersion("p", "a", b"1", "x")], flip=True)
+    await store.scale("p", "a", 1, None)
+    row = (await store.load_endpoints())[0]
+    assert (row.min_override, row.max_override) == (1, None)
+    intent = Intent("i", "p", "local", "launch", {"cpu": 1}, "written", 1.0, 1.0)
+    await store.put_intent(intent)
+    with pytest.raises(sqlite3.IntegrityError):
+        await store.put_intent(intent)
+    await store.update_intent("i", "launched", "n")
+    await store.update_intent("i", "ended")
+    (back,) = await store.intents()
+    assert (back.state, back.node, back.spec) == ("ended", "n", {"cpu": 1})
+    node = NodeRow("n", "p", "local", {"cpu": 1}, "joining", 1.0, 1.0, "i")
+    await store.put_node(node)
+    assert await store.nodes() == [node]
+    await store.delete_node("n")
+    assert await store.nodes() == []
+
+
+async def test_writes_share_a_commit_and_one_that_fails_is_undone_alone(tmp_path):
+    database = open_database(tmp_path / "x.db", ["CREATE TABLE t (n INTEGER PRIMARY KEY);"])
+    try:
+
+        def insert(n):
+            return lambda db: db.execute("INSERT INTO t VALUES (?)", (n,))
+
+        jobs = [database.write(insert(n % 90)) for n in range(100)]
+        results = await asyncio.gather(*jobs, return_exceptions=True)
+        assert sum(isinstance(r, sqlite3.IntegrityError) for r in results) == 10
+        assert await database.read(lambda db: db.execute("SELECT count(*) FROM t").fetchone()[0]) == 90
+        assert database.commits < 50
+    finally:
+        await database.close()
+    with pytest.raises(StoreBusy):
+        await database.write(insert(1000))
+    await database.close()
+
+
+async def test_the_file_is_private_and_durable(tmp_path):
+    store = await open_store(tmp_path / "control.db")
+    try:
+        assert stat.S_IMODE((tmp_path / "control.db").stat().st_mode) == 0o600
+        db = store._db._writer
+        found = await store._db.write(
+            lambda db: [
+                db.execute(f"PRAGMA {p}").fetchone()[0]
+                for p in ("journal_mode", "synchronous", "foreign_keys")
+            ]
+        )
+        assert found == ["wal", 2, 1]
+        assert db is not store._db._reader
+        with pytest.raises(sqlite3.OperationalError):
+            await store._db.read(lambda db: db.execute("DELETE FROM meta"))
+    finally:
+        await store.close()
+
+
+async def test_what_cannot_be_opened_is_told(tmp_path):
+    with pytest.raises(DataDirError, match="another --data-dir"):
+        await open_store(tmp_path / "missing" / "control.db")
+    (tmp_path / "bad.db").write_bytes(b"this is not a database" * 100)
+    with pytest.raises(DataDirError):
+        await open_store(tmp_path / "bad.db")
+
+
+async def test_blobs_are_whole_or_not_there(tmp_path):
+    blobs = Blobs(tmp_path / "blobs")
+    data = b"x" * 10_000
+    sha = hashlib.sha256(data).hexdigest()
+    with pytest.raises(ValidationFailed):
+        await blobs.put(sha, data + b"!")
+    assert not blobs.has(sha)
+    assert await blobs.put(sha, data)
+    assert not await blobs.put(sha, data)
+    assert await blobs.read(sha, 9_990, 100) == (10_000, b"x" * 10)
+    assert [p.name for p in (tmp_path / "blobs").iterdir()] == [sha]
+    for bad in ("../control.db", sha.upper(), sha + "\n", ""):
+        assert not blobs.has(bad)
+        with pytest.raises(ValidationFailed):
+            await blobs.read(bad, 0, 1)
+    with pytest.raises(NotFound):
+        await blobs.read("0" * 64, 0, 1)
+    assert await blobs.collect(lambda _: False) == 0
+    assert await blobs.collect(lambda _: True, grace_s=-1) == 0
+    (tmp_path / "blobs" / ".half-written").write_bytes(b"")
+    assert await blobs.collect(lambda _: False, grace_s=-1) == 2
+
+
+def _record(now):
+    observation = Observation(endpoints=(), hosts=())
+    return Record(
+        now=now,
+        observation=observation,
+        state=State(),
+        config=Config(),
+        decision=decide(now, observation, State(), Config()),
+    )
+
+
+async def test_the_history_is_bounded_and_replays(tmp_path):
+    history = History(tmp_path / "history", max_bytes=2_000)
+    history.start()
+    for n in range(100):
+        history.record(_record(float(n)))
+        await asyncio.sleep(0)
+    await history.stop()
+    files = sorted(p.name for p in (tmp_path / "history").iterdir())
+    assert "decisions.1.jsonl" in files
+    assert set(files) <= {"decisions.1.jsonl", "decisions.jsonl"}
+    assert all(replay_file(tmp_path / "history" / name) == [] for name in files)
+
+
+async def test_a_changed_decision_is_found(tmp_path):
+    record = _record(1.0)
+    other = msgspec.structs.replace(
+        record.decision, actions=(Release(endpoint="e", instance="i", reason="never decided"),)
+    )
+    path = tmp_path / "h.jsonl"
+    wrong = msgspec.structs.replace(record, decision=other)
+    path.write_bytes(msgspec.json.encode(record) + b"\n\n" + msgspec.json.encode(wrong) + b"\n")
+    (mismatch,) = replay_file(path)
+    assert (mismatch.line, mismatch.decided) == (3, record.decision)
