@@ -8,7 +8,7 @@ import logging
 import random
 
 from headrace_runtimes.base import Sandbox
-from headrace_runtimes.errors import RuntimeFailure
+from headrace_runtimes.errors import RuntimeFailure, SandboxGone
 
 from headrace import wire
 from headrace.host.instances import Instance, Instances
@@ -65,7 +65,9 @@ class Watch:
             self.in_flight.pop(id, None)
             return
         self.rss[id] = stats.rss
-        if stats.in_flight is not None:
+        if stats.in_flight is None:
+            self.in_flight.pop(id, None)
+        else:
             self.in_flight[id] = stats.in_flight
 
     async def _check_all(self) -> None:
@@ -77,7 +79,12 @@ class Watch:
 
     async def _check(self, instance: Instance, sandbox: Sandbox) -> None:
         id = instance.report.id
-        detail = await ask_health(sandbox)
+        try:
+            detail = await ask_health(sandbox)
+        except TimeoutError:
+            # A handler may hold the loop or the GIL for long, and that is work, not illness: silence counts
+            # only against an instance that is known to be idle.
+            detail = f"no answer within {HEALTH_TIMEOUT_S:g} s" if self.in_flight.get(id) == 0 else None
         if detail is None:
             self._failures[id] = 0
             return
@@ -89,7 +96,10 @@ class Watch:
 
 
 async def ask_health(sandbox: Sandbox) -> str | None:
-    """What is wrong with it; None when it is well, or when its runtime offers no check."""
+    """What is wrong with it; None when it is well, or when its runtime offers no check.
+
+    Raises ``TimeoutError`` when it does not answer.
+    """
     check = getattr(sandbox, "health", None)
     if check is None:
         return None
@@ -98,8 +108,10 @@ async def ask_health(sandbox: Sandbox) -> str | None:
             answer = check()
             if inspect.isawaitable(answer):
                 answer = await answer
+    except SandboxGone:
+        return None
     except TimeoutError:
-        return f"no answer within {HEALTH_TIMEOUT_S:g} s"
+        raise
     except (RuntimeFailure, OSError) as error:
         return str(error)
     ok, detail = answer if isinstance(answer, tuple) else (bool(answer), "health() said no")

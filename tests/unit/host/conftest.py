@@ -105,6 +105,7 @@ class FakeSandbox:
         self.timings = Timings(boot=0.001, imported=0.002, load=0.003, total=0.006)
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.well: bool | tuple[bool, str] = True
+        self.busy = 3
 
     def end(self, exit: Exit) -> Exit:
         if not self.exited.done():
@@ -115,7 +116,7 @@ class FakeSandbox:
         return self.end(Exit("stopped"))
 
     async def stats(self) -> Stats:
-        return Stats(rss=1000, cpu_s=0.1, in_flight=3)
+        return Stats(rss=1000, cpu_s=0.1, in_flight=self.busy)
 
     async def health(self) -> bool | tuple[bool, str]:
         return self.well

@@ -292,3 +292,21 @@ async def test_claim_adds_little(agent: HostAgent, control: RecordingControl, ru
         took.append(runtime.assigned[-1][2] - before)
     # Loose by two orders of magnitude against a loaded machine; the benchmark has the real number.
     assert statistics.median(took) < 0.05
+
+
+async def test_silence_counts_only_against_the_idle(
+    agent: HostAgent, control: RecordingControl, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent() -> bool:
+        raise TimeoutError
+
+    for id in ("i-busy", "i-idle"):
+        control.send(start(id))
+        await until(lambda id=id: "ready" in control.states(id))  # type: ignore[misc]
+        monkeypatch.setattr(runtime.living[id], "health", silent)
+    runtime.living["i-idle"].busy = 0
+    watch = Watch(agent.instances, health_period_s=0.01)
+    watch.start()
+    await until(lambda: "failed" in control.states("i-idle"))
+    await watch.stop()
+    assert "draining" not in control.states("i-busy")
