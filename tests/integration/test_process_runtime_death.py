@@ -19,7 +19,7 @@ from headrace_runtimes.process import ProcessRuntime, procs
 from headrace_runtimes.spec import Assignment, Base, LoadedEndpoint, RuntimeSettings
 
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 
 OWNER = """
 import asyncio, json, sys, threading
