@@ -246,7 +246,8 @@ class Reconciler:
         """
         endpoint = instance.endpoint
         now = self._world.now()
-        ours = instance.state == "draining"
+        # The host drains what it finds unhealthy as well: that is not our word.
+        ours = instance.state == "draining" and death.reason != "unhealthy"
         ready_for = None if instance.ready_since is None else now - instance.ready_since
         instance.state = "stopped" if death.reason == "stopped" else "failed"
         self._world.remove(instance)

@@ -19,6 +19,7 @@ SAMPLE_PERIOD_S = 2.0
 SAMPLE_TIMEOUT_S = 2.0
 HEALTH_PERIOD_S = 10.0
 HEALTH_TIMEOUT_S = 5.0
+"""Shorter than a runtime's own patience, so that silence is told from a plain no."""
 HEALTH_FAILURES = 3
 EVICT_GRACE_S = 5.0
 

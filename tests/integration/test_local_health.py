@@ -1,0 +1,50 @@
+"""The user's `health` says no: the instance is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from headrace.host.watch import Watch
+
+from tests.integration.conftest import Platform, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_an_ill_instance_is_replaced(platform: Platform) -> None:
+    done = await platform.deploy("""
+        import os
+
+        @headrace.endpoint(name="moody")
+        class Moody:
+            def load(self) -> None:
+                self.well = True
+            def health(self) -> bool:
+                return self.well
+            def __call__(self, well: bool = True) -> int:
+                self.well = well
+                return os.getpid()
+
+        @headrace.endpoint(name="sound")
+        def sound() -> int:
+            return os.getpid()
+    """)
+    assert done["state"] == "succeeded", done
+    pid, other = await asyncio.gather(platform.call("moody"), platform.call("sound"))
+    # The host's own watch looks every 10 s: the same, sooner.
+    watch = Watch(platform.cluster.host.instances, health_period_s=0.05)
+    watch.start()
+    try:
+        assert await platform.call("moody", {"well": False}) == pid
+
+        async def replaced() -> bool:
+            return pid not in {i["pid"] for i in await platform.instances("moody")}
+
+        await until(replaced)
+    finally:
+        await watch.stop()
+    assert await platform.call("moody") != pid
+    assert await platform.call("sound") == other
+    described = await platform.endpoint("moody")
+    assert any("unhealthy" in d["reason"] for d in described["decisions"]), described["decisions"]
