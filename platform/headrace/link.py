@@ -26,8 +26,8 @@ log = logging.getLogger("headrace.link")
 HANDSHAKE_TIMEOUT_S = 5.0
 MAX_UNACKED = 50_000
 """Frames sent and not acknowledged above which the peer is taken for stuck and the link is closed."""
-MAX_BUFFERED = 64 << 20
-"""Bytes waiting to be written above which the link is closed."""
+MAX_BUFFERED = wire.MAX_FRAME + (8 << 20)
+"""Bytes waiting to be written above which the link is closed: one frame of the largest size fits."""
 ACK_EVERY = 64
 """Send a bare acknowledgement after this many frames without traffic of our own."""
 
