@@ -34,6 +34,16 @@ CORE = (
 OPTIONAL = ("uvloop", "pydantic", "headrace", "headrace.sdk.endpoint")
 """Used when the environment has them."""
 
+ENVIRONMENT = {
+    # A fork of a process whose OpenMP or BLAS threads have run hangs.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # From 1.29 on onnxruntime starts an uploader thread when it is imported, which makes it unfit to fork.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+"""Set before anything is imported, unless the runtime has said otherwise: it makes modules fork-safe."""
+
 
 def import_core() -> Dict[str, str]:
     """Import what every instance needs; returns optional modules that could not be, with the reason."""

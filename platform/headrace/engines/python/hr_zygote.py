@@ -199,5 +199,7 @@ def main(fd: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.chdir("/")
+    for name, value in hr_preload.ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     hr_child.line_buffered()
     return Zygote(fd).run()
