@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 from headrace.errors import Forbidden, Unauthorized
-from headrace.gateway.head import Head
+from headrace.gateway.head import Head, UnsupportedMediaType
 from headrace.wire import KeyRecord
 
 MAX_KEY_BYTES = 512
@@ -88,6 +88,17 @@ def check_keyless(head: Head) -> None:
         raise Forbidden("without API keys, pages of other origins may not call.")
     if head.fetch_site.strip().lower() == b"cross-site":
         raise Forbidden("without API keys, other sites may not call.")
+
+
+def check_json(head: Head) -> None:
+    """Management takes JSON and says so: a page can send other types without asking the browser first.
+
+    Raises `UnsupportedMediaType`.
+    """
+    if head.method == b"POST" and head.has_body:
+        media = head.content_type.partition(b";")[0].strip().lower()
+        if media != b"application/json":
+            raise UnsupportedMediaType("this route takes JSON.", hint="Send Content-Type: application/json.")
 
 
 def is_loopback_host(host: bytes) -> bool:

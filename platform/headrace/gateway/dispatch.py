@@ -22,6 +22,8 @@ log = logging.getLogger("headrace.gateway")
 
 Trouble = Literal["refused", "reset", "timeout"]
 WAKE_AGAIN_S = 2.0
+TROUBLE_HOLD_S = 1.0
+"""Without control, an instance in trouble is left out for so long."""
 BURST_REPORT_S = 0.02
 """After a wake, control hears so soon how many requests came with the first one."""
 
@@ -111,7 +113,11 @@ class Dispatcher:
         if instance.usable:
             self._unuse(instance)
             log.warning("instance %s of %s: %s (%s)", instance.route.id, instance.state.key, what, detail)
-            self._send(wire.InstanceTrouble(instance=instance.route.id, what=what, detail=detail[:500]))
+            if not self._send(
+                wire.InstanceTrouble(instance=instance.route.id, what=what, detail=detail[:500])
+            ):
+                # Nobody is there to announce it again: it may have been a hiccup, so try it again later.
+                self.loop.call_later(TROUBLE_HOLD_S, self._try_again, instance)
 
     def drains(self, instance: Instance) -> None:
         """It said that it takes nothing new."""
@@ -247,6 +253,12 @@ class Dispatcher:
 
     def _hopeless(self, state: EndpointState, version: int | None) -> bool:
         return not state.group(version) and version in (None, state.route.version)
+
+    def _try_again(self, instance: Instance) -> None:
+        if instance.state.instances.get(instance.route.id) is instance and not instance.usable:
+            instance.usable = True
+            instance.state.regroup()
+            self._pump(instance.state)
 
     def _announce(self, state: EndpointState, route: wire.InstanceRoute) -> None:
         instance = self._instances.get(route.id)

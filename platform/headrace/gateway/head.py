@@ -63,6 +63,12 @@ class MethodNotAllowed(RequestError):
     status, type, title = 405, "method-not-allowed", "Method not allowed"
 
 
+class UnsupportedMediaType(RequestError):
+    """The body is of a type that this route does not take."""
+
+    status, type, title = 415, "unsupported-media-type", "Unsupported media type"
+
+
 class Head:
     """A checked request head. ``forward`` is the block of header lines that may travel on."""
 

@@ -8,9 +8,6 @@ import msgspec
 
 from headrace.errors import (
     PROBLEM_CONTENT_TYPE,
-    EndpointFailed,
-    NoCapacity,
-    QueueFull,
     RequestError,
     Unauthorized,
 )
@@ -67,10 +64,9 @@ def problem(
     status = int(error.extra.get("http_status", error.status))
     if isinstance(error, Unauthorized):
         extra += b"WWW-Authenticate: Bearer\r\n"
-    if isinstance(error, QueueFull | NoCapacity | EndpointFailed):
-        retry_after = error.extra.get("retry_after")
-        if retry_after is not None:
-            extra += b"Retry-After: %d\r\n" % int(retry_after)
+    retry_after = error.extra.get("retry_after")
+    if retry_after is not None:
+        extra += b"Retry-After: %d\r\n" % int(retry_after)
     return response(
         status,
         problem_body(error, request_id),

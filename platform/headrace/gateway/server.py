@@ -17,7 +17,7 @@ from headrace.errors import NotFound, PortInUse, RequestError, SetupError
 from headrace.gateway.api import health
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.native import NativeApi
-from headrace.gateway.auth import KEYLESS, Keys, check_keyless, require
+from headrace.gateway.auth import KEYLESS, Keys, check_json, check_keyless, require
 from headrace.gateway.client import ClientConnection, Request, sweep_all
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
@@ -149,6 +149,7 @@ class Gateway:
         if path.startswith(b"/api/v1/") or path == b"/api/openapi.json":
             record = self._who(request)
             require(record, ("deploy",), "manage the platform")
+            check_json(head)
             request.target = _Admin(record)
             return self._admin.limit(request)
         raise NotFound(f"nothing at {path[:100].decode('latin-1')!r}.", hint="Endpoints are at /e/{name}.")

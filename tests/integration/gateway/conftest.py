@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
+import uvloop
 from headrace import link, wire
 from headrace.config import Settings
 from headrace.gateway.server import Gateway
@@ -409,6 +409,15 @@ class Rig:
         for one in self.instances:
             await one.stop()
         await self.control.stop()
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], Any]] | None:
+    """The gateway's own loop here; the tests of the local cluster run it on asyncio's."""
+    if Path(__file__).parent in item.path.parents:
+        return {"uvloop": uvloop.new_event_loop}
+    return None
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 
+import headrace.gateway.control_link as module
 import pytest
-
 from headrace import wire
 from headrace.config import Settings
 from headrace.errors import PortInUse
+from headrace.gateway import dispatch
 from headrace.gateway.server import Gateway
 
 
@@ -39,6 +41,18 @@ async def test_losing_control_changes_nothing_for_what_is_routable(rig):
     assert rig.control.of(wire.Wake)[0] == wire.Wake(endpoint="default/cold", queued=1)
     await rig.instance(name="cold")
     assert (await waiting).status == 200
+
+
+async def test_without_control_an_instance_in_trouble_is_tried_again(rig, monkeypatch):
+    monkeypatch.setattr(dispatch, "TROUBLE_HOLD_S", 0.1)
+    instance = await up(rig)
+    await rig.control.stop()
+    await rig.until(lambda: not rig.gateway._control.is_up)
+    await instance.stop()
+    task = asyncio.create_task(rig.call())
+    await rig.until(lambda: rig.gateway.dispatcher.in_use() == (0, 1))
+    await instance.start()
+    assert (await task).status == 200
 
 
 async def test_a_new_leader_that_has_not_heard_of_an_instance_yet_does_not_lose_it(rig):
@@ -131,7 +145,11 @@ async def test_management_is_passed_to_control(rig):
     assert (await rig.call("/api/v1/missing", method="GET")).status == 404
     assert (await rig.call("/api/v1/status", method="GET", key=None)).status == 401
     assert (await rig.call("/api/openapi.json", method="GET")).json()["path"] == "/openapi.json"
-    big = b"x" * (40 << 20)
+    text = rig.request("/api/v1/deployments").replace(b"application/json", b"text/plain")
+    client = await rig.connect()
+    await client.send(text)
+    assert (await client.read()).status == 415
+    big = b"x" * (64 << 20)
     assert (await rig.call("/api/v1/bundles/abc", big, method="PUT")).json()["n"] == len(big)
     client = await rig.connect()
     await client.send(
@@ -141,8 +159,6 @@ async def test_management_is_passed_to_control(rig):
 
 
 async def test_management_waits_for_control_and_says_when_it_is_away(rig, monkeypatch):
-    import headrace.gateway.control_link as module
-
     async def on_call(call):
         return wire.ApiReply(status=200, body=b"{}")
 
@@ -209,7 +225,7 @@ async def test_the_process_serves_drains_and_ends_with_its_parent(rig):
     await rig.control.start()
     (rig.dir / "cluster.token").write_text("cluster-token\n")
     instance = await rig.instance()
-    with __import__("socket").socket() as probe:
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     read_end, write_end = os.pipe()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
+import headrace.gateway.dispatch as module
 from headrace import wire
 
 
@@ -56,8 +57,6 @@ async def test_a_burst_at_zero_wakes_once_and_is_never_above_the_concurrency(rig
 
 
 async def test_a_wake_is_sent_again_while_nothing_comes(rig, monkeypatch):
-    import headrace.gateway.dispatch as module
-
     monkeypatch.setattr(module, "WAKE_AGAIN_S", 0.2)
     rig.endpoint(state="idle")
     await rig.up()
@@ -165,7 +164,7 @@ async def test_a_reset_before_the_first_byte_costs_a_retry_and_another_instance(
     answer = await rig.call()
     assert answer.status == 200
     # Told again by control, it is used again.
-    good = [i for i in bad if not i.requests or i not in asked][0]
+    good = next(i for i in bad if i not in asked)
     rig.announce(good)
     await rig.quiet()
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 
+import headrace.gateway.client as module
 import pytest
-
 from headrace import wire
+
+POST = b"POST /e/echo HTTP/1.1\r\nHost: a\r\n"
+GET = b"GET /e/echo HTTP/1.1\r\nHost: a\r\n"
 
 
 async def up(rig, behaviour=None, settings=None, **route):
@@ -39,13 +43,13 @@ async def test_what_must_not_travel_stays_here(rig):
         await exchange.answer(
             b"<h1>x</h1>",
             media="text/html; charset=utf-8",
-            extra="Set-Cookie: a=b\r\nX-Headrace-Timing: 5\r\nX-Headrace-Secret: 1\r\n",
+            extra="Set-Cookie: a=b\r\nX-Headrace-Timing: 5\r\nX-Headrace-S: 1\r\n",
         )
 
     instance = await up(rig, behaviour)
     extra = (
-        "X-Headrace-Token: forged\r\nX_Headrace_Token: forged\r\nX-Headrace-Priority: 3\r\nX-Headrace-Timeout: 30\r\n"
-        "Cookie: session=hr-key; theme=dark\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\n"
+        "X-Headrace-Token: forged\r\nX_Headrace_Token: forged\r\nX-Headrace-Priority: 3\r\n"
+        "X-Headrace-Timeout: 9\r\nCookie: session=hr-key; theme=dark\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\n"
     )
     answer = await rig.call(extra=extra)
     request = instance.requests[0]
@@ -57,7 +61,7 @@ async def test_what_must_not_travel_stays_here(rig):
     assert request.get("X-Hop") is None
     assert request.get("TE") is None
     assert answer.get("Set-Cookie") is None
-    assert answer.get("X-Headrace-Secret") is None
+    assert answer.get("X-Headrace-S") is None
     assert answer.get("Content-Security-Policy") == "sandbox"
     assert "handler;dur=5.00" in answer.get("Server-Timing")
 
@@ -112,18 +116,14 @@ async def test_a_pinned_version_goes_to_its_instances(rig):
 async def test_a_body_above_the_limit_is_refused_unread(rig):
     instance = await up(rig, max_body=20_000)
     client = await rig.connect()
-    await client.send(
-        b"POST /e/echo HTTP/1.1\r\nHost: a\r\nAuthorization: hr-key\r\nContent-Length: 50000000\r\n\r\n"
-    )
+    await client.send(POST + b"Authorization: hr-key\r\nContent-Length: 50000000\r\n\r\n")
     answer = await client.read()
     assert answer.status == 413
     assert answer.get("Connection") == "close"
     assert await client.ended()
 
     client = await rig.connect()
-    await client.send(
-        b"POST /e/echo HTTP/1.1\r\nHost: a\r\nAuthorization: hr-key\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    await client.send(POST + b"Authorization: hr-key\r\nTransfer-Encoding: chunked\r\n\r\n")
     await client.send(b"2710\r\n" + b"x" * 10_000 + b"\r\n2711\r\n" + b"x" * 10_001 + b"\r\n")
     assert (await client.read()).status == 413
     assert instance.requests == []
@@ -141,7 +141,7 @@ async def test_chunked_and_expected_bodies_arrive_whole(rig):
     instance = await up(rig)
     client = await rig.connect()
     await client.send(
-        b"POST /e/echo HTTP/1.1\r\nHost: a\r\nAuthorization: hr-key\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+        POST + b"Authorization: hr-key\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
     )
     assert (await client.read()).status == 100
     await client.send(b"3\r\nabc\r\n")
@@ -204,35 +204,35 @@ async def test_answers_that_end_with_the_connection_are_framed_for_the_client(ri
     ("raw", "status"),
     [
         (
-            b"POST /e/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             400,
         ),
         (
-            b"POST /e/echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+            POST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
             400,
         ),
-        (b"POST /e/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
-        (b"POST /e/echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
         (
-            b"POST /e/echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             400,
         ),
-        (b"GET /e/echo HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (GET + b"Host: b\r\n\r\n", 400),
         (b"GET /e/echo HTTP/1.1\r\n\r\n", 400),
         (b"GET http://b/e/echo HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET /e/echo HTTP/2.0\r\nHost: a\r\n\r\n", 400),
         (b"GET /e/echo HTTP/1.1\r\nHost : a\r\n\r\n", 400),
-        (b"GET /e/echo HTTP/1.1\r\nHost: a\r\nX: a\nY: b\r\n\r\n", 400),
-        (b"GET /e/echo HTTP/1.1\r\nHost: a\r\nX: a\r\n folded\r\n\r\n", 400),
+        (GET + b"X: a\nY: b\r\n\r\n", 400),
+        (GET + b"X: a\r\n folded\r\n\r\n", 400),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-        (b"GET /e/echo HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+        (GET + b"X: " + b"a" * 70_000 + b"\r\n\r\n", 431),
     ],
 )
 async def test_malformed_requests_are_refused_and_the_connection_ends(rig, raw, status):
     instance = await up(rig)
     client = await rig.connect()
-    await client.send(raw + b"GET /e/echo HTTP/1.1\r\nHost: a\r\nAuthorization: hr-key\r\n\r\n")
+    await client.send(raw + GET + b"Authorization: hr-key\r\n\r\n")
     answer = await client.read()
     assert answer.status == status
     assert answer.get("Content-Type") == "application/problem+json"
@@ -243,7 +243,7 @@ async def test_malformed_requests_are_refused_and_the_connection_ends(rig, raw, 
 async def test_a_head_without_end_is_cut_off(rig):
     await up(rig)
     client = await rig.connect()
-    await client.send(b"GET /e/echo HTTP/1.1\r\nHost: a\r\nX: ")
+    await client.send(GET + b"X: ")
     for _ in range(70):
         await client.send(b"a" * 1024)
         await asyncio.sleep(0)
@@ -251,8 +251,6 @@ async def test_a_head_without_end_is_cut_off(rig):
 
 
 async def test_slow_and_idle_clients_are_closed(rig, monkeypatch):
-    import headrace.gateway.client as module
-
     monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.3)
     monkeypatch.setattr(module, "IDLE_TIMEOUT_S", 0.3)
     await up(rig)
@@ -298,6 +296,4 @@ async def test_without_keys_only_this_machines_own_pages_may_call(rig):
 
 
 def _sha(text: str) -> str:
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()

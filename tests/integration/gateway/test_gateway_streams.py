@@ -198,7 +198,8 @@ async def echo_tunnel(exchange):
         await exchange.answer(b"plain")
         return
     exchange.writer.write(
-        b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: xyz\r\nSet-Cookie: a=b\r\n\r\nhello"
+        b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Accept: xyz\r\nSet-Cookie: a=b\r\n\r\nhello"
     )
     while data := await exchange.reader.read(65536):
         exchange.writer.write(data)
