@@ -1,4 +1,4 @@
-"""What the conformance checks stand on: the code they run, an open runtime, a call as the gateway makes it."""
+"""What the conformance checks stand on: the code they run, an open runtime, a call as the gateway does it."""
 
 from __future__ import annotations
 
