@@ -12,10 +12,11 @@ Written against Ray 2.60. What is private and why it is needed:
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import ray._private.services
@@ -43,8 +44,14 @@ _HEALTH: dict[str, Any] = {
 class _QuietHead(Node):
     """A head without dashboard: its process costs a second of start and listens on all interfaces."""
 
+    gcs: ClassVar[subprocess.Popen[bytes] | None] = None
+
     def start_api_server(self, *_: Any, **__: Any) -> None:
         return
+
+    def start_gcs_server(self) -> None:
+        super().start_gcs_server()  # type: ignore[no-untyped-call]
+        _QuietHead.gcs = self.all_processes["gcs_server"][0].process
 
 
 def keep_loopback() -> None:
@@ -69,6 +76,11 @@ def start_head(*, temp_dir: Path, port: int, object_store: int, labels: Mapping[
         resource_isolation_config=ResourceIsolationConfig(enable_resource_isolation=False),
     )
     return _QuietHead(params, head=True, shutdown_at_exit=False, spawn_reaper=True)
+
+
+def head_is_dead() -> bool:
+    """Whether the head's GCS has ended; its port may be taken. `start_head` notices after 30 s only."""
+    return _QuietHead.gcs is not None and _QuietHead.gcs.poll() is not None
 
 
 def end_head(node: Node) -> None:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +39,6 @@ DEPLOY_DEADLINE_S = 60.0
 POLL_S = 0.05
 SERVE_STOP_S = 9.0
 RAY_STOP_S = 5.0
-# The path of the longest socket below the temporary directory: session_<26 chars>_<pid>/sockets/plasma_store
-RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-UNIX_PATH_MAX = 107
 
 
 def ray_environment(settings: Settings) -> dict[str, str]:
@@ -75,14 +72,8 @@ def _new_token(path: Path) -> Path:
 
 
 def temp_dir_for(settings: Settings) -> Path:
-    """The head's temporary directory, 0700. Raises `SetupError` when its sockets' paths would be too long."""
+    """The head's temporary directory, 0700."""
     path = ray_temp_dir(settings.run)
-    if len(os.fsencode(path)) + RAY_SOCKET_TAIL > UNIX_PATH_MAX:
-        raise SetupError(
-            f"the run directory {settings.run} is too long for Ray's unix sockets"
-            f" ({UNIX_PATH_MAX - RAY_SOCKET_TAIL - len('/ray')} bytes at most).",
-            hint="Give a shorter one with HEADRACE_RUN_DIR.",
-        )
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)
     return path
@@ -103,12 +94,24 @@ class Driver:
         self._head: Any = None
         self._connected = False
         self._deployed = False
+        self._hangs = False
+        # `ray_private` imports Ray: only the thread of Ray may wait for that.
+        self._importing: Future[Any] = Future()
 
     async def start(self) -> None:
         """Head, Serve, application. Raises `SetupError`."""
         # Ray reads its environment at its import, so it comes after `ray_environment` only.
         preload = threading.Thread(target=_import_serve, daemon=True)
-        await self._call(self._connect, preload)
+        connecting = asyncio.ensure_future(self._call(self._connect, preload))
+        while not connecting.done():
+            await asyncio.wait({connecting}, timeout=POLL_S)
+            if self._importing.done() and self._importing.result().head_is_dead():
+                self._hangs = True
+                raise SetupError(
+                    f"Ray's head ended at its start; is port {self._settings.ray_port} taken?",
+                    hint="Give another with --ray-port.",
+                )
+        await connecting
         self._emit("ray", "")
         await self._call(self._deploy, preload)
         self._emit("serve", "")
@@ -116,6 +119,8 @@ class Driver:
 
     async def stop(self) -> None:
         """Orderly and bounded: replicas drain, then Serve ends, then the head."""
+        if self._hangs:
+            return
         from ray import serve  # noqa: PLC0415 - see `start`
 
         if self._deployed:
@@ -136,6 +141,7 @@ class Driver:
         from headrace.cluster import ray_private  # noqa: PLC0415
         from headrace.cluster.ray_nodes import known_nodes  # noqa: PLC0415
 
+        self._importing.set_result(ray_private)
         preload.start()
         address = settings.address
         options: dict[str, Any] = {}

@@ -15,10 +15,14 @@ from pathlib import Path
 import psutil
 
 from headrace.cluster.identity import Identity
+from headrace.errors import SetupError
 
 KILL_WAIT_S = 5.0
 
 
+UNIX_PATH_MAX = 107
+RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""The longest that Ray appends to its temporary directory: the date and the pid vary."""
 RAY = "ray"
 TOKEN_FILE = "ray.token"  # noqa: S105 - the name of the file in the data directory
 
@@ -26,6 +30,16 @@ TOKEN_FILE = "ray.token"  # noqa: S105 - the name of the file in the data direct
 def ray_temp_dir(run: Path) -> Path:
     """Where the local head keeps its sockets and logs."""
     return run / RAY
+
+
+def check_run_dir(run: Path) -> None:
+    """Raise `SetupError` when the paths of Ray's unix sockets below it would be too long."""
+    bound = UNIX_PATH_MAX - RAY_SOCKET_TAIL - len(f"/{RAY}")
+    if len(os.fsencode(run)) > bound:
+        raise SetupError(
+            f"the run directory {run} is too long for Ray's unix sockets ({bound} bytes at most).",
+            hint="Give a shorter one with HEADRACE_RUN_DIR.",
+        )
 
 
 def leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = ()) -> list[psutil.Process]:

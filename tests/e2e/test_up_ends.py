@@ -1,0 +1,113 @@
+"""A start that is broken off or cannot succeed: one line, the right exit code, and nothing left."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from headrace.cluster.identity import read_record
+from headrace.cluster.listeners import with_ports
+from headrace.cluster.sweep import leftovers
+from headrace.config import Settings, default_run_dir
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+
+def until(condition, deadline_s=30.0):
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < end, "condition not met in time"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture
+def other(up, tmp_path):
+    """Options and settings of a platform beside the session's; checks that nothing is left of it."""
+    data = tmp_path / "d"
+    settings = with_ports(
+        Settings(data_dir=str(data), run_dir=str(default_run_dir(data)), port=0, control_port=0, ray_port=0)
+    )
+    options = [
+        *("--data-dir", settings.data_dir, "--port", str(settings.port)),
+        *("--control-port", str(settings.control_port), "--ray-port", str(settings.ray_port)),
+    ]
+    yield up, settings, options
+    assert leftovers(settings.run) == []
+    assert not settings.run.exists()
+    assert not (data / "up.json").exists()
+
+
+def start(up, settings, options):
+    return subprocess.Popen(
+        up.command("up", *options),
+        env={**up.environ, "HEADRACE_RUN_DIR": settings.run_dir},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_while_ray_starts(other, signals):
+    up, settings, options = other
+    process = start(up, settings, options)
+    # The raylet runs: the driver's thread is in the middle of its start.
+    until(lambda: any("raylet" in " ".join(p.cmdline()) for p in leftovers(settings.run)))
+    for _ in range(signals):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, text = process.communicate(timeout=30)
+    assert process.returncode == 0, text
+
+
+def test_a_driver_that_cannot_start_is_told_with_its_log(other):
+    up, settings, options = other
+    process = start(up, settings, options)
+    until(lambda: (r := read_record(settings.data)) and any(c.name == "driver" for c in r.children))
+    # Somebody takes Ray's port between our check and Ray's start.
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        thief.bind(("127.0.0.1", settings.ray_port))
+        thief.listen()
+        _, text = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "Ray did not start" in text
+    assert str(settings.data / "logs" / "driver.log") in text
+
+
+def test_a_gateway_that_cannot_start_is_told_with_its_last_words(other):
+    up, settings, options = other
+    with socket.socket() as thief:
+        process = start(up, settings, options)
+        until(lambda: read_record(settings.data) is not None)
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            thief.bind(("127.0.0.1", settings.port))
+        except OSError:
+            process.terminate()
+            process.communicate(timeout=30)
+            pytest.skip("the gateway was faster")
+        thief.listen()
+        _, text = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "gateway" in text
+    assert str(settings.port) in text
+
+
+def test_a_run_directory_that_is_too_long_for_sockets_is_refused(up, tmp_path):
+    done = up.run("up", "--data-dir", str(tmp_path / "d"), HEADRACE_RUN_DIR=f"/tmp/{'x' * 60}")
+    assert done.returncode == 1
+    assert "HEADRACE_RUN_DIR" in done.stderr
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_unwritable_directory_is_one_line(up, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = up.run("up", "--data-dir", str(tmp_path / "file" / "d"))
+    assert done.returncode == 1
+    assert "--data-dir" in done.stderr
+    assert "Traceback" not in done.stderr
