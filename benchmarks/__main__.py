@@ -22,6 +22,8 @@ COMMANDS: dict[str, list[str]] = {
     "idle": ["benchmarks.idle"],
 }
 LIMIT_S = 900
+FIRST_MARK = "<!-- measured: `make bench` writes what is between these lines -->"
+LAST_MARK = "<!-- /measured -->"
 
 
 def machine() -> str:
@@ -84,6 +86,22 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return table
 
 
+def table(found: dict[str, Any]) -> list[str]:
+    """`rows` as lines of Markdown."""
+    lines = ["| what | Headrace | peers | ratio |", "|---|---|---|---|"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows(found)]
+
+
+def in_readme(text: str, found: dict[str, Any], at: datetime.datetime) -> str:
+    """The README with the table of this run between its two marks."""
+    head, first, rest = text.partition(FIRST_MARK)
+    _, last, tail = rest.partition(LAST_MARK)
+    if not (first and last):
+        raise RuntimeError("README.md has lost the marks around the measured table")
+    said = f"On {at:%Y-%m-%d}, {machine()}:"
+    return "\n".join([head + first, said, "", *table(found), last]) + tail
+
+
 def report(found: dict[str, Any], at: datetime.datetime) -> str:
     """RESULTS.md."""
     lines = [
@@ -92,9 +110,7 @@ def report(found: dict[str, Any], at: datetime.datetime) -> str:
         f"`make bench` on {at:%Y-%m-%d %H:%M} UTC; {machine()}; Python {platform.python_version()}, "
         f"headrace {version('headrace')}, Ray {version('ray')}. Each row's sides ran in turn, in one run.",
         "",
-        "| what | Headrace | peers | ratio |",
-        "|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows(found)),
+        *table(found),
         "",
     ]
     for name, result in found.items():
@@ -134,6 +150,8 @@ def main() -> int:
         return int(failed)
     at = datetime.datetime.now(datetime.UTC)
     (root() / "benchmarks/RESULTS.md").write_text(report(found, at))
+    readme = root() / "README.md"
+    readme.write_text(in_readme(readme.read_text(), found, at))
     return 0
 
 

@@ -81,6 +81,11 @@ def test_report_has_a_row_for_each_measurement() -> None:
     assert "2026-01-02 03:04 UTC" in text
     assert text.count("\n| ") == 1 + 4
     assert "python -m benchmarks.idle" in text
+    readme = main.in_readme((ROOT / "README.md").read_text(), found, datetime.datetime(2026, 1, 2))
+    assert readme.count("\n| ") == 1 + 4
+    assert main.in_readme(readme, found, datetime.datetime(2026, 1, 2)) == readme
+    with pytest.raises(RuntimeError, match="marks"):
+        main.in_readme("nothing", found, datetime.datetime(2026, 1, 2))
 
 
 def test_unknown_benchmark_is_wrong_use(
