@@ -24,7 +24,7 @@ from headrace.control.progress import Deployment, Part
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.specs import packed, slim
-from headrace.control.store import NewVersion, Store
+from headrace.control.store import VERSIONS_KEPT, NewVersion, Store
 from headrace.control.warm import Warm
 from headrace.errors import Conflict, HeadraceError, NotFound
 from headrace.sdk.spec import EndpointSpec
@@ -98,6 +98,7 @@ class Deployer:
             deployment.parts.append(part)
             if present is not None and present.version is not None and present.digest == digest:
                 part.version, part.state = present.version, "unchanged"
+                self._forgive(present)
             else:
                 fresh.append((spec, data, digest, part))
             if number % 500 == 499:
@@ -134,6 +135,13 @@ class Deployer:
             self._spawn(self._try(deployment, part, slim(spec), packed(spec)[1]))
         deployment.update()
         return deployment
+
+    def _forgive(self, endpoint: Endpoint) -> None:
+        """Deployed again unchanged: a crash loop may try again at once (a missing file is there now)."""
+        if endpoint.failing is not None:
+            endpoint.failing = endpoint.recovering = None
+            self._world.touch(endpoint)
+            self._reconciler.again(endpoint)
 
     # -- one trial -------------------------------------------------------------------------
 
@@ -205,6 +213,10 @@ class Deployer:
         if endpoint.deleting:
             raise TrialFailed("the endpoint is being deleted.")
         endpoint.trials.pop(part.version, None)
+        for instance in endpoint.instances.values():
+            if instance.version == part.version:
+                # Its trial was its first use: it may give way when another endpoint needs the room.
+                instance.last_used = self._world.now()
         self._flip(spec, part.version, digest)
         self._after_flips([endpoint])
         part.state = "ready"
@@ -279,7 +291,9 @@ class Deployer:
             self._world.endpoints[spec.key] = endpoint
         before = endpoint.version
         endpoint.spec, endpoint.version, endpoint.digest = spec, version, digest
-        endpoint.versions = tuple(sorted({*endpoint.versions, version}))[-10:]
+        newest = max(version, *endpoint.versions, 0)
+        known = {*endpoint.versions, version}
+        endpoint.versions = tuple(sorted(v for v in known if v > newest - VERSIONS_KEPT or v == version))
         endpoint.failing = endpoint.recovering = None
         endpoint.reason = ""
         endpoint.pins.pop(version, None)

@@ -61,8 +61,12 @@ class Lifecycle:
             return
         # Marked first: nothing new is started or deployed while the store works.
         endpoint.deleting = True
+        try:
+            await self._store.delete_endpoint(endpoint.project, endpoint.name)
+        except BaseException:
+            endpoint.deleting = False
+            raise
         self._routes.derive(endpoint)
-        await self._store.delete_endpoint(endpoint.project, endpoint.name)
         self._routes.publish(removed_endpoints=[endpoint.key])
         self._reconciler.release(list(endpoint.instances.values()), "its endpoint is deleted", self._grace_s)
         self._warm.forget(endpoint.key)

@@ -89,6 +89,9 @@ class Host:
     warm: dict[wire.BaseSpec, wire.WarmReport] = field(default_factory=dict)
     asked: tuple[tuple[wire.BaseSpec, int], ...] = ()
     """The last `SetWarm` sent on this link."""
+    used_cpu: float = 0.0
+    used_memory: int = 0
+    used_gpu: dict[str, int] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -102,14 +105,18 @@ class Host:
 
     def free(self) -> tuple[float, int, dict[str, int]]:
         """(cpu, memory, accelerators) not handed out."""
-        cpu, memory = self.hello.resources.cpu, self.hello.resources.memory
-        gpu = dict(self.hello.resources.gpu)
-        for instance in self.instances.values():
-            cpu -= instance.cpu
-            memory -= instance.memory
-            if instance.gpu is not None:
-                gpu[instance.gpu[0]] = gpu.get(instance.gpu[0], 0) - instance.gpu[1]
-        return cpu, memory, gpu
+        whole = self.hello.resources
+        gpu = {name: count - self.used_gpu.get(name, 0) for name, count in whole.gpu.items()}
+        return whole.cpu - self.used_cpu, whole.memory - self.used_memory, gpu
+
+    def book(self, instance: Instance, sign: int) -> None:
+        """Hand out (1) or take back (-1) what an instance has."""
+        # Exactly nothing is used when nothing runs, whatever sums of fractions left over.
+        self.used_cpu = self.used_cpu + sign * instance.cpu if self.instances else 0.0
+        self.used_memory += sign * instance.memory
+        if instance.gpu is not None:
+            name, count = instance.gpu
+            self.used_gpu[name] = self.used_gpu.get(name, 0) + sign * count
 
     def warm_for(self, base: wire.BaseSpec) -> bool:
         """Whether the zygote for ``base`` is ready here."""
@@ -162,6 +169,7 @@ class Endpoint:
     trials: dict[int, EndpointSpec] = field(default_factory=dict)
     """Versions being verified: their instances take no requests."""
     rollout_from: int | None = None
+    """Set while instances of the version before are being replaced."""
     pins: dict[int, Pin] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
     demand: dict[Link, Seen] = field(default_factory=dict)
@@ -171,8 +179,8 @@ class Endpoint:
     memory: EndpointState = UNUSED
     notes: deque[DecisionNote] | None = None
     wakes: int = 0
-    last_actions: object = None
-    """What was recorded last, so that a repeated wait is not recorded again."""
+    last_actions: dict[str, object] = field(default_factory=dict)
+    """What was decided last in each lane, so that a repeated wait is not recorded again."""
 
     @property
     def project(self) -> str:
@@ -243,7 +251,7 @@ class Endpoint:
             trial=bool(self.trials),
             old_instances=bool(self.old_instances()),
             ready=sum(1 for i in self.instances.values() if self.routable(i)),
-            failing=self.failing is not None,
+            failing=self.failing is not None and self.failing.version == self.version,
         )
 
 
@@ -267,13 +275,15 @@ class World:
         """Forget an instance that ended."""
         self.instances.pop(instance.id, None)
         instance.endpoint.instances.pop(instance.id, None)
-        instance.host.instances.pop(instance.id, None)
+        if instance.host.instances.pop(instance.id, None) is not None:
+            instance.host.book(instance, -1)
 
     def add(self, instance: Instance) -> None:
         """Enter an instance in all tables."""
         self.instances[instance.id] = instance
         instance.endpoint.instances[instance.id] = instance
         instance.host.instances[instance.id] = instance
+        instance.host.book(instance, 1)
         self.touch(instance.endpoint)
 
     def living_hosts(self) -> Iterator[Host]:

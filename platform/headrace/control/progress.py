@@ -43,16 +43,5 @@ class Deployment:
             self.ended.set()
 
     def to_json(self) -> dict[str, Any]:
-        """As the management API shows it."""
-        parts = [
-            {
-                "endpoint": p.endpoint,
-                "version": p.version,
-                "state": p.state,
-                "detail": p.detail,
-                "traceback": p.traceback,
-                "notes": list(p.notes),
-            }
-            for p in self.parts
-        ]
-        return {"id": self.id, "state": self.state, "endpoints": parts}
+        """As the management API shows it (the encoder takes parts as they are)."""
+        return {"id": self.id, "state": self.state, "endpoints": self.parts}

@@ -34,6 +34,8 @@ from headrace.control.routes import Routes
 
 log = logging.getLogger("headrace.control")
 PIN_QUEUE_VALID_S = 30.0
+START_MARGIN_S = 60.0
+"""A start may take this much longer than the endpoint's ``load_timeout``."""
 
 
 class Reconciler:
@@ -93,7 +95,12 @@ class Reconciler:
     def tick(self) -> None:
         """Decide for all endpoints with something going on."""
         for endpoint in list(self._world.active.values()):
-            self.again(endpoint)
+            try:
+                self._overdue(endpoint)
+                self.again(endpoint)
+            except Exception:
+                # One bad endpoint must not stop the others.
+                log.exception("deciding for %s failed; the next tick tries again", endpoint.key)
 
     def scale_to(self, endpoint: Endpoint, count: int) -> None:
         """Start up to ``count`` instances now, or release idle ones down to it."""
@@ -167,14 +174,17 @@ class Reconciler:
         for action in decision.actions:
             self._act(endpoint, lane, action, woken)
         shown = [_comparable(action) for action in decision.actions]
-        if shown and shown != endpoint.last_actions:
+        if shown and shown != endpoint.last_actions.get(lane.key):
             record = Record(
                 now=now, observation=observation, state=before, config=self._config, decision=decision
             )
             self._history.record(record)
             for action in decision.actions:
                 endpoint.note(type(action).__name__.lower(), action.reason)
-        endpoint.last_actions = shown
+        if shown:
+            endpoint.last_actions[lane.key] = shown
+        else:
+            endpoint.last_actions.pop(lane.key, None)
         return decision
 
     def _act(self, endpoint: Endpoint, lane: observe.Lane, action: Action, woken: float | None) -> None:
@@ -214,7 +224,7 @@ class Reconciler:
         """Why requests wait (or the endpoint failed), for the route and for people."""
         wait = next((a.reason for a in decision.actions if isinstance(a, Wait)), "")
         failing = endpoint.failing
-        if failing is not None:
+        if failing is not None and failing.version == endpoint.version:
             endpoint.reason = failing.reason
         elif endpoint.version is not None:
             endpoint.reason = wait
@@ -265,6 +275,18 @@ class Reconciler:
             self._failed(endpoint, instance.version, death, was_ready=ready_for is not None)
         self._world.touch(endpoint)
         self.again(endpoint)
+
+    def _overdue(self, endpoint: Endpoint) -> None:
+        """A start that its host never finished: the host bounds it by itself, this is the last resort."""
+        now = self._world.now()
+        for instance in list(endpoint.instances.values()):
+            spec = endpoint.spec_of(instance.version) or endpoint.spec
+            limit = spec.load_timeout + START_MARGIN_S
+            if instance.state == "starting" and now - instance.started > limit:
+                self._claims.stop_id(instance.host, instance.id, "it never became ready", 0.0)
+                self.ended(
+                    instance, wire.Death(reason="start-timeout", detail=f"not ready after {limit:g} s")
+                )
 
     def _failed(self, endpoint: Endpoint, version: int, death: wire.Death, *, was_ready: bool) -> None:
         now = self._world.now()

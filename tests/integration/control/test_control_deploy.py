@@ -292,3 +292,44 @@ async def test_a_newer_store_is_refused(tmp_path):
     db.close()
     with pytest.raises(DataDirError, match="schema 99"):
         await open_store(path)
+
+
+async def test_many_trials_give_way_to_each_other_on_a_small_host(platform):
+    host = await platform.new_host(cpu=2.0)
+    specs = [platform.spec(f"e{n}", cpu=1.0) for n in range(6)]
+    doc = await platform.gateway.deploy(*specs)
+    assert doc["state"] == "succeeded", doc
+    assert len(host.started) == 6
+    assert len(host.instances) <= 2
+
+
+async def test_a_start_that_never_ends_is_given_up(platform, monkeypatch):
+    monkeypatch.setattr("headrace.control.reconcile.START_MARGIN_S", 0.1)
+    host = await platform.new_host()
+    await platform.gateway.deploy(platform.spec(load_timeout=0.1), verify=False)
+    host.script = lambda start: "hang"
+    platform.gateway.wake("hello")
+    await platform.until(lambda: platform.gateway.state("hello") == "failed")
+    assert "start-timeout" in platform.gateway.endpoints["default/hello"].reason
+    assert [s.id for s in host.stopped] == [s.id for s in host.started]
+
+
+async def test_deploying_again_unchanged_ends_the_backoff(platform):
+    host = await platform.new_host()
+    await platform.gateway.deploy(platform.spec(), verify=False)
+    host.script = lambda start: BROKEN
+    platform.gateway.wake("hello")
+    await platform.until(lambda: platform.gateway.state("hello") == "failed")
+    host.script = lambda start: None
+    doc = await platform.gateway.deploy(platform.spec())
+    assert doc["endpoints"][0]["state"] == "unchanged"
+    await platform.until(lambda: platform.gateway.state("hello") == "ready")
+
+
+async def test_two_deployments_of_one_endpoint_come_one_after_the_other(platform):
+    await platform.new_host()
+    first, second = (platform.spec(env={"A": str(n)}) for n in range(2))
+    docs = await asyncio.gather(platform.gateway.deploy(first), platform.gateway.deploy(second))
+    assert [d["state"] for d in docs] == ["succeeded", "succeeded"]
+    await platform.until(lambda: [i.version for i in platform.gateway.of("hello")] == [2])
+    assert platform.world.endpoints["default/hello"].version == 2

@@ -49,7 +49,8 @@ async def put_bundle(parts: Parts, call: wire.ApiCall, params: Params) -> wire.A
 
 async def deploy(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
     """Deploy endpoints; the answer says how to follow it."""
-    request = parse_deployment(call.body)
+    # In a thread: ten thousand specs take a while, and heartbeats must be read meanwhile.
+    request = await asyncio.to_thread(parse_deployment, call.body)
     specs = checked(request.specs, call.project, parts.blobs.has)
     deployment = await parts.deployer.deploy(specs, call.project, verify=request.verify)
     return reply(deployment.to_json(), 202)
