@@ -8,19 +8,16 @@ Everything is a callback: there is no task per request, only one per new connect
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import logging
 import time
 from typing import TYPE_CHECKING, cast
 
-import msgspec
-
-from headrace.errors import DeadlineExceeded, InstanceDied, RequestError
-from headrace.gateway.client import Request
+from headrace.errors import DeadlineExceeded, RequestError
+from headrace.gateway.answer import answer_head, error_tail, length_line, lost_error, server_timing
 from headrace.gateway.head import Answer, read_answer
-from headrace.gateway.respond import problem_body, status_line
+from headrace.gateway.request import Request
 from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
 
 if TYPE_CHECKING:
@@ -32,7 +29,6 @@ log = logging.getLogger("headrace.gateway")
 QUEUED, CONNECTING, RUNNING, ANSWERING, DONE = range(5)
 SMALL_ANSWER = 256 << 10
 """Answers up to this size are forwarded in one write."""
-MAX_SERVER_TIMING_MS = 1e9
 
 
 _REQUEST = (
@@ -211,7 +207,7 @@ class Call:
         ok = up.status < 500
         if self._buffer is not None:
             answer = cast(Answer, self._answer)
-            head = self._head_bytes(up.status, answer, self._length_line(up.status, answer))
+            head = self._head_bytes(up.status, answer, length_line(up.status, answer, self.head_request))
             self._done(ok=ok)
             client.reply(request, head if self.head_request else head + b"".join(self._buffer))
             return
@@ -297,42 +293,20 @@ class Call:
         if not client.writable:
             self.pause()
 
-    def _length_line(self, status: int, answer: Answer) -> bytes:
-        if status == 204:
-            return b""
-        if answer.content_length >= 0:
-            return b"Content-Length: %d\r\n" % answer.content_length
-        return b"" if status == 304 or self.head_request else b"Content-Length: 0\r\n"
-
     def _head_bytes(self, status: int, answer: Answer, framing: bytes) -> bytes:
-        request = self.request
-        return b"%b%b%bX-Headrace-Request-Id: %b\r\n%b%b%b\r\n" % (
-            status_line(status),
-            answer.forward,
-            framing,
-            request.id.encode(),
-            self._server_timing(answer),
-            self._attempt_line() if self.attempt > 1 else b"",
-            b"Connection: close\r\n" if request.client.closes(request) else b"",
-        )
-
-    def _server_timing(self, answer: Answer) -> bytes:
-        now = time.monotonic()
-        parts = b"Server-Timing: queue;dur=%.2f" % ((self.sent_at - self._started) * 1e3)
         instance = cast("Instance", self.instance)
-        if self.queued_at and instance.since > self.queued_at:
-            t = instance.route.timings
-            parts += b', tier;desc="%b", claim;dur=%.2f, boot;dur=%.2f, import;dur=%.2f, load;dur=%.2f' % (
-                instance.route.tier.encode(),
-                t.claim_s * 1e3,
-                t.boot_s * 1e3,
-                t.import_s * 1e3,
-                t.load_s * 1e3,
-            )
-        if answer.timing:
-            with contextlib.suppress(ValueError):
-                parts += b", handler;dur=%.2f" % min(float(answer.timing), MAX_SERVER_TIMING_MS)
-        return parts + b", total;dur=%.2f\r\n" % ((now - self._started) * 1e3)
+        waited = bool(self.queued_at) and instance.since > self.queued_at
+        return answer_head(
+            status,
+            answer,
+            framing,
+            request_id=self.request.id,
+            timing=server_timing(
+                self._started, self.sent_at, answer.timing, instance.route if waited else None
+            ),
+            attempt=self.attempt,
+            close=self.request.client.closes(self.request),
+        )
 
     def _attempt_line(self) -> bytes:
         return b"X-Headrace-Attempt: %d\r\n" % self.attempt if self.attempt > 1 else b""
@@ -356,25 +330,14 @@ class Call:
         """The instance is lost under the request: send it elsewhere, or say why not."""
         route = self.state.route
         if began:
-            self.fail(InstanceDied(f"the instance died in the middle of its answer: {detail}."))
+            self.fail(lost_error(detail, "began"))
         elif self.phase == RUNNING and not route.idempotent:
-            self.fail(
-                InstanceDied(
-                    f"the instance died at work on it ({detail}), and the endpoint is not idempotent.",
-                    hint="It may have run: check before you send it again.",
-                )
-            )
+            self.fail(lost_error(detail, "once"))
         elif count and self.retries_used >= route.retries:
-            self.fail(
-                InstanceDied(
-                    f"{self.attempt} instances died while they worked on the request; the last: {detail}.",
-                    hint="`headrace logs` shows what they printed.",
-                )
-            )
+            self.fail(lost_error(detail, "retries", self.attempt))
         else:
-            if count:
-                self.retries_used += 1
-            self.attempt += 1 if self.phase == RUNNING else 0
+            self.retries_used += count
+            self.attempt += self.phase == RUNNING
             self._close_upstream()
             self._back_to_queue()
 
@@ -415,14 +378,8 @@ class Call:
         """An answer that has begun cannot become an error: end it so that nobody takes it for whole."""
         client, request = self.request.client, self.request
         media = self._answer.content_type.lower() if self._answer is not None else b""
-        tail = b""
-        if media.startswith(b"text/event-stream"):
-            tail = b"event: error\ndata: %b\n\n" % problem_body(error, request.id)
-        elif media.startswith(b"application/x-ndjson"):
-            tail = msgspec.json.encode({"error": error.to_problem(request.id)}) + b"\n"
+        tail = error_tail(media, error, request.id, self._last_byte)
         if tail:
-            if self._last_byte != b"\n":
-                tail = b"\n\n" + tail
             client.write(b"%x\r\n%b\r\n" % (len(tail), tail) if self._chunked else tail)
         self._done(ok=False)
         client.cut(request)

@@ -18,10 +18,11 @@ from headrace.gateway.api import health
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.native import NativeApi
 from headrace.gateway.auth import KEYLESS, Keys, check_json, check_keyless, require
-from headrace.gateway.client import ClientConnection, Request, sweep_all
+from headrace.gateway.client import ClientConnection, sweep_all
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.head import MethodNotAllowed
+from headrace.gateway.request import Request
 from headrace.gateway.routing import RoutingTable
 
 log = logging.getLogger("headrace.gateway")

@@ -49,7 +49,8 @@ async def test_what_must_not_travel_stays_here(rig):
     instance = await up(rig, behaviour)
     extra = (
         "X-Headrace-Token: forged\r\nX_Headrace_Token: forged\r\nX-Headrace-Priority: 3\r\n"
-        "X-Headrace-Timeout: 9\r\nCookie: session=hr-key; theme=dark\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\n"
+        "X-Headrace-Timeout: 9\r\nCookie: session=hr-key; theme=dark\r\n"
+        "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\n"
     )
     answer = await rig.call(extra=extra)
     request = instance.requests[0]

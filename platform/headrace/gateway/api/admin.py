@@ -15,8 +15,8 @@ from headrace.errors import (
     RequestError,
     from_problem,
 )
-from headrace.gateway.client import Request
 from headrace.gateway.control_link import ControlLink
+from headrace.gateway.request import Request
 from headrace.gateway.respond import response
 
 log = logging.getLogger("headrace.gateway")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 import headrace
-from headrace.gateway.client import Request
+from headrace.gateway.request import Request
 from headrace.gateway.respond import response
 
 VERSION = getattr(headrace, "__version__", "0.1.0")

@@ -10,9 +10,9 @@ from urllib.parse import unquote
 
 from headrace.errors import BadRequest, EndpointNotFound, VersionNotFound
 from headrace.gateway.call import Call
-from headrace.gateway.client import Request
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
+from headrace.gateway.request import Request
 from headrace.gateway.routing import RoutingTable
 from headrace.gateway.tunnel import TunnelCall
 

@@ -1,0 +1,89 @@
+"""What a client gets of an instance's answer: its head, its timings, and the end of a broken stream."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Literal
+
+import msgspec
+
+from headrace import wire
+from headrace.errors import InstanceDied, RequestError
+from headrace.gateway.head import Answer
+from headrace.gateway.respond import problem_body, status_line
+
+MAX_TIMING_MS = 1e9
+
+
+def answer_head(
+    status: int, answer: Answer, framing: bytes, *, request_id: str, timing: bytes, attempt: int, close: bool
+) -> bytes:
+    """The head for the client; ``framing`` and ``timing`` are header lines."""
+    return b"%b%b%bX-Headrace-Request-Id: %b\r\n%b%b%b\r\n" % (
+        status_line(status),
+        answer.forward,
+        framing,
+        request_id.encode(),
+        timing,
+        b"X-Headrace-Attempt: %d\r\n" % attempt if attempt > 1 else b"",
+        b"Connection: close\r\n" if close else b"",
+    )
+
+
+def length_line(status: int, answer: Answer, head_request: bool) -> bytes:
+    """The ``Content-Length`` line of an answer whose body is known."""
+    if status == 204:
+        return b""
+    if answer.content_length >= 0:
+        return b"Content-Length: %d\r\n" % answer.content_length
+    return b"" if status == 304 or head_request else b"Content-Length: 0\r\n"
+
+
+def server_timing(
+    started: float, sent: float, handler: bytes, waited_for: wire.InstanceRoute | None
+) -> bytes:
+    """The ``Server-Timing`` line, durations in ms; ``started`` and ``sent`` are monotonic seconds.
+
+    ``waited_for`` is the instance whose start the request waited for, or None.
+    """
+    line = b"Server-Timing: queue;dur=%.2f" % ((sent - started) * 1e3)
+    if waited_for is not None:
+        t = waited_for.timings
+        line += b', tier;desc="%b", claim;dur=%.2f, boot;dur=%.2f, import;dur=%.2f, load;dur=%.2f' % (
+            waited_for.tier.encode(),
+            t.claim_s * 1e3,
+            t.boot_s * 1e3,
+            t.import_s * 1e3,
+            t.load_s * 1e3,
+        )
+    if handler:
+        with contextlib.suppress(ValueError):
+            line += b", handler;dur=%.2f" % min(float(handler), MAX_TIMING_MS)
+    return line + b", total;dur=%.2f\r\n" % ((time.monotonic() - started) * 1e3)
+
+
+def error_tail(media: bytes, error: RequestError, request_id: str, last_byte: bytes) -> bytes:
+    """The last event or line of a stream that broke; empty for streams that have no such thing."""
+    if media.startswith(b"text/event-stream"):
+        tail = b"event: error\ndata: %b\n\n" % problem_body(error, request_id)
+    elif media.startswith(b"application/x-ndjson"):
+        tail = msgspec.json.encode({"error": error.to_problem(request_id)}) + b"\n"
+    else:
+        return b""
+    return tail if last_byte == b"\n" else b"\n\n" + tail
+
+
+def lost_error(detail: str, why: Literal["began", "once", "retries"], attempts: int = 1) -> InstanceDied:
+    """Why a request whose instance is lost is not sent to another."""
+    if why == "began":
+        return InstanceDied(f"the instance died in the middle of its answer: {detail}.")
+    if why == "once":
+        return InstanceDied(
+            f"the instance died at work on it ({detail}), and the endpoint is not idempotent.",
+            hint="It may have run: check before you send it again.",
+        )
+    return InstanceDied(
+        f"{attempts} instances died while they worked on the request; the last: {detail}.",
+        hint="`headrace logs` shows what they printed.",
+    )

@@ -1,0 +1,116 @@
+"""A request on its way through the gateway, and the roles of those who handle it."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import TYPE_CHECKING, Any, Protocol
+
+from headrace.errors import BodyTooLarge, RequestError
+from headrace.gateway.head import Head
+
+if TYPE_CHECKING:
+    from headrace.gateway.client import ClientConnection
+
+_ids = itertools.count(int.from_bytes(secrets.token_bytes(3), "big"))
+_id_prefix = secrets.token_hex(5)
+
+SKIP_BYTES = 16 << 10
+"""A refused request with a body up to this size keeps its connection."""
+NO_HEAD = Head(b"GET", b"/")
+
+
+class Exchange(Protocol):
+    """Whoever answers the current request."""
+
+    def cancel(self) -> None:
+        """The client is gone: stop the work, keep nothing."""
+
+    def pause(self) -> None:
+        """The client reads slowly: produce nothing more for now."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+class Tunnel(Protocol):
+    """Takes over a connection after an upgrade."""
+
+    def from_client(self, data: bytes) -> None:
+        """Bytes of the client."""
+
+    def client_closed(self) -> None:
+        """The client is gone."""
+
+
+class App(Protocol):
+    """What the connection needs of the gateway."""
+
+    draining: bool
+
+    def admit(self, request: Request) -> int:
+        """Look at the head; give the limit of the body in bytes, or raise `RequestError`."""
+
+    def answer(self, request: Request) -> None:
+        """The request is complete and its turn has come: answer it."""
+
+    def hold(self, size: int) -> bool:
+        """Take so many bytes of the budget for bodies; False when it is spent."""
+
+    def unhold(self, size: int) -> None:
+        """Give bytes back."""
+
+    def opened(self, client: ClientConnection) -> None:
+        """A connection came."""
+
+    def closed(self, client: ClientConnection) -> None:
+        """A connection went."""
+
+
+class Request:
+    """One request; ``target`` is whatever `App.admit` found out."""
+
+    __slots__ = (
+        "body",
+        "client",
+        "close",
+        "continued",
+        "exchange",
+        "failure",
+        "head",
+        "held",
+        "id",
+        "limit",
+        "parts",
+        "ready",
+        "target",
+    )
+
+    def __init__(self, client: ClientConnection) -> None:
+        self.client = client
+        self.head: Head = NO_HEAD
+        self.id = f"{_id_prefix}{next(_ids) & 0xFFFFFFFF:08x}"
+        self.parts: list[bytes] = []
+        self.body = b""
+        self.held = 0
+        self.limit = 0
+        self.ready = False
+        self.close = False
+        self.continued = False
+        self.failure: RequestError | None = None
+        self.exchange: Exchange | None = None
+        self.target: Any = None
+
+
+def skippable(head: Head) -> bool:
+    """Whether the rest of a refused request is worth reading, to keep its connection."""
+    if head is NO_HEAD or head.expect:
+        return False
+    return not head.has_body or 0 < head.content_length <= SKIP_BYTES
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """The error for a body above ``limit``."""
+    return BodyTooLarge(
+        f"the body is above {limit} bytes.", hint="Raise the endpoint's max_body.", limit=limit
+    )
