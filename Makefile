@@ -13,7 +13,7 @@ TOOLS := .venv/.setup-tools
 ONCE ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup run test check format bench lock clean
+.PHONY: help setup run test check format bench docs lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ format: $(BASE) ## Format the code and apply safe fixes
 
 bench: $(BASE) $(TORCH) $(TOOLS) ## Measure us and the peers, refresh benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks
+
+docs: $(BASE) ## Write docs/reference/cli.md from the commands
+	@$(BIN)/python scripts/cli_reference.py
 
 lock: $(BASE) ## Resolve the dependencies again and write the lock files
 	@scripts/lock.sh

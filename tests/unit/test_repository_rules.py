@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_overloads
 
+import headrace
+import msgspec
 import pytest
+from headrace.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = ("platform", "runtimes", "autoscaler", "providers")
@@ -138,3 +143,43 @@ def test_scripts_can_be_run() -> None:
 def test_the_license_is_apache_2() -> None:
     assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
     assert _project()["license"] == "Apache-2.0"
+
+
+def _rows(page: str) -> dict[str, str]:
+    """First column (code) -> second column of every table row of a page."""
+    text = (ROOT / "docs/reference" / page).read_text()
+    return dict(re.findall(r"^\| `([^`|]+)` \| ?`?([^`|]*)`? ?\|", text, re.MULTILINE))
+
+
+def test_the_settings_page_has_every_setting_with_its_default() -> None:
+    rows = _rows("settings.md")
+    for field in msgspec.structs.fields(Settings):
+        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        assert rows.get(field.name, "(missing)").strip() == default, field.name
+
+
+def test_the_sdk_page_has_every_option() -> None:
+    text = (ROOT / "docs/reference/sdk.md").read_text()
+    parameters = inspect.signature(get_overloads(headrace.endpoint)[-1]).parameters.values()
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert options
+    assert not [name for name in options if not re.search(rf"^\|[^|]*`{name}`", text, re.MULTILINE)]
+
+
+def test_the_command_line_page_is_what_the_commands_say() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import cli_reference; print(cli_reference.text(), end='')"],
+        cwd=ROOT / "scripts", capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert (ROOT / "docs/reference/cli.md").read_text() == done.stdout, "run `make docs`"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert not [link for link in broken if not link.endswith("benchmarks/RESULTS.md")]
