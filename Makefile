@@ -42,7 +42,7 @@ check: $(BASE) ## Format, lint, types, import directions, dependencies, spelling
 	@$(BIN)/ruff format --check --quiet $(PYTHON_DIRS) || { echo "check: \`make format\` formats these files"; exit 1; }
 	@$(BIN)/ruff check --quiet $(PYTHON_DIRS)
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timings >.venv/.lint-imports.txt 2>&1 || $(BIN)/lint-imports
+	@$(BIN)/lint-imports >.venv/.lint-imports.txt 2>&1 || $(BIN)/lint-imports
 	@$(BIN)/deptry --no-ansi platform runtimes autoscaler providers 2>.venv/.deptry.txt || { cat .venv/.deptry.txt; exit 1; }
 	@$(BIN)/typos
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-# Every process that the tests start inherits this, also through a supervisor or Ray (which drop names that begin
-# with HEADRACE_ or RAY_). What runs in a sandbox does not (its environment is allow-listed), so living descendants
-# are noted after each test as well.
+# Every process that the tests start inherits this, also through a supervisor or Ray (which drop names that
+# begin with HEADRACE_ or RAY_). What runs in a sandbox does not (its environment is allow-listed), so living
+# descendants are noted after each test as well.
 MARKER = "TEST_SUITE_OF_HEADRACE"
 # After a SIGKILL of a Ray driver its agents end by themselves, but not at once.
 LEAK_DEADLINE_S = 45.0
