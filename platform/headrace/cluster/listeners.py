@@ -44,11 +44,10 @@ def with_ports(settings: Settings) -> Settings:
 
 def check_ports(settings: Settings) -> None:
     """Raise `PortInUse` naming the first port that is taken, by whom, and the option that changes it."""
-    wanted = [
-        (settings.host, settings.port, "--port"),
-        ("127.0.0.1", settings.control_port, "--control-port"),
-    ]
+    wanted = [(settings.host, settings.port, "--port")]
     if not settings.address:
+        # In a cluster that is not ours, the control that we attach to may listen already.
+        wanted.append(("127.0.0.1", settings.control_port, "--control-port"))
         wanted.append(("127.0.0.1", settings.ray_port, "--ray-port"))
     seen: dict[int, str] = {}
     for host, port, option in wanted:

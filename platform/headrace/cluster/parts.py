@@ -201,8 +201,9 @@ class Platform:
     def _sweep_ray(self) -> None:
         # The gateways live on; only what belongs to the head that died goes, sandboxes included.
         spared = [c.identity.pid for c in self._gateways if c.identity is not None]
-        end_leftovers(self._settings.run, spare=spared)
-        clear(ray_temp_dir(self._settings.run))
+        if not self._settings.address:
+            end_leftovers(self._settings.run, spare=spared)
+            clear(ray_temp_dir(self._settings.run))
 
     async def _follow_driver(self) -> None:
         """Read what the driver says, until it closes its stdout."""
@@ -256,9 +257,10 @@ class Platform:
         for child in (*self._gateways, self._driver):
             child.signal(signal.SIGKILL)
         await asyncio.gather(*(child.kill() for child in (*self._gateways, self._driver)))
-        await asyncio.to_thread(end_leftovers, self._settings.run)
-        await asyncio.to_thread(clear, self._settings.run)
-        self._settings.control_socket.unlink(missing_ok=True)
+        if not self._settings.address:
+            await asyncio.to_thread(end_leftovers, self._settings.run)
+            await asyncio.to_thread(clear, self._settings.run)
+            self._settings.control_socket.unlink(missing_ok=True)
         (self._settings.data / UP_FILE).unlink(missing_ok=True)
         self._tell("stopped", "everything is stopped", "platform")
 

@@ -89,11 +89,14 @@ async def _sweep_predecessor(settings: Settings, tell: Callable[..., None]) -> N
     """We hold the lock, so whatever else still runs from this data directory has lost its supervisor."""
     record = read_record(settings.data)
     known = record.children if record is not None else ()
-    ended = await asyncio.to_thread(end_leftovers, settings.run, known)
+    # In a cluster that is not ours, control and hosts outlive a killed `headrace up`, and are attached to.
+    theirs = bool(settings.address)
+    ended = await asyncio.to_thread(end_leftovers, settings.run, known, only_known=theirs)
     if ended:
         tell("warning", f"ended {ended} processes that a killed platform had left", "sweep")
-    await asyncio.to_thread(clear, settings.run)
-    settings.control_socket.unlink(missing_ok=True)
+    if not theirs:
+        await asyncio.to_thread(clear, settings.run)
+        settings.control_socket.unlink(missing_ok=True)
     (settings.data / UP_FILE).unlink(missing_ok=True)
 
 

@@ -42,10 +42,12 @@ def check_run_dir(run: Path) -> None:
         )
 
 
-def leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = ()) -> list[psutil.Process]:
+def leftovers(
+    run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = (), *, only_known: bool = False
+) -> list[psutil.Process]:
     """All living processes of the platform with this run directory (or of Ray, with its `ray_temp_dir`).
 
-    But for the pids to ``spare``, this process and its ancestors.
+    But for the pids to ``spare``, this process and its ancestors. ``only_known``: look no further than those.
     """
     me = psutil.Process()
     spared = {me.pid, *(p.pid for p in me.parents()), *spare}
@@ -53,7 +55,7 @@ def leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = 
     prefix = f"{run}{os.sep}"
     # Only in the arguments of Ray's servers: any shell may have the run directory in its own.
     argument = f"={run if run.name == RAY else ray_temp_dir(run)}{os.sep}"
-    for process in psutil.process_iter():
+    for process in () if only_known else psutil.process_iter():
         if process.pid not in spared and process.pid not in found and _is_ours(process, prefix, argument):
             found[process.pid] = process
     return [p for pid, p in found.items() if pid not in spared]
@@ -100,12 +102,14 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def end_leftovers(run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = ()) -> int:
+def end_leftovers(
+    run: Path, known: Iterable[Identity] = (), spare: Iterable[int] = (), *, only_known: bool = False
+) -> int:
     """End all, in rounds, since a dying parent may just have started another. How many were ended."""
     ended = 0
     known, spare = list(known), list(spare)
     for _ in range(5):
-        found = leftovers(run, known, spare)
+        found = leftovers(run, known, spare, only_known=only_known)
         if not found:
             break
         ended += len(found)
