@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from headrace.errors import SettingsError
 
 DEFAULT_URL = "http://127.0.0.1:8700"
