@@ -386,7 +386,7 @@ class Call:
 
     def _expired(self) -> None:
         where = {
-            QUEUED: self._why_queued(),
+            QUEUED: self.state.why_waiting(self.version),
             CONNECTING: "connecting to an instance",
             RUNNING: "running in an instance",
             ANSWERING: "being answered by an instance",
@@ -397,9 +397,3 @@ class Call:
                 f"the deadline of {seconds:g} s passed while the request was {where}.", where=where.split()[0]
             )
         )
-
-    def _why_queued(self) -> str:
-        reason = f" ({self.state.route.reason})" if self.state.route.reason else ""
-        if self.state.group(self.version):
-            return f"queued behind {max(0, len(self.state.queue) - 1)} others for a busy endpoint{reason}"
-        return f"waking its endpoint: no instance came{reason}"

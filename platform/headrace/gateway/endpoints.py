@@ -150,6 +150,13 @@ class EndpointState:
         slots = sum(i.concurrency for i in self.group(None)) or 1
         return min(60, max(1, math.ceil(len(self.queue) * (self.service or 1.0) / slots)))
 
+    def why_waiting(self, version: int | None) -> str:
+        """Where a queued request is, for people; the first word is for programs."""
+        reason = f" ({self.route.reason})" if self.route.reason else ""
+        if self.group(version):
+            return f"queued behind {max(0, len(self.queue) - 1)} others for a busy endpoint{reason}"
+        return f"waking its endpoint: no instance came{reason}"
+
     def count(self, seconds: float, ok: bool) -> None:
         """A request ended."""
         self.finished += 1
