@@ -98,7 +98,8 @@ def run(count: int, wakes: int) -> dict[str, Any]:
             if answer.status != 200:
                 raise RuntimeError(f"idle-{number}: {answer.status} {answer.body[:500]!r}")
             times.append(answer.first_byte_ms)
-            platform.api("POST", f"/endpoints/idle-{number}/scale", {"to": 0})
+            # Its place is free again before the next: this measures wakes, not who gives way on a full host.
+            platform.to_zero(f"idle-{number}")
         grown = sum(after.values()) - sum(before.values())
         return {
             "benchmark": "idle",
