@@ -42,7 +42,9 @@ class Link(asyncio.Protocol):
     it gives back answers the peer's `call`.
     """
 
-    def __init__(self, *, accept: Callable[[Link, wire.Hello], str | None] | None = None, epoch: int = 0) -> None:
+    def __init__(
+        self, *, accept: Callable[[Link, wire.Hello], str | None] | None = None, epoch: int = 0
+    ) -> None:
         self._accept = accept
         self._own_epoch = epoch
         self._handler: Handler | None = None
@@ -183,7 +185,9 @@ class Link(asyncio.Protocol):
         except Exception as error:
             log.exception("handler of %s failed", type(envelope.msg).__name__)
             if envelope.call:
-                self._reply(envelope.call, wire.Error(slug="internal", detail=f"{type(error).__name__}: {error}"))
+                self._reply(
+                    envelope.call, wire.Error(slug="internal", detail=f"{type(error).__name__}: {error}")
+                )
             return
         if inspect.isawaitable(result):
             task = self._loop.create_task(self._finish_dispatch(envelope, result))
@@ -288,7 +292,9 @@ async def listen(
         if not hmac.compare_digest(hello.token.encode(), token.encode()):
             return "wrong cluster token: give this process the token of <data-dir>/cluster.token"
         if hello.protocol != wire.PROTOCOL:
-            return f"protocol {hello.protocol}, and control speaks {wire.PROTOCOL}: use one version everywhere"
+            return (
+                f"protocol {hello.protocol}, and control speaks {wire.PROTOCOL}: use one version everywhere"
+            )
         loop.call_soon(on_link, link, hello)
         return None
 
@@ -296,7 +302,7 @@ async def listen(
     for address in addresses:
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:"))
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at the start
             old = os.umask(0o177)
             try:
                 server = await loop.create_unix_server(lambda: Link(accept=accept, epoch=epoch), str(path))

@@ -144,7 +144,17 @@ class StartTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class Death(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why an instance ended, told plainly."""
 
-    reason: Literal["stopped", "exited", "signalled", "oom", "load-failed", "import-failed", "start-timeout", "unhealthy", "host-lost"]
+    reason: Literal[
+        "stopped",
+        "exited",
+        "signalled",
+        "oom",
+        "load-failed",
+        "import-failed",
+        "start-timeout",
+        "unhealthy",
+        "host-lost",
+    ]
     detail: str = ""
     """One line for people."""
     traceback: str = ""

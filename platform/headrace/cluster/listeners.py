@@ -15,6 +15,7 @@ import psutil
 from headrace.config import Settings
 from headrace.errors import PortInUse, SettingsError
 
+GATEWAY_BACKLOG = 4096
 RAY_PORTS = range(6400, 9000)
 """Below 10000, where the ports of Ray's workers begin."""
 
@@ -69,13 +70,35 @@ def check_ports(settings: Settings) -> None:
             ) from None
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def open_gateway_listeners(settings: Settings) -> list[socket.socket]:
+    """One listening socket per gateway, held by the supervisor: a client that comes while a gateway is
+    being replaced waits in the backlog instead of being refused. Raises `PortInUse`, `SettingsError`.
+    """
+    opened: list[socket.socket] = []
+    try:
+        for _ in range(settings.gateways):
+            opened.append(
+                _bound(settings.host, settings.port, shared=settings.gateways > 1, backlog=GATEWAY_BACKLOG)
+            )
+    except OSError as error:
+        for sock in opened:
+            sock.close()
+        raise PortInUse(
+            f"port {settings.port} on {settings.host} cannot be listened on: {error.strerror}.",
+            hint="Stop what listens there, or give another --port.",
+        ) from error
+    return opened
+
+
+def _bound(host: str, port: int, *, shared: bool = False, backlog: int = 1) -> socket.socket:
     probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         # As servers do: a connection that lingers in TIME_WAIT is no reason to refuse.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         probe.bind((host, port))
-        probe.listen(1)
+        probe.listen(backlog)
     except BaseException:
         probe.close()
         raise

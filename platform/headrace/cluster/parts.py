@@ -16,6 +16,7 @@ import msgspec
 
 from headrace.cluster import probe
 from headrace.cluster.identity import UP_FILE, UpRecord, write_record
+from headrace.cluster.listeners import open_gateway_listeners
 from headrace.cluster.processes import Child, child_environment
 from headrace.cluster.sweep import clear, end_leftovers, ray_temp_dir
 from headrace.config import Settings
@@ -53,9 +54,16 @@ class Platform:
         self._driver = Child(
             "driver", "headrace.cluster.ray_serve", logs / "driver.log", self._environment, talks=True
         )
+        self._listeners = open_gateway_listeners(settings)
         self._gateways = [
-            Child(f"gateway-{i}", "headrace.gateway", logs / f"gateway-{i}.log", self._environment)
-            for i in range(settings.gateways)
+            Child(
+                f"gateway-{i}",
+                "headrace.gateway",
+                logs / f"gateway-{i}.log",
+                self._environment | {"HEADRACE_LISTEN_FD": str(listener.fileno())},
+                pass_fds=(listener.fileno(),),
+            )
+            for i, listener in enumerate(self._listeners)
         ]
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
@@ -242,6 +250,8 @@ class Platform:
 
     async def _end(self, watchers: list[asyncio.Task[None]]) -> None:
         self._stop.set()
+        for listener in self._listeners:
+            listener.close()
         if not self._fatal.done():
             self._fatal.cancel()
         elif not self._fatal.cancelled():

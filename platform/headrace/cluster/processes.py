@@ -46,13 +46,21 @@ class Child:
     """One process running a module of ours. stderr goes to ``log``; stdout too, unless ``talks``."""
 
     def __init__(
-        self, name: str, module: str, log: Path, environment: Mapping[str, str], *, talks: bool = False
+        self,
+        name: str,
+        module: str,
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        talks: bool = False,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.name = name
         self.log = log
         self._module = module
         self._environment = dict(environment)
         self._talks = talks
+        self._pass_fds = pass_fds
         self._process: asyncio.subprocess.Process | None = None
         self._log_start = 0
         self.identity: Identity | None = None
@@ -81,6 +89,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE if self._talks else fd,
                 stderr=fd,
                 env=self._environment,
+                pass_fds=self._pass_fds,
                 cwd="/",  # a file in the user's directory must not shadow a module
                 start_new_session=True,  # Ctrl-C is for the supervisor, which ends the others in order
             )  # fmt: skip

@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 
 import uvloop
@@ -62,6 +63,12 @@ def watch_parent(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
         loop.add_reader(fd, readable)
 
 
+def given_listener() -> socket.socket | None:
+    """The listening socket named by HEADRACE_LISTEN_FD, which stays open when this process dies."""
+    text = os.environ.get("HEADRACE_LISTEN_FD", "")
+    return socket.socket(fileno=int(text)) if text.isdigit() else None
+
+
 async def serve(settings: Settings, token: str) -> None:
     """Run until SIGTERM, SIGINT or the parent's end, then drain."""
     loop = asyncio.get_running_loop()
@@ -69,7 +76,12 @@ async def serve(settings: Settings, token: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     watch_parent(loop, ended)
-    gateway = Gateway(settings, token=token, control_address=f"unix:{settings.control_socket}")
+    gateway = Gateway(
+        settings,
+        token=token,
+        control_address=f"unix:{settings.control_socket}",
+        listener=given_listener(),
+    )
     await gateway.start()
     logging.getLogger("headrace.gateway").info("gateway %s listens on %s", gateway.id, gateway.url)
     await ended.wait()

@@ -47,7 +47,9 @@ class Keys:
         value = authorization.strip()
         record = self.find(value[7:].strip() if value[:7].lower() == b"bearer " else value)
         if record is None:
-            raise Unauthorized("the API key is not known.", hint="`headrace keys` lists them.")
+            raise Unauthorized(
+                "the API key is not known.", hint="The admin key of a platform is in <data-dir>/admin.key."
+            )
         return record
 
     def clean_cookies(self, cookie: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.errors import NotFound, PortInUse, RequestError, SetupError
+from headrace.errors import ControlAway, NotFound, PortInUse, RequestError, SetupError
 from headrace.gateway.api import health
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.native import NativeApi
@@ -30,6 +31,7 @@ log = logging.getLogger("headrace.gateway")
 REPORT_PERIOD_S = 0.5
 SWEEP_PERIOD_S = 1.0
 BACKLOG = 4096
+FIRST_TABLE_S = 2.0
 MAX_CLIENTS = 20_000
 """Open client connections; more are closed at once."""
 _HEALTH_PATHS = (b"/healthz", b"/readyz", b"/")
@@ -44,10 +46,22 @@ class _Admin(NamedTuple):
 
 
 class Gateway:
-    """One gateway. `port` is the real one after `start` (``settings.port`` may be 0)."""
+    """One gateway. `port` is the real one after `start` (``settings.port`` may be 0).
 
-    def __init__(self, settings: Settings, *, token: str, control_address: str) -> None:
+    ``listener``: a socket that listens already (the supervisor's: it outlives a gateway that dies).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        token: str,
+        control_address: str,
+        listener: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
+        self._listener = listener
+        self._informed = asyncio.Event()
         self.id = f"gw-{os.getpid()}-{secrets.token_hex(3)}"
         self.table = RoutingTable()
         self.draining = False
@@ -82,14 +96,23 @@ class Gateway:
         self.dispatcher = Dispatcher(self.table, self._control.send)
         self._native = NativeApi(self.table, self.dispatcher)
         self._admin = AdminApi(self._control)
-        sock = self._bind()
+        sock = self._listener or self._bind()
+        sock.setblocking(False)
         self.port = sock.getsockname()[1]
-        self._server = await loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=BACKLOG)
         self._control.start()
+        if self._listener is not None:
+            await self._first_table()
+        self._server = await loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=BACKLOG)
         self._tasks = [
             loop.create_task(self._every(REPORT_PERIOD_S, self.dispatcher.tick)),
             loop.create_task(self._every(SWEEP_PERIOD_S, lambda: sweep_all(self._clients))),
         ]
+
+    async def _first_table(self) -> None:
+        """Leave clients in the backlog until there is a routing table: they come to a gateway that knows."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_TABLE_S):
+                await self._informed.wait()
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Accept nothing new, let what is in flight end within ``grace_s`` (``drain_grace``), close."""
@@ -201,6 +224,8 @@ class Gateway:
 
     def _who(self, request: Request) -> wire.KeyRecord:
         if not self._settings.keyless:
+            if not self.table.complete:
+                raise ControlAway("the gateway has just started and knows no keys yet.", hint="Try again.")
             return self._keys.who(request.head.authorization)
         check_keyless(request.head)
         return KEYLESS
@@ -241,6 +266,8 @@ class Gateway:
         if changes.keys:
             self._keys.replace(self.table.keys)
         self.dispatcher.apply(changes)
+        if self.table.complete:
+            self._informed.set()
         if self.table.unconfirmed and self._unconfirmed is None:
             loop = asyncio.get_running_loop()
             self._unconfirmed = loop.call_later(wire.ADOPT_WINDOW_S + 1.0, self._drop_unconfirmed)
