@@ -36,7 +36,7 @@ run: $(BASE) ## Start the platform, deploy examples/ocr.py, call it from zero (O
 	@$(BIN)/python scripts/run_demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(BASE) $(TORCH) $(TOOLS) ## Run all tests
-	@timeout --foreground --kill-after=30 1800 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@TEST_STRICT_SKIPS=1 timeout --foreground --kill-after=30 1800 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(BASE) ## Format, lint, types, import directions, dependencies, spelling
 	@$(BIN)/ruff format --check --quiet $(PYTHON_DIRS) || { echo "check: \`make format\` formats these files"; exit 1; }

@@ -19,8 +19,16 @@ MARKER = "TEST_SUITE_OF_HEADRACE"
 LEAK_DEADLINE_S = 45.0
 
 _suite = os.environ[MARKER] = uuid.uuid4().hex
+# Set by `make test`, which installs all that tests need: then nothing may be skipped, but what needs root.
+STRICT_SKIPS = "TEST_STRICT_SKIPS"
+_skipped: list[str] = []
 _seen: dict[int, int] = {}
 _leaks = pytest.StashKey[list[str]]()
+
+
+def _forbidden_skips() -> list[str]:
+    """Skips that hide something. Whoever is not root is excused from what needs root."""
+    return [line for line in _skipped if os.geteuid() == 0 or "root" not in line]
 
 
 def _stat(pid: int) -> tuple[str, int, int] | None:
@@ -86,8 +94,16 @@ def pytest_runtest_teardown() -> None:
     _note_descendants()
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what was skipped, and why."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _skipped.append(f"{report.nodeid}: {report.longrepr[2]}")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the suite when processes are left after a while; end them."""
+    """Fail the suite when tests were skipped that may not be, or processes are left; end these."""
+    if os.environ.get(STRICT_SKIPS) and _forbidden_skips():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     deadline = time.monotonic() + LEAK_DEADLINE_S
     _note_descendants()
     left = _left()
@@ -105,7 +121,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the processes that were left."""
+    """Name the tests that may not be skipped, and the processes that were left."""
+    if os.environ.get(STRICT_SKIPS) and _forbidden_skips():
+        terminalreporter.section("skipped, and that is a failure here", red=True)
+        for line in _forbidden_skips():
+            terminalreporter.line(line)
     leaks = terminalreporter.config.stash.get(_leaks, [])
     if leaks:
         terminalreporter.section("processes left behind by the tests", red=True)
