@@ -140,9 +140,7 @@ class ProcessSandbox:
         if answer is None:
             raise await self._give_up(None)
         if answer.get("ev") == "failed":
-            reason = "import-failed" if answer.get("reason") == "import-failed" else "load-failed"
-            message = str(answer.get("message", ""))
-            raise await self._give_up(Exit(reason, message, traceback=str(answer.get("traceback", ""))))  # type: ignore[arg-type]
+            raise await self._give_up(None)
         imported, load = _seconds(answer.get("imported")), _seconds(answer.get("load"))
         total = time.monotonic() - claimed_at
         self.timings = Timings(max(0.0, total - imported - load), imported, load, total)
@@ -256,12 +254,22 @@ class ProcessSandbox:
 
     def _packet(self, packet: Packet) -> None:
         event = str(packet.get("ev"))
+        if event == "failed" and self._reason is None:
+            # Kept at once: it ends by itself now, and its end must not be told as a bare exit code.
+            self._reason = _failure(packet)
         answer = self._answers.get("ready" if event == "failed" else event)
         if answer and not answer.done():
             answer.set_result(packet)
 
     def _system(self, text: str) -> None:
         self._logs.write(self.endpoint, self.id, "system", [text])
+
+
+def _failure(packet: Packet) -> Exit:
+    message, traceback = str(packet.get("message", "")), str(packet.get("traceback", ""))
+    if packet.get("reason") == "import-failed":
+        return Exit("import-failed", message, traceback=traceback)
+    return Exit("load-failed", message, traceback=traceback)
 
 
 def _seconds(value: object) -> float:
