@@ -47,6 +47,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_bytes: int = 8 << 20
     """Log bytes kept per instance."""
     drain_grace: float = 30.0
+    store: str = ""
+    """Where jobs are kept: empty for SQLite in ``data_dir``, or ``postgresql://...``."""
+    blobs: str = ""
+    """Large inputs and outputs: empty for ``data_dir``, or ``s3://bucket/prefix``."""
+    webhook_private: bool = False
+    """Whether webhooks may go to private, loopback and link-local addresses."""
     log_level: str = "info"
 
     @property

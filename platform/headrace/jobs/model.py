@@ -1,0 +1,178 @@
+"""Values of jobs: what is submitted, what is stored, what a worker leases, what it reports.
+
+Times are seconds since the Unix epoch (``..._at``), durations seconds (``..._s``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from headrace.jobs.state import JobState
+
+Priority = Literal["low", "normal", "high"]
+Api = Literal["native", "sync", "runpod", "cog"]
+PRIORITY_RANK: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
+
+INLINE_BYTES = 1 << 20
+"""Inputs and outputs above this go to the blob store."""
+ASYNC_RETENTION_S = 1800.0
+SYNC_RETENTION_S = 60.0
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the values here."""
+
+
+class Payload(Value, frozen=True, kw_only=True):
+    """A body: inline, or named in the blob store."""
+
+    content_type: str = "application/json"
+    data: bytes = b""
+    blob: str = ""
+    """SHA-256 (hex) in the blob store; then ``data`` is empty."""
+    size: int = 0
+
+
+class Webhook(Value, frozen=True, kw_only=True):
+    """Whom to tell. ``events``: ``start``, ``output``, ``logs``, ``completed``; empty: ``completed``."""
+
+    url: str
+    events: tuple[str, ...] = ()
+
+
+class NewJob(Value, frozen=True, kw_only=True):
+    """A job as it is submitted. ``id`` is chosen before, so that it can be named in its input."""
+
+    id: str
+    project: str
+    endpoint: str
+    """Name, without the project."""
+    input: Payload
+    version: int | None = None
+    method: str = "POST"
+    path: str = "/"
+    api: Api = "native"
+    key_id: str = ""
+    idempotency_key: str | None = None
+    """Unique within (project, endpoint) for as long as the job is kept."""
+    fingerprint: str = ""
+    """Of the request: the same key with another one is a conflict."""
+    priority: Priority = "normal"
+    webhook: Webhook | None = None
+    ttl_s: float | None = None
+    """Must have finished so long after its submission, else ``timed_out``."""
+    execution_timeout_s: float = 600.0
+    """One attempt may take so long, else ``timed_out``."""
+    max_attempts: int = 3
+    retention_s: float = ASYNC_RETENTION_S
+    """Kept so long after its end."""
+    traceparent: str = ""
+    context: dict[str, Any] = {}
+    """What the API that took it needs again (for example Cog's echo of the input)."""
+
+
+class Job(Value, frozen=True, kw_only=True):
+    """A stored job."""
+
+    id: str
+    project: str
+    endpoint: str
+    api: Api
+    state: JobState
+    priority: Priority
+    version: int | None
+    method: str
+    path: str
+    key_id: str
+    input: Payload
+    fingerprint: str
+    webhook: Webhook | None
+    execution_timeout_s: float
+    max_attempts: int
+    retention_s: float
+    traceparent: str
+    context: dict[str, Any]
+    created_at: float
+    deadline_at: float | None
+    started_at: float | None = None
+    finished_at: float | None = None
+    attempts: int = 0
+    """Leases taken so far."""
+    lost: int = 0
+    """Attempts that ended without a result through no fault of the job (host, node, gateway)."""
+    retried: int = 0
+    output: Payload | None = None
+    error: dict[str, Any] | None = None
+    """Problem document."""
+    receipt: dict[str, Any] = {}
+    progress: Any = None
+    reason: str = ""
+    """Why it waits, or why it died, for people."""
+
+
+class Lease(Value, frozen=True, kw_only=True):
+    """The right to work on a job until ``until``. ``fence`` grows with every lease of the job."""
+
+    job: Job
+    fence: int
+    owner: str
+    until: float
+
+
+class Result(Value, frozen=True, kw_only=True):
+    """How an attempt ended."""
+
+    state: Literal["succeeded", "failed", "cancelled", "timed_out"]
+    output: Payload | None = None
+    error: dict[str, Any] | None = None
+    receipt: dict[str, Any] = {}
+    reason: str = ""
+
+
+class Attempt(Value, frozen=True, kw_only=True):
+    """One attempt, kept for the receipt."""
+
+    number: int
+    owner: str
+    started_at: float
+    ended_at: float | None = None
+    instance: str = ""
+    outcome: str = ""
+    """``succeeded``, ``failed``, ..., ``lost`` (lease ended without a result), ``fenced`` (result came late)."""
+    detail: str = ""
+
+
+class Chunk(Value, frozen=True, kw_only=True):
+    """One item of a stream. Chunks of a new attempt replace those of the old one."""
+
+    attempt: int
+    seq: int
+    data: bytes
+
+
+class Delivery(Value, frozen=True, kw_only=True):
+    """A webhook to be delivered; ``id`` is stable over all tries (header ``webhook-id``)."""
+
+    id: str
+    job: str
+    project: str
+    event: str
+    url: str
+    body: bytes
+    tries: int
+    created_at: float
+
+
+class Counts(Value, frozen=True, kw_only=True):
+    """Jobs of one endpoint by state (finished ones as long as they are kept), and the oldest queued one."""
+
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    retried: int = 0
+    oldest_queued_at: float | None = None

@@ -1,0 +1,151 @@
+"""The contract of job stores. SQLite and PostgreSQL obey it; `headrace.jobs.conformance` checks both.
+
+Whatever a method returns has been committed. All methods may be called from one event loop by many tasks at
+once; writes are grouped into few commits. Methods raise `StoreUnavailable` when the store does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from headrace.errors import RequestError
+from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result
+from headrace.jobs.state import JobState
+
+
+class StoreUnavailable(RequestError):
+    """The job store does not answer; nothing was stored."""
+
+    status, type, title = 503, "store-unavailable", "The job store does not answer"
+
+
+class IdempotencyConflict(RequestError):
+    """The same ``Idempotency-Key`` came with another request."""
+
+    status, type, title = 422, "idempotency-conflict", "Idempotency key was used for another request"
+
+
+class JobStore(Protocol):
+    """See the module. ``now`` is always the caller's clock, in seconds since the Unix epoch."""
+
+    async def close(self) -> None:
+        """Commit what is queued and close."""
+
+    # -- clients ------------------------------------------------------------------------------
+
+    async def submit(self, new: NewJob, now: float) -> tuple[Job, bool]:
+        """Store a job; (job, whether it is new). A known idempotency key gives the job it has.
+
+        Raises `IdempotencyConflict` when that one's fingerprint differs.
+        """
+        ...
+
+    async def get(self, project: str, job_id: str) -> Job | None:
+        """One job."""
+        ...
+
+    async def list(
+        self,
+        project: str,
+        *,
+        endpoint: str | None = None,
+        states: Sequence[JobState] = (),
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> tuple[Sequence[Job], str | None]:
+        """Newest first, without inputs and outputs' data; (page, cursor of the next one)."""
+        ...
+
+    async def attempts(self, job_id: str) -> Sequence[Attempt]:
+        """All attempts, oldest first."""
+        ...
+
+    async def chunks(
+        self, job_id: str, *, attempt: int = 0, after: int = -1, limit: int = 1000
+    ) -> Sequence[Chunk]:
+        """Chunks of the latest attempt: after ``after`` when ``attempt`` is still that one, else all."""
+        ...
+
+    async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
+        """Queued: cancelled at once. Running: cancelled at once too; its worker's fence is void."""
+        ...
+
+    async def retry(self, project: str, job_id: str, now: float) -> Job | None:
+        """A failed or timed-out job is queued again, same id. Others: unchanged. None: unknown."""
+        ...
+
+    async def purge(self, project: str, endpoint: str, now: float) -> int:
+        """Remove all queued jobs of the endpoint; how many."""
+        ...
+
+    async def counts(self, project: str, endpoint: str) -> Counts:
+        """Jobs by state; cheap with any number of jobs."""
+        ...
+
+    # -- workers ------------------------------------------------------------------------------
+
+    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
+        """(project, endpoint, queued jobs, oldest queued at) of endpoints with queued jobs."""
+        ...
+
+    async def lease(
+        self, owner: str, project: str, endpoint: str, *, limit: int, now: float, until: float
+    ) -> Sequence[Lease]:
+        """Take up to ``limit`` queued jobs, high priority first, then oldest. They are ``running`` now.
+
+        Two workers never get the same job (PostgreSQL: SKIP LOCKED).
+        """
+        ...
+
+    async def heartbeat(self, owner: str, leases: Sequence[tuple[str, int]], until: float) -> Sequence[str]:
+        """Prolong (job id, fence) pairs; gives the ids that are not the owner's any more."""
+        ...
+
+    async def note(
+        self, job_id: str, fence: int, *, instance: str = "", progress: bytes | None = None
+    ) -> bool:
+        """Record where the attempt runs, or a progress update (JSON); False when the fence is void."""
+        ...
+
+    async def append(self, job_id: str, fence: int, first_seq: int, items: Sequence[bytes]) -> bool:
+        """Append stream chunks of the attempt; False when the fence is void."""
+        ...
+
+    async def finish(self, job_id: str, fence: int, result: Result, now: float) -> bool:
+        """Store the result, once. False: the fence is void, and the late result was dropped and counted."""
+        ...
+
+    async def release(
+        self, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float = 0.0
+    ) -> bool:
+        """Give the lease back without a result: queued again. ``lost``: through no fault of the job."""
+        ...
+
+    async def release_owner(self, owner: str, now: float) -> int:
+        """Queue again all that a worker held which is known to be gone (its predecessor, at start)."""
+        ...
+
+    async def dropped(self) -> int:
+        """Late results that were dropped since the store was made."""
+        ...
+
+    # -- time ---------------------------------------------------------------------------------
+
+    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+        """Queue again what has an expired lease (or fail it when it is out of attempts, with the reason); time
+        out what is past its deadline; remove what is past its retention. Gives blobs that nothing names now.
+        """
+        ...
+
+    # -- webhooks -----------------------------------------------------------------------------
+
+    async def due(self, owner: str, now: float, until: float, limit: int = 100) -> Sequence[Delivery]:
+        """Take webhooks that are due; they come again at ``until`` unless settled."""
+        ...
+
+    async def settle(
+        self, delivery_id: str, *, delivered: bool, next_at: float | None, detail: str = ""
+    ) -> None:
+        """Delivered; or try again at ``next_at``; or (None) given up. Events are queued by the moves they tell."""
+        ...
