@@ -140,7 +140,7 @@ class Attempt(Value, frozen=True, kw_only=True):
     ended_at: float | None = None
     instance: str = ""
     outcome: str = ""
-    """``succeeded``, ``failed``, ..., ``lost`` (lease ended without a result), ``fenced`` (result came late)."""
+    """A final state, ``lost`` (lease ended without a result), or ``fenced`` (result came late)."""
     detail: str = ""
 
 

@@ -133,7 +133,7 @@ class JobStore(Protocol):
     # -- time ---------------------------------------------------------------------------------
 
     async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
-        """Queue again what has an expired lease (or fail it when it is out of attempts, with the reason); time
+        """Queue again what has an expired lease (or fail it, out of attempts, with the reason); time
         out what is past its deadline; remove what is past its retention. Gives blobs that nothing names now.
         """
         ...
@@ -147,5 +147,5 @@ class JobStore(Protocol):
     async def settle(
         self, delivery_id: str, *, delivered: bool, next_at: float | None, detail: str = ""
     ) -> None:
-        """Delivered; or try again at ``next_at``; or (None) given up. Events are queued by the moves they tell."""
+        """Delivered; or try again at ``next_at``; or (None) given up. Moves queue their events."""
         ...
