@@ -215,6 +215,8 @@ class Wake(Message, frozen=True, kw_only=True):
     version: int | None = None
     """Set when the caller named a version (``/e/name@3``)."""
     queued: int = 1
+    stored: int = 0
+    """Jobs that wait in the store; gateways see the same ones: never added up."""
 
 
 class EndpointDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -223,6 +225,8 @@ class EndpointDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     endpoint: str
     in_flight: int = 0
     queued: int = 0
+    stored: int = 0
+    """Jobs in the store that nobody has leased. All gateways see the same ones: the largest number counts."""
     oldest_wait_s: float = 0.0
     finished: int = 0
     failed: int = 0

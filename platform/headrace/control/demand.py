@@ -1,4 +1,7 @@
-"""What gateways say is wanted: sums over gateways, replaced by their newest word, dropped with their link."""
+"""What gateways say is wanted: sums over gateways, replaced by their newest word, dropped with their link.
+
+Jobs in the store are the exception: all gateways see the same ones, so the largest number counts.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ def demand(world: World, link: Link, message: wire.Demand) -> None:
         endpoint = world.endpoints.get(item.endpoint)
         if endpoint is None:
             continue
-        if item.in_flight or item.queued:
-            endpoint.demand[link] = Seen(now, item.in_flight, item.queued, item.oldest_wait_s)
+        if item.in_flight or item.queued or item.stored:
+            endpoint.demand[link] = Seen(now, item.in_flight, item.queued, item.oldest_wait_s, item.stored)
             world.touch(endpoint)
         else:
             endpoint.demand.pop(link, None)
@@ -31,14 +34,15 @@ def wake(world: World, link: Link, message: wire.Wake) -> Endpoint | None:
     world.wakes += 1
     endpoint.wakes += 1
     world.touch(endpoint)
-    queued = max(1, message.queued)
+    queued = message.queued if message.stored else max(1, message.queued)
     if message.version is not None and message.version != endpoint.version:
         pin = endpoint.pins.get(message.version)
         if pin is not None:
-            pin.queued, pin.queued_at = queued, now
+            pin.queued, pin.queued_at = max(1, queued), now
         return endpoint
     said = endpoint.demand.setdefault(link, Seen(now))
     said.at, said.queued = now, max(said.queued, queued)
+    said.stored = max(said.stored, message.stored)
     return endpoint
 
 

@@ -41,6 +41,8 @@ class Seen:
     in_flight: int = 0
     queued: int = 0
     oldest_wait_s: float = 0.0
+    stored: int = 0
+    """Jobs in the store that all gateways see."""
 
 
 @dataclass(slots=True, eq=False)
@@ -211,14 +213,15 @@ class Endpoint:
 
     def seen(self, now: float) -> tuple[int, int, float]:
         """(in flight, queued, oldest wait) over all gateways and hosts."""
-        in_flight = queued = 0
+        in_flight = queued = stored = 0
         oldest = 0.0
         for said in self.demand.values():
             if now - said.at <= DEMAND_VALID_S:
                 in_flight += said.in_flight
                 queued += said.queued
+                stored = max(stored, said.stored)
                 oldest = max(oldest, said.oldest_wait_s)
-        return max(in_flight, sum(i.in_flight for i in self.instances.values())), queued, oldest
+        return max(in_flight, sum(i.in_flight for i in self.instances.values())), queued + stored, oldest
 
     def routable(self, instance: Instance) -> bool:
         """Whether gateways may send requests to this instance."""

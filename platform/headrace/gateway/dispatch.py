@@ -41,6 +41,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._report: asyncio.TimerHandle | None = None
         self._holding = False
+        self.on_room: Callable[[EndpointState], None] = _nobody
+        """Hears of endpoints that may have a free slot and nobody in their queue."""
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -105,8 +107,11 @@ class Dispatcher:
             instance.full_until = 0.0
         if not instance.usable and not instance.calls and instance.route.id not in state.instances:
             self._instances.pop(instance.route.id, None)
-        if refill and state.queue:
-            self._pump(state)
+        if refill:
+            if state.queue:
+                self._pump(state)
+            else:
+                self.on_room(state)
 
     def trouble(self, instance: Instance, what: Trouble, detail: str) -> None:
         """It cannot be used: leave it out until control announces it again."""
@@ -127,6 +132,19 @@ class Dispatcher:
         """It said that it is full, whatever we counted (another gateway uses it, too)."""
         instance.full_until = time.monotonic() + FULL_HOLD_S
         self.loop.call_later(FULL_HOLD_S + 0.001, self._pump, instance.state)
+
+    def stored(self, state: EndpointState, jobs: int, age_s: float) -> None:
+        """So many jobs of the endpoint wait in the store: control hears of it, and wakes what is at zero."""
+        state.stored, state.stored_age_s = jobs, age_s
+        if not jobs:
+            state.stored_woken = 0.0
+            return
+        self._active.add(state)
+        now = time.monotonic()
+        if state.group(None) or now - state.stored_woken < WAKE_AGAIN_S:
+            return
+        if self._send(wire.Wake(endpoint=state.key, queued=0, stored=jobs)):
+            state.stored_woken = now
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something beside; it ends with the gateway."""
@@ -162,6 +180,7 @@ class Dispatcher:
             state.regroup()
             self._fail_hopeless(state)
             self._pump(state)
+            self.on_room(state)
 
     def announce_again(self) -> None:
         """The link to control is new: it must hear again who waits."""
@@ -192,7 +211,7 @@ class Dispatcher:
         if not self._send(wire.Demand(items=items)):
             return
         for state in list(self._active):
-            if not (state.in_flight or state.queue or state.finished):
+            if not (state.in_flight or state.queue or state.finished or state.stored or state.held):
                 self._active.discard(state)
             state.finished = state.failed = 0
             state.service_s = 0.0
@@ -305,6 +324,10 @@ class Dispatcher:
         instance.usable = False
         instance.close_idle()
         instance.state.regroup()
+
+
+def _nobody(_: EndpointState) -> None:
+    """Nobody has jobs to run."""
 
 
 def failed_error(route: wire.EndpointRoute) -> EndpointFailed:

@@ -91,6 +91,7 @@ class EndpointState:
         "_groups",
         "failed",
         "finished",
+        "held",
         "in_flight",
         "instances",
         "key",
@@ -99,6 +100,9 @@ class EndpointState:
         "route",
         "service",
         "service_s",
+        "stored",
+        "stored_age_s",
+        "stored_woken",
         "wakes",
     )
 
@@ -117,6 +121,12 @@ class EndpointState:
         self.service = 0.0
         """Smoothed service time in seconds; 0: nothing finished yet."""
         self.quiet = True
+        self.held = 0
+        """Jobs that this gateway has leased and that wait here for a free slot."""
+        self.stored = 0
+        """Jobs in the store that nobody has leased."""
+        self.stored_age_s = 0.0
+        self.stored_woken = 0.0
 
     def regroup(self) -> None:
         """Instances or the current version changed."""
@@ -184,8 +194,9 @@ def demand_of(state: EndpointState, now: float) -> wire.EndpointDemand:
     return wire.EndpointDemand(
         endpoint=state.key,
         in_flight=state.in_flight,
-        queued=len(state.queue),
-        oldest_wait_s=max(0.0, now - oldest) if oldest is not None else 0.0,
+        queued=len(state.queue) + state.held,
+        stored=state.stored,
+        oldest_wait_s=max(0.0, state.stored_age_s, now - oldest if oldest is not None else 0.0),
         finished=state.finished,
         failed=state.failed,
         service_s=state.service_s,
