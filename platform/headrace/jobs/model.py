@@ -161,7 +161,9 @@ class Delivery(Value, frozen=True, kw_only=True):
     event: str
     url: str
     body: bytes
+    """An `headrace.jobs.events.Event`, encoded; what is sent is rendered from it."""
     tries: int
+    """This one included: from 1."""
     created_at: float
 
 

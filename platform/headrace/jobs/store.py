@@ -26,6 +26,11 @@ class IdempotencyConflict(RequestError):
     status, type, title = 422, "idempotency-conflict", "Idempotency key was used for another request"
 
 
+MAX_LOST = 100
+"""So many lost attempts (since the submission or the last retry) end a job as ``job-lost``, when no deadline
+ended it before: something about it may be what kills its workers."""
+
+
 class JobStore(Protocol):
     """See the module. ``now`` is always the caller's clock, in seconds since the Unix epoch."""
 
@@ -35,9 +40,10 @@ class JobStore(Protocol):
     # -- clients ------------------------------------------------------------------------------
 
     async def submit(self, new: NewJob, now: float) -> tuple[Job, bool]:
-        """Store a job; (job, whether it is new). A known idempotency key gives the job it has.
+        """Store a job; (job, whether it is new). A known idempotency key gives the job it has, and so does
+        a known id in the same project and endpoint (a submit that is repeated because its answer was lost).
 
-        Raises `IdempotencyConflict` when that one's fingerprint differs.
+        Raises `IdempotencyConflict` when that one's fingerprint differs, or the id is somebody else's.
         """
         ...
 
@@ -72,7 +78,10 @@ class JobStore(Protocol):
         ...
 
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:
-        """A failed or timed-out job is queued again, same id. Others: unchanged. None: unknown."""
+        """A failed or timed-out job is queued again, same id. Others: unchanged. None: unknown.
+
+        It gets ``max_attempts`` and its time to live anew; result, progress and chunks of before are gone.
+        """
         ...
 
     async def purge(self, project: str, endpoint: str, now: float) -> int:
@@ -119,7 +128,11 @@ class JobStore(Protocol):
     async def release(
         self, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float = 0.0
     ) -> bool:
-        """Give the lease back without a result: queued again. ``lost``: through no fault of the job."""
+        """Give the lease back without a result: queued again, not before ``delay_s`` from now.
+
+        ``lost``: through no fault of the job. Else the attempt counts, and the last of ``max_attempts`` makes
+        the job ``failed`` (problem type ``urn:headrace:job-lost``, with the reason). False: the fence is void.
+        """
         ...
 
     async def release_owner(self, owner: str, now: float) -> int:
@@ -134,7 +147,8 @@ class JobStore(Protocol):
 
     async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
         """Queue again what has an expired lease (or fail it, out of attempts, with the reason); time
-        out what is past its deadline; remove what is past its retention. Gives blobs that nothing names now.
+        out what is past its deadline; remove what is past its retention. Gives blobs that nothing names now;
+        the same one may be given more than once, so that none stays when its deletion was missed.
         """
         ...
 

@@ -1,0 +1,62 @@
+"""Webhook events: which ones a job wants, and what a store keeps of the job until one is delivered.
+
+A store queues an event in the transaction of the move that causes it. It doesn't know what a receiver
+expects (that depends on the API which took the job), so it keeps an `Event`, and the sender
+renders that one. ``Delivery.body`` is `encode_event`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from headrace.jobs.model import Job, Payload, Value, Webhook
+
+EventName = Literal["start", "output", "logs", "completed"]
+
+
+class Event(Value, frozen=True, kw_only=True):
+    """What happened to a job. ``job`` is as it was then, without its input's data."""
+
+    event: EventName
+    at: float
+    job: Job
+    chunks: tuple[bytes, ...] = ()
+    """The new items of the stream, of an ``output`` event."""
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Event)
+
+
+def wants(webhook: Webhook | None, event: EventName) -> bool:
+    """Whether the receiver is to be told."""
+    return webhook is not None and event in (webhook.events or ("completed",))
+
+
+def event_id(job: Job, event: EventName, first_seq: int = 0) -> str:
+    """The stable id of an event: one ``start`` and one ``completed`` per generation (submission or retry)."""
+    if event == "output":
+        return f"{job.id}.{job.retried}.{job.attempts}.output.{first_seq}"
+    return f"{job.id}.{job.retried}.{event}"
+
+
+def encode_event(job: Job, event: EventName, at: float, chunks: tuple[bytes, ...] = ()) -> bytes:
+    """The stored form of an event."""
+    return _ENCODER.encode(Event(event=event, at=at, job=without_input(job), chunks=chunks))
+
+
+def decode_event(body: bytes) -> Event:
+    """The event of a `Delivery.body`. Raises ``msgspec.DecodeError`` for what is none."""
+    return _DECODER.decode(body)
+
+
+def without_input(job: Job) -> Job:
+    """The job with only size, type and name of its input."""
+    return msgspec.structs.replace(job, input=without_data(job.input))
+
+
+def without_data(payload: Payload) -> Payload:
+    """Size, type and name of a body."""
+    return msgspec.structs.replace(payload, data=b"") if payload.data else payload

@@ -1,0 +1,58 @@
+"""Which job store and which blob store the settings name; the modules of others are not even imported."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from typing import Any, cast
+
+from headrace.config import Settings
+from headrace.errors import SettingsError
+from headrace.jobs.blobs import BlobStore, open_local_blobs
+from headrace.jobs.sqlite import open_sqlite
+from headrace.jobs.store import JobStore
+
+POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+
+
+async def open_store(settings: Settings) -> JobStore:
+    """Open ``settings.store``: SQLite in the data directory, or PostgreSQL.
+
+    Raises `SettingsError` (unknown scheme, extra not installed), `DataDirError`, `StoreUnavailable`.
+    """
+    url = settings.store
+    if not url:
+        return await open_sqlite(settings.data / "jobs.db")
+    if url.startswith(POSTGRES_SCHEMES):
+        module = _extra("headrace.jobs.postgres", "postgres", "asyncpg", "--store postgresql://...")
+        return cast(JobStore, await module.open_postgres(url))
+    raise SettingsError(
+        f"--store {url.split(':', 1)[0]}: is no store.",
+        hint="Leave it empty for SQLite in --data-dir, or give postgresql://user@host/database.",
+    )
+
+
+async def open_blobs(settings: Settings) -> BlobStore:
+    """Open ``settings.blobs``: ``<data-dir>/blobs-jobs``, or S3. Raises as `open_store`."""
+    url = settings.blobs
+    if not url:
+        return await asyncio.to_thread(open_local_blobs, settings.data / "blobs-jobs")
+    if url.startswith("s3://"):
+        module = _extra("headrace.jobs.blobs_s3", "s3", "boto3", "--blobs s3://...")
+        return cast(BlobStore, await module.open_s3(url))
+    raise SettingsError(
+        f"--blobs {url.split(':', 1)[0]}: is no blob store.",
+        hint="Leave it empty for a directory in --data-dir, or give s3://bucket/prefix.",
+    )
+
+
+def _extra(module: str, extra: str, package: str, option: str) -> Any:
+    """Import a module that needs an extra. Raises `SettingsError` that names the extra."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package and not (error.name or "").startswith(f"{package}."):
+            raise
+        raise SettingsError(
+            f"{option} needs the package {package}.", hint=f"Install it: pip install 'headrace[{extra}]'."
+        ) from None
