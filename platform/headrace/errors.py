@@ -17,8 +17,9 @@
         ├── BadRequest 400      ├── Unauthorized 401     ├── Forbidden 403
         ├── NotFound 404 (EndpointNotFound, VersionNotFound)
         ├── Conflict 409        ├── BodyTooLarge 413     ├── ValidationFailed 422
-        ├── QueueFull 429       ├── HandlerFailed 500    ├── InstanceDied 502
+        ├── QueueFull 429       ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
         ├── EndpointFailed 503  ├── NoCapacity 503       ├── ControlAway 503
+        ├── CircuitOpen 503
         └── DeadlineExceeded 504
 
 A ``RequestError`` travels as an RFC 9457 problem document (`to_problem`); the client turns a
@@ -202,6 +203,18 @@ class InstanceDied(RequestError):
     """The instance died while it worked on the request, and it may not be sent again."""
 
     status, type, title = 502, "instance-died", "The instance died"
+
+
+class InstanceKilled(InstanceDied):
+    """The request killed every instance that worked on it, the last one while it ran there alone."""
+
+    type, title = "instance-killed", "The request kills its instance"
+
+
+class CircuitOpen(RequestError):
+    """The endpoint's instances die or refuse one after another: nothing is sent there for a while."""
+
+    status, type, title = 503, "circuit-open", "The endpoint's instances keep failing"
 
 
 class EndpointFailed(RequestError):

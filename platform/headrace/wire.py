@@ -292,6 +292,10 @@ class EndpointRoute(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     max_body: int = 32 << 20
     queue_requests: int = 1000
     queue_bytes: int = 256 << 20
+    hedge_after_s: float = 0.0
+    """A second attempt goes out after so many seconds; 0: never, or as ``hedge_quantile`` says."""
+    hedge_quantile: float = 0.0
+    """A second attempt goes out after this quantile (0.95 for p95) of recent service times; 0: never."""
     versions: tuple[int, ...] = ()
     """Versions that ``@n`` may name."""
 
@@ -341,6 +345,8 @@ class RouteDelta(Message, frozen=True, kw_only=True):
     """Take no new requests there; those in flight end by themselves."""
     dead_instances: list[str] = []
     """These are gone: fail over what is in flight there."""
+    dead_reasons: dict[str, str] = {}
+    """Instance id of ``dead_instances`` -> why it ended: ``<reason of its Death>: <detail>``."""
     keys: list[KeyRecord] | None = None
 
 

@@ -218,7 +218,7 @@ class Hosts:
         gone = list(host.instances.values())
         if gone:
             # In one message, before anything is started anew: gateways fail over at once.
-            self._routes.publish(dead=[i.id for i in gone])
+            self._routes.publish(dead={i.id: f"host-lost: {why}" for i in gone})
         for instance in gone:
             self._reconciler.ended(instance, wire.Death(reason="host-lost", detail=why), told=True)
 

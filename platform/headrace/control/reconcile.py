@@ -264,7 +264,7 @@ class Reconciler:
         if instance.outcome is not None and not instance.outcome.done():
             instance.outcome.set_result(death)
         if not told:
-            self._routes.publish(dead=[instance.id])
+            self._routes.publish(dead={instance.id: failures.describe(death)})
         if not ours:
             endpoint.note("died", failures.describe(death))
             log.info("instance %s of %s ended: %s", instance.id, endpoint.key, failures.describe(death))

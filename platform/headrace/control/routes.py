@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from headrace import wire
 from headrace.control import state
@@ -14,6 +14,7 @@ from headrace.link import Link
 log = logging.getLogger("headrace.control")
 CHUNK = 2000
 """Endpoints per delta, so that a bulk deploy is no single huge frame."""
+NONE: Mapping[str, str] = {}
 
 
 def endpoint_route(endpoint: Endpoint, now: float) -> wire.EndpointRoute:
@@ -44,6 +45,8 @@ def endpoint_route(endpoint: Endpoint, now: float) -> wire.EndpointRoute:
         max_body=spec.max_body,
         queue_requests=spec.queue.max_requests,
         queue_bytes=spec.queue.byte_bound,
+        hedge_after_s=spec.hedge_after_s,
+        hedge_quantile=spec.hedge_quantile,
         versions=endpoint.versions,
     )
 
@@ -108,10 +111,10 @@ class Routes:
         *,
         instances: Iterable[Instance] = (),
         removed: Iterable[str] = (),
-        dead: Iterable[str] = (),
+        dead: Mapping[str, str] = NONE,
         removed_endpoints: Iterable[str] = (),
     ) -> None:
-        """Push changes to all gateways, at once."""
+        """Push changes to all gateways, at once. ``dead``: id -> why."""
         now = self._world.now()
         routes = []
         for endpoint in endpoints:
@@ -124,6 +127,7 @@ class Routes:
             instances=[instance_route(i) for i in instances],
             removed_instances=list(removed),
             dead_instances=list(dead),
+            dead_reasons=dict(dead),
         )
         self._send(first)
         for start in range(CHUNK, len(routes), CHUNK):

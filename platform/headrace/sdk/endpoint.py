@@ -167,7 +167,7 @@ def endpoint(
     retries: int = ...,
     retry_on: Sequence[type[BaseException] | str] = ...,
     idempotent: bool = ...,
-    hedge_after: float | None = ...,
+    hedge_after: float | str | None = ...,
     snapshot: str = ...,
     preload: Sequence[str] = ...,
     queue: Queue = ...,

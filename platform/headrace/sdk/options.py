@@ -24,6 +24,7 @@ from headrace.sdk.spec import (
     RuntimeName,
     Scaling,
     Snapshot,
+    checked_hedge,
     parse_size,
 )
 
@@ -178,6 +179,11 @@ def _idempotent(value: Any, fields: dict[str, Any]) -> None:
     fields["idempotent"] = value
 
 
+def _hedge_after(value: Any, fields: dict[str, Any]) -> None:
+    if value is not None:
+        fields["hedge_after"] = checked_hedge(value)
+
+
 def _preload(value: Any, fields: dict[str, Any]) -> None:
     fine = isinstance(value, list | tuple) and len(value) <= MAX_NAMES
     if not fine or not all(
@@ -219,7 +225,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "retries": _whole("retries", 0, MAX_RETRIES),
     "retry_on": _retry_on,
     "idempotent": _idempotent,
-    "hedge_after": _later("hedge_after", "the gateway does not send a second copy of slow requests yet"),
+    "hedge_after": _hedge_after,
     "snapshot": _choice("snapshot", get_args(Snapshot), {}),
     "preload": _preload,
     "queue": _value_of("queue", Queue),

@@ -25,6 +25,7 @@ Spot = Literal["prefer", "never", "only"]
 
 NAME_PATTERN = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|KiB|MB|MiB|GB|GiB|TB|TiB)?\s*$")
+_QUANTILE = re.compile(r"^p[5-9][0-9]$")
 _UNITS = {
     None: 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40,
@@ -46,6 +47,18 @@ def parse_size(value: int | str, what: str = "size") -> int:
     if size <= 0:
         raise SpecError(f"{what}={value!r}: use more than 0 bytes.")
     return size
+
+
+def checked_hedge(value: Any) -> float | str:
+    """``hedge_after`` as seconds or ``"p50"`` to ``"p99"``. Raises `SpecError`."""
+    if isinstance(value, str):
+        if _QUANTILE.match(value):
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0.001 <= value <= 86400.0:
+        return float(value)
+    raise SpecError(
+        f'hedge_after={value!r}: use "p95" (p50 to p99) of recent service times, or 0.001 to 86400 s.'
+    )
 
 
 def _checked_number(owner: object, field: str, *, whole: bool = False) -> float:
@@ -204,6 +217,8 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     retry_on: tuple[str, ...] = ()
     """Names of exception types after which a request is tried again on another instance."""
     idempotent: bool = True
+    hedge_after: float | str | None = None
+    """Send a second copy of a request after so many seconds, or a quantile such as "p95" of recent ones."""
     snapshot: Snapshot = "imports"
     preload: tuple[str, ...] = ()
     """Modules that the user asked to be imported in the zygote."""
@@ -224,6 +239,23 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
                 f"endpoint name {self.name!r}: use 1-63 of a-z, 0-9 and '-', not first or last.",
                 hint='Give one with @headrace.endpoint(name="...").',
             )
+        if self.hedge_after is not None:
+            msgspec.structs.force_setattr(self, "hedge_after", checked_hedge(self.hedge_after))
+            if not self.idempotent:
+                raise SpecError(
+                    "hedge_after sends a request twice, and idempotent=False forbids that.",
+                    hint="Leave one of them out.",
+                )
+
+    @property
+    def hedge_quantile(self) -> float:
+        """0.95 for ``hedge_after="p95"``; 0 when it is none."""
+        return int(self.hedge_after[1:]) / 100 if isinstance(self.hedge_after, str) else 0.0
+
+    @property
+    def hedge_after_s(self) -> float:
+        """Seconds of ``hedge_after``; 0 when it is none."""
+        return self.hedge_after if isinstance(self.hedge_after, float) else 0.0
 
     @property
     def key(self) -> str:

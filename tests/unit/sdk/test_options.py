@@ -87,7 +87,6 @@ LATER = [
     ("runtime", "docker"),
     ("secrets", ["HF_TOKEN"]),
     ("weights", ["hf://x"]),
-    ("hedge_after", 0.5),
     ("api", "openai"),
     ("image", headrace.Image.python("3.11").pip("torch")),
     ("image", headrace.Image.python("2.7")),
@@ -110,6 +109,29 @@ def test_placement_by_price_is_refused(change: dict[str, float]) -> None:
 @pytest.mark.parametrize("option", ["secrets", "weights", "hedge_after"])
 def test_an_empty_value_of_a_later_option_is_fine(option: str) -> None:
     assert spec_of(**{option: None}) == spec_of()
+
+
+@pytest.mark.parametrize("value", ["p95", "p50", 0.25, 2])
+def test_hedge_after_is_a_quantile_or_seconds(value: Any) -> None:
+    spec = spec_of(hedge_after=value)
+    assert spec.hedge_after == value
+    assert (spec.hedge_quantile, spec.hedge_after_s) == (
+        (int(value[1:]) / 100, 0.0) if isinstance(value, str) else (0.0, float(value))
+    )
+    assert load_spec(dump_spec(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "value", ["p100", "p5", "95", "", 0, -1, 0.0001, True, float("inf"), float("nan"), []]
+)
+def test_hedge_after_that_is_neither_is_refused(value: Any) -> None:
+    with pytest.raises(SpecError, match="hedge_after"):
+        headrace.endpoint(hedge_after=value)
+
+
+def test_hedging_needs_an_idempotent_endpoint() -> None:
+    with pytest.raises(SpecError, match="idempotent=False"):
+        spec_of(hedge_after="p95", idempotent=False)
 
 
 @pytest.mark.parametrize(
