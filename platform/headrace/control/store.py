@@ -1,6 +1,6 @@
 """What control remembers: endpoints, versions, keys, intents, nodes, and its leader epoch.
 
-Typed methods over `database.Database`; the statements are in ``sql/queries.sql``. What a method
+Typed methods over `headrace.sqlite_writer.Database`; the statements are in ``sql/queries.sql``. What a method
 has returned is on disk.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from headrace import wire
-from headrace.control.database import Database, open_database
 from headrace.control.sql import load_migrations, load_queries
+from headrace.sqlite_writer import Database, open_database
 
 T = TypeVar("T", bound=msgspec.Struct)
 VERSIONS_KEPT = 10

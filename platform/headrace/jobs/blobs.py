@@ -223,7 +223,9 @@ class LocalBlobs:
 
 
 def _damaged(sha256: str) -> BlobDamaged:
-    return BlobDamaged(f"blob {sha256} was changed on disk.", hint="Check the disk, and submit the job again.")
+    return BlobDamaged(
+        f"blob {sha256} was changed on disk.", hint="Check the disk, and submit the job again."
+    )
 
 
 def _sync_directory(directory: Path) -> None:

@@ -130,8 +130,9 @@ class JobStore(Protocol):
     ) -> bool:
         """Give the lease back without a result: queued again, not before ``delay_s`` from now.
 
-        ``lost``: through no fault of the job. Else the attempt counts, and the last of ``max_attempts`` makes
-        the job ``failed`` (problem type ``urn:headrace:job-lost``, with the reason). False: the fence is void.
+        ``lost``: through no fault of the job. Else the attempt counts, and the last of ``max_attempts``
+        makes the job ``failed`` (problem type ``urn:headrace:job-lost``, with the reason). False: the fence
+        is void.
         """
         ...
 

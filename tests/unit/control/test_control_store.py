@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from headrace import wire
 from headrace.control.blobs import Blobs
-from headrace.control.database import StoreBusy, open_database
 from headrace.control.history import History
 from headrace.control.store import Intent, NewVersion, NodeRow, open_store
 from headrace.errors import DataDirError, NotFound, ValidationFailed
+from headrace.sqlite_writer import StoreBusy, open_database
 from headrace_autoscaler.policy import decide
 from headrace_autoscaler.replay import replay_file
 from headrace_autoscaler.spec import Config, Observation, Record, Release, State
@@ -113,7 +113,6 @@ async def test_the_file_is_private_and_durable(tmp_path):
     store = await open_store(tmp_path / "control.db")
     try:
         assert stat.S_IMODE((tmp_path / "control.db").stat().st_mode) == 0o600
-        db = store._db._writer
         found = await store._db.write(
             lambda db: [
                 db.execute(f"PRAGMA {p}").fetchone()[0]
@@ -121,7 +120,6 @@ async def test_the_file_is_private_and_durable(tmp_path):
             ]
         )
         assert found == ["wal", 2, 1]
-        assert db is not store._db._reader
         with pytest.raises(sqlite3.OperationalError):
             await store._db.read(lambda db: db.execute("DELETE FROM meta"))
     finally:
