@@ -74,7 +74,9 @@ def error_tail(media: bytes, error: RequestError, request_id: str, last_byte: by
     return tail if last_byte == b"\n" else b"\n\n" + tail
 
 
-def lost_error(detail: str, why: Literal["began", "once", "retries"], attempts: int = 1) -> InstanceDied:
+def lost_error(
+    detail: str, why: Literal["began", "once", "retries", "budget"], attempts: int = 1
+) -> InstanceDied:
     """Why a request whose instance is lost is not sent to another."""
     if why == "began":
         return InstanceDied(f"the instance died in the middle of its answer: {detail}.")
@@ -82,6 +84,13 @@ def lost_error(detail: str, why: Literal["began", "once", "retries"], attempts: 
         return InstanceDied(
             f"the instance died at work on it ({detail}), and the endpoint is not idempotent.",
             hint="It may have run: check before you send it again.",
+        )
+    if why == "budget":
+        return InstanceDied(
+            f"the instance died at work on it ({detail}), and too many requests of this endpoint are "
+            "being sent again already.",
+            hint="`headrace logs` shows why its instances die.",
+            retry_after=1,
         )
     return InstanceDied(
         f"{attempts} instances died while they worked on the request; the last: {detail}.",

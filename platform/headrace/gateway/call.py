@@ -1,74 +1,87 @@
 """One request to an endpoint, from its place in the queue to its last byte, over all its attempts.
 
-    queued -> connecting -> running -> answering -> done
-       ^__________|____________|   (never again after the first byte of an answer)
-
-Everything is a callback: there is no task per request, only one per new connection.
+Its phases and their legal moves are ``headrace.jobs.state.PHASES``. Everything is a callback: there is no
+task per request, only one per new connection.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import time
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
-from headrace.errors import DeadlineExceeded, RequestError
-from headrace.gateway.answer import answer_head, error_tail, length_line, lost_error, server_timing
-from headrace.gateway.head import Answer, read_answer
+from headrace.errors import DeadlineExceeded, InstanceKilled, RequestError
+from headrace.gateway.answer import answer_head, lost_error, server_timing
+from headrace.gateway.attempt import Attempt, Outcome
+from headrace.gateway.head import Answer
+from headrace.gateway.receipt import why_waiting
 from headrace.gateway.request import Request
-from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
+from headrace.jobs.model import PRIORITY_RANK, Priority
+from headrace.jobs.state import PHASES, Phase
 
 if TYPE_CHECKING:
+    import asyncio
+
     from headrace.gateway.dispatch import Dispatcher, Trouble
     from headrace.gateway.endpoints import EndpointState, Instance
 
-log = logging.getLogger("headrace.gateway")
+Why = Literal["reset", "own", "host"]
+"""Why an attempt was lost: the connection broke, the instance died, or its host did."""
+ALONE_AFTER = 2
+"""Instance deaths that a request was present at, before it runs with no neighbour."""
+VERDICT_S = 0.15
+"""Before a request fails because its instance broke off: so long for control to say that the host is lost."""
 
-QUEUED, CONNECTING, RUNNING, ANSWERING, DONE = range(5)
-SMALL_ANSWER = 256 << 10
-"""Answers up to this size are forwarded in one write."""
-
-
-_REQUEST = (
-    b"%b %b HTTP/1.1\r\n%b%bX-Headrace-Request-Id: %b\r\n"
-    b"X-Headrace-Attempt: %d\r\nX-Headrace-Deadline-Ms: %d\r\n%b\r\n%b"
-)
 _order = itertools.count(1)
 
 
+class IllegalMove(RuntimeError):
+    """A phase that cannot follow: a mistake in this module."""
+
+
 class Call:
-    """See the module. Is the `Exchange` of its client and the `Receiver` of its instance."""
+    """See the module. Is the `Exchange` of its client.
+
+    ``on_done`` is called once, after the answer was handed over or the request was given up.
+    """
 
     __slots__ = (
-        "_answer",
-        "_buffer",
-        "_chunked",
-        "_deadline",
-        "_detour",
-        "_dispatcher",
-        "_last_byte",
-        "_path",
-        "_serial",
-        "_started",
+        "_hedge",
+        "_over",
+        "_since",
         "_timer",
-        "_up",
+        "_verdict",
+        "_waited",
+        "alone",
         "attempt",
+        "attempts",
         "avoid",
+        "deadline",
+        "deaths",
+        "dispatcher",
+        "ended",
+        "error",
         "head_request",
         "head_sent",
-        "instance",
+        "key",
+        "live",
+        "on_done",
         "order",
+        "path",
         "phase",
+        "priority",
         "queued_at",
+        "rank",
         "request",
         "retries_used",
-        "sent_at",
         "size",
+        "started",
         "state",
         "version",
     )
+    attempt_type: type[Attempt] = Attempt
 
     def __init__(  # noqa: PLR0917
         self,
@@ -78,223 +91,257 @@ class Call:
         version: int | None,
         path: bytes,
         timeout_s: float,
+        *,
+        priority: Priority = "normal",
+        key: str = "",
     ) -> None:
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self.request = request
         self.state = state
         self.version = version
         self.size = len(request.body)
         self.head_request = request.head.method == b"HEAD"
-        self._path = path
-        self.phase = QUEUED
+        self.path = path
+        self.priority = priority
+        self.rank = PRIORITY_RANK[priority]
+        self.key = key
+        self.phase: Phase = "admitted"
         self.attempt = 1
+        self.attempts: list[Attempt] = []
+        """All, in their order."""
+        self.live: list[Attempt] = []
+        """Those under way: one, or two when hedged."""
         self.retries_used = 0
+        self.deaths = 0
+        self.alone = False
         self.avoid = ""
         self.order = next(_order)
         self.queued_at = 0.0
-        self.sent_at = 0.0
-        self.instance: Instance | None = None
-        self._up: Upstream | None = None
-        self._serial = 0
+        """When it first had to wait; 0.0: never."""
+        self.ended = 0.0
         self.head_sent = False
-        self._answer: Answer | None = None
-        self._buffer: list[bytes] | None = None
-        self._chunked = False
-        self._detour = ""
-        self._last_byte = b"\n"
-        self._started = time.monotonic()
-        self._deadline = self._started + timeout_s
+        self.error: RequestError | None = None
+        self.on_done: Callable[[Call], None] | None = None
+        self._since = 0.0
+        self._waited = 0.0
+        self._over: RequestError | None = None
+        self._hedge: asyncio.TimerHandle | None = None
+        self._verdict: asyncio.TimerHandle | None = None
+        self.started = time.monotonic()
+        self.deadline = self.started + timeout_s
         request.exchange = self
         self._timer = dispatcher.loop.call_later(timeout_s, self._expired)
 
+    @property
+    def done(self) -> bool:
+        """Whether it has come to its end."""
+        return not PHASES[self.phase]
+
+    @property
+    def instance(self) -> Instance | None:
+        """Where its last attempt went."""
+        return self.attempts[-1].instance if self.attempts else None
+
+    def queued_s(self, now: float) -> float:
+        """Seconds it has waited for a slot, over all its attempts."""
+        return self._waited + (now - self._since if self.phase == "queued" else 0.0)
+
     # -- what the dispatcher asks -----------------------------------------------------------
 
-    def run(self, instance: Instance) -> None:
-        """A slot is ours: send the request there."""
-        self.instance = instance
-        self._serial += 1
-        up = instance.checkout()
-        if up is not None:
-            self._transmit(up)
-        else:
-            self.phase = CONNECTING
-            self._dispatcher.spawn(self._connect(instance, self._serial))
+    def queue(self) -> None:
+        """It waits for a slot from now on."""
+        self._move("queued")
+        self._since = time.monotonic()
+        if not self.queued_at:
+            self.queued_at = self._since
 
-    def fail(self, error: RequestError) -> None:
-        """Answer with a problem document, or cut an answer that has begun."""
-        if self.phase == DONE:
+    def claim(self, instance: Instance) -> Attempt:
+        """A slot is ours; `Attempt.begin` sends the request there."""
+        if self.phase == "queued":
+            self._waited += time.monotonic() - self._since
+        self._move("claimed")
+        return self._new_attempt(instance)
+
+    def second(self, instance: Instance) -> Attempt:
+        """Another copy of a slow request goes there; the first answer wins."""
+        self.attempt += 1
+        return self._new_attempt(instance)
+
+    def fail(self, error: RequestError, final: Phase = "failed") -> None:
+        """Answer with a problem document, or end an answer that has begun with an error event."""
+        if self.done:
             return
-        self._close_upstream()
+        self.error = error
+        winner = self.live[0] if self.live else None
+        client, request = self.request.client, self.request
         if self.head_sent:
-            self._cut(error)
-            return
-        self._done(ok=False)
-        self.request.client.fail(self.request, error, self._attempt_line())
-
-    def instance_dead(self) -> None:
-        """Control says that the instance is gone: go elsewhere at once, at no cost."""
-        up = self._up
-        began = self.head_sent or (up is not None and (up.got_bytes or up.answering))
-        self._lose("its instance's host or process died", began=began, count=False)
+            if winner is None:
+                winner = self.attempts[-1]
+            winner.write_error(error)
+            self._finish(final, "failed", ok=False)
+            client.cut(request)
+        else:
+            self._finish(final, "failed", ok=False)
+            line = b"X-Headrace-Attempt: %d\r\n" % self.attempt if self.attempt > 1 else b""
+            client.fail(request, error, line)
+        self.told()
 
     # -- Exchange (the client) --------------------------------------------------------------
 
     def cancel(self) -> None:
-        """The client hung up: closing the connection to the instance cancels the work there."""
-        if self.phase != DONE:
-            self._close_upstream()
-            self._done(ok=True)
+        """The client hung up, or asked for it: what runs is cancelled, and nobody gets an answer."""
+        if not self.done:
+            self._finish("cancelled", "cancelled", ok=True)
+            self.told()
+
+    def no_deadline(self) -> None:
+        """From now on it lasts as long as both sides want."""
+        self._timer.cancel()
 
     def pause(self) -> None:
         """The client reads slowly: so do we."""
-        if self._up is not None and not self._up.closed:
-            self._up.transport.pause_reading()
+        for attempt in self.live:
+            attempt.pause()
 
     def resume(self) -> None:
         """The client has caught up."""
-        if self._up is not None and not self._up.closed:
-            self._up.transport.resume_reading()
+        for attempt in self.live:
+            attempt.resume()
 
-    # -- Receiver (the instance) ------------------------------------------------------------
+    # -- what its attempts report -----------------------------------------------------------
 
-    def on_head(self, up: Upstream) -> None:
-        """First byte: from here on the request is never sent again (but for refusals)."""
-        self.phase = ANSWERING
-        answer = self._answer = read_answer(up.headers)
+    def sending(self, attempt: Attempt) -> None:
+        """A connection is there; the request goes out."""
+        if self.phase == "claimed":
+            self._move("sent")
+            route = self.state.route
+            if route.hedge_after_s or route.hedge_quantile:
+                self._plan_hedge()
+
+    def judge(self, attempt: Attempt, status: int, answer: Answer) -> str:
+        """Whether the answer is none: ``full``, ``draining`` or ``retry``; empty: it is for the client."""
+        if answer.refused and status == 503:
+            return "draining" if answer.refused == b"draining" else "full"
         route = self.state.route
-        if answer.refused and up.status == 503:
-            self._detour = "draining" if answer.refused == b"draining" else "full"
-        elif (
+        if (
             answer.exception
-            and up.status == 500
+            and status == 500
             and route.retry_on
             and self.retries_used < route.retries
             and answer.exception.decode("latin-1") in route.retry_on
+            and self.state.budget.take()
         ):
-            self._detour = "retry"
-        elif self.head_request or up.status in (204, 304) or 0 <= answer.content_length <= SMALL_ANSWER:
-            self._buffer = []
-        else:
-            self._begin_stream(up, answer)
+            return "retry"
+        return ""
 
-    def on_body(self, data: bytes) -> None:
-        """Pass on, or collect while the answer is small."""
-        if self._detour:
-            return
-        if self._buffer is not None:
-            self._buffer.append(data)
-            return
-        self._last_byte = data[-1:]
-        if self._chunked:
-            self.request.client.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            self.request.client.write(data)
+    def answering(self, attempt: Attempt) -> None:
+        """The first answer has begun: a second copy is not needed any more."""
+        self._move("answering")
+        self.state.circuit.answered()
+        self._unhedge()
+        if len(self.live) > 1:
+            for other in [a for a in self.live if a is not attempt]:
+                now = time.monotonic()
+                other.instance.speed.at_least(now - other.sent_at, now)
+                self._end(other, "beaten", answered=False)
 
-    def on_complete(self, up: Upstream, reusable: bool) -> None:
-        """The answer is complete: keep the connection, free the slot, answer the client."""
-        instance = cast("Instance", self.instance)
-        self._up = None
-        if reusable:
-            if not self.request.client.writable:
-                up.transport.resume_reading()
-            instance.keep(up)
-        else:
-            up.close()
-        if self._detour:
-            self._take_detour(instance)
-            return
-        client, request = self.request.client, self.request
-        ok = up.status < 500
-        if self._buffer is not None:
-            answer = cast(Answer, self._answer)
-            head = self._head_bytes(up.status, answer, length_line(up.status, answer, self.head_request))
-            self._done(ok=ok)
-            client.reply(request, head if self.head_request else head + b"".join(self._buffer))
-            return
-        if self._chunked:
-            client.write(b"0\r\n\r\n")
-        elif request.head.http10:
-            request.close = True
-        self._done(ok=ok)
-        client.end(request)
+    def answered(self, attempt: Attempt, *, ok: bool) -> None:
+        """The answer is complete."""
+        now = time.monotonic()
+        self.state.count(now - attempt.sent_at, ok, now)
+        attempt.instance.speed.observe(now - attempt.sent_at, now)
+        self._finish("answered", "answered", ok=ok, counted=True)
 
-    def on_lost(self, up: Upstream, detail: str) -> None:
-        """The connection broke before the answer was complete."""
-        self._up = None
-        instance = cast("Instance", self.instance)
-        self._dispatcher.trouble(instance, "reset", detail)
-        self._lose(detail, began=self.phase == ANSWERING or up.got_bytes, count=True)
+    def turned_away(self, attempt: Attempt, why: str) -> None:
+        """The instance would not have it, or raised what the endpoint wants tried again."""
+        instance = attempt.instance
+        if why == "retry":
+            self.retries_used += 1
+            self.attempt += 1
+            self.avoid = instance.route.id
+            self.state.circuit.answered()
+            self._end(attempt, "retried", answered=True)
+        else:
+            if why == "draining":
+                self.dispatcher.drains(instance)
+            else:
+                self.dispatcher.full(instance)
+            self._end(attempt, "refused", answered=False)
+        if not self.live:
+            self._again()
+
+    def not_accepted(self, attempt: Attempt, error: Exception) -> None:
+        """Nothing was sent: any other instance may have it, however often."""
+        instance = attempt.instance
+        if isinstance(error, OSError) and error.errno == errno.EAGAIN:
+            self.dispatcher.full(instance)
+        else:
+            what: Trouble = "timeout" if isinstance(error, TimeoutError) else "refused"
+            self.dispatcher.trouble(instance, what, str(error) or type(error).__name__)
+        self._end(attempt, "not-accepted", answered=False)
+        if not self.live:
+            self._again()
+
+    def lost(self, attempt: Attempt, detail: str, *, why: Why, began: bool) -> None:
+        """The instance is lost under the request: send it elsewhere, or say why not."""
+        if why == "reset":
+            self.dispatcher.trouble(attempt.instance, "reset", detail)
+        sent = bool(attempt.sent_at)
+        if self.head_sent or (began and len(self.live) == 1):
+            attempt.outcome = "lost"
+            self.fail(lost_error(detail, "began"))
+            return
+        self._end(attempt, "host-lost" if why == "host" else "lost", answered=False)
+        self.avoid = attempt.instance.route.id
+        if self.live:
+            return
+        if not sent:
+            self._again()
+            return
+        if not self.state.route.idempotent:
+            self.fail(lost_error(detail, "once"))
+            return
+        over = self._charge(attempt, detail) if why != "host" else None
+        if over is None:
+            self.attempt += 1
+            self._again()
+        elif why == "own":
+            self.fail(over)
+        else:
+            # Perhaps the whole host is gone, which costs nothing: control will know in a moment.
+            self._over = over
+            self._verdict = self.dispatcher.loop.call_later(VERDICT_S, self._undecided, attempt)
+
+    def excused(self, attempt: Attempt) -> None:
+        """Control says that the host of a lost attempt is lost, too: it costs no retry."""
+        if self.done or not attempt.charged:
+            return
+        attempt.charged = False
+        attempt.outcome = "host-lost"
+        self.retries_used -= 1
+        self.deaths -= 1
+        if self._verdict is None:
+            self.state.budget.give_back()
+            return
+        self._verdict.cancel()
+        self._verdict = None
+        self.attempt += 1
+        self._again()
+
+    def convicted(self) -> None:
+        """The instance died by itself, or nobody says otherwise: there is nothing to wait for."""
+        if self._verdict is not None and self._over is not None:
+            self._verdict.cancel()
+            self._verdict = None
+            self.fail(self._over)
 
     # -- inside -----------------------------------------------------------------------------
 
-    async def _connect(self, instance: Instance, serial: int) -> None:
-        try:
-            up = cast(Upstream, await open_connection(instance.route.address))
-        except (OSError, AddressRefused) as error:
-            if serial == self._serial and self.phase == CONNECTING:
-                self._not_accepted(instance, error)
-            return
-        if serial == self._serial and self.phase == CONNECTING:
-            self._transmit(up)
-        else:
-            instance.keep(up)
-
-    def _not_accepted(self, instance: Instance, error: Exception) -> None:
-        """Nothing was sent: any other instance may have it, however often."""
-        if isinstance(error, OSError) and error.errno == errno.EAGAIN:
-            self._dispatcher.full(instance)
-        else:
-            what: Trouble = "timeout" if isinstance(error, TimeoutError) else "refused"
-            self._dispatcher.trouble(instance, what, str(error) or type(error).__name__)
-        self._back_to_queue()
-
-    def _transmit(self, up: Upstream) -> None:
-        self._up = up
-        self.phase = RUNNING
-        up.send(self, self._request_bytes())
-
-    def _request_bytes(self) -> bytes:
-        now = self.sent_at = time.monotonic()
-        request = self.request
-        head, body = request.head, request.body
-        instance = cast("Instance", self.instance)
-        length = (
-            b"Content-Length: %d\r\n" % len(body)
-            if body or head.content_length == 0 or head.has_body
-            else b""
-        )
-        return _REQUEST % (
-            head.method,
-            self._path,
-            head.forward,
-            instance.token_line,
-            request.id.encode(),
-            self.attempt,
-            max(1, int((self._deadline - now) * 1000)),
-            length + self._extra_lines(),
-            body,
-        )
-
-    def _extra_lines(self) -> bytes:
-        return b""
-
-    def _begin_stream(self, up: Upstream, answer: Answer) -> None:
-        request, client = self.request, self.request.client
-        client.release_body(request)
-        if answer.content_length >= 0:
-            framing = b"Content-Length: %d\r\n" % answer.content_length
-        elif request.head.http10:
-            framing = b""
-        else:
-            self._chunked = True
-            framing = b"Transfer-Encoding: chunked\r\n"
-        self.head_sent = True
-        client.write(self._head_bytes(up.status, answer, framing))
-        if not client.writable:
-            self.pause()
-
-    def _head_bytes(self, status: int, answer: Answer, framing: bytes) -> bytes:
-        instance = cast("Instance", self.instance)
+    def head_bytes(self, attempt: Attempt, status: int, framing: bytes) -> bytes:
+        """The head of the client's answer."""
+        answer = attempt.answer
+        assert answer is not None
+        instance = attempt.instance
         waited = bool(self.queued_at) and instance.since > self.queued_at
         return answer_head(
             status,
@@ -302,98 +349,114 @@ class Call:
             framing,
             request_id=self.request.id,
             timing=server_timing(
-                self._started, self.sent_at, answer.timing, instance.route if waited else None
+                self.started, attempt.sent_at, answer.timing, instance.route if waited else None
             ),
-            attempt=self.attempt,
+            attempt=attempt.number,
             close=self.request.client.closes(self.request),
         )
 
-    def _attempt_line(self) -> bytes:
-        return b"X-Headrace-Attempt: %d\r\n" % self.attempt if self.attempt > 1 else b""
-
-    def _take_detour(self, instance: Instance) -> None:
-        detour, self._detour = self._detour, ""
-        self._answer = None
-        if detour == "retry":
-            self.retries_used += 1
-            self.attempt += 1
-            self.avoid = instance.route.id
-            self._back_to_queue(answered=True)
-            return
-        if detour == "draining":
-            self._dispatcher.drains(instance)
+    def _undecided(self, attempt: Attempt) -> None:
+        if attempt.instance.route.suspect:
+            self.excused(attempt)
         else:
-            self._dispatcher.full(instance)
-        self._back_to_queue()
+            self.convicted()
 
-    def _lose(self, detail: str, *, began: bool, count: bool) -> None:
-        """The instance is lost under the request: send it elsewhere, or say why not."""
-        route = self.state.route
-        if began:
-            self.fail(lost_error(detail, "began"))
-        elif self.phase == RUNNING and not route.idempotent:
-            self.fail(lost_error(detail, "once"))
-        elif count and self.retries_used >= route.retries:
-            self.fail(lost_error(detail, "retries", self.attempt))
-        else:
-            self.retries_used += count
-            self.attempt += self.phase == RUNNING
-            self._close_upstream()
-            self._back_to_queue()
+    def told(self) -> None:
+        """The client has what it gets."""
+        tell, self.on_done = self.on_done, None
+        if tell is not None:
+            tell(self)
 
-    def _back_to_queue(self, *, answered: bool = False) -> None:
-        instance, self.instance = self.instance, None
-        self.phase = QUEUED
-        self._serial += 1
-        self._up = None
-        self._buffer = None
-        if instance is not None:
-            self._dispatcher.release(self, instance, answered=answered, refill=False)
-        self._dispatcher.requeue(self)
+    def _move(self, phase: Phase) -> None:
+        if phase not in PHASES[self.phase]:
+            raise IllegalMove(f"request {self.request.id}: from {self.phase} to {phase}")
+        self.phase = phase
 
-    def _done(self, *, ok: bool) -> None:
-        """Free everything that the request holds; idempotent."""
-        if self.phase == DONE:
-            return
-        was_queued = self.phase == QUEUED
-        self.phase = DONE
+    def _new_attempt(self, instance: Instance) -> Attempt:
+        attempt = self.attempt_type(self, instance, self.attempt)
+        self.attempts.append(attempt)
+        self.live.append(attempt)
+        return attempt
+
+    def _end(self, attempt: Attempt, outcome: Outcome, *, answered: bool) -> None:
+        """One attempt is over, the request is not."""
+        attempt.stop()
+        attempt.outcome = outcome
+        attempt.ended = time.monotonic()
+        self.live.remove(attempt)
+        self.dispatcher.release(attempt, answered=answered, refill=outcome == "beaten")
+
+    def _again(self) -> None:
+        self._unhedge()
+        self.alone = self.deaths >= ALONE_AFTER
+        self.dispatcher.requeue(self)
+
+    def _charge(self, attempt: Attempt, detail: str) -> RequestError | None:
+        """It was there when an instance died. Gives why it may not go on, or None."""
+        attempt.charged = True
+        attempt.instance.losses.append(attempt)
+        self.deaths += 1
+        self.retries_used += 1
+        if self.alone:
+            return InstanceKilled(
+                f"{self.deaths} instances died while they worked on this request, the last one while it ran "
+                f"there alone: {detail}.",
+                hint="`headrace logs` shows what they printed.",
+            )
+        if self.retries_used > self.state.route.retries:
+            return lost_error(detail, "retries", self.attempt)
+        if not self.state.budget.take():
+            return lost_error(detail, "budget", self.attempt)
+        return None
+
+    def _finish(self, final: Phase, outcome: Outcome, *, ok: bool, counted: bool = False) -> None:
+        """Free everything that the request holds."""
+        was_queued = self.phase == "queued"
+        self._move(final)
+        now = self.ended = time.monotonic()
         self._timer.cancel()
-        self._serial += 1
-        state = self.state
+        self._unhedge()
+        if self._verdict is not None:
+            self._verdict.cancel()
+            self._verdict = None
         if was_queued:
-            self._dispatcher.remove(self)
-        instance = self.instance
-        if instance is not None:
-            self.instance = None
-            if self.sent_at:
-                state.count(time.monotonic() - self.sent_at, ok)
-            self._dispatcher.release(self, instance, answered=True)
+            self._waited += now - self._since
+            self.dispatcher.remove(self)
+        live, self.live = self.live, []
+        for attempt in live:
+            attempt.stop()
+            attempt.ended = now
+            attempt.outcome = attempt.outcome or outcome
+            if attempt.sent_at and not counted:
+                self.state.count(now - attempt.sent_at, ok, now)
+                counted = True
+            self.dispatcher.release(attempt, answered=True)
 
-    def _close_upstream(self) -> None:
-        up, self._up = self._up, None
-        if up is not None:
-            up.close()
+    def _plan_hedge(self) -> None:
+        delay = self.state.hedge_delay()
+        if delay and self._hedge is None and not self.alone:
+            self._hedge = self.dispatcher.loop.call_later(delay, self._hedge_due)
 
-    def _cut(self, error: RequestError) -> None:
-        """An answer that has begun cannot become an error: end it so that nobody takes it for whole."""
-        client, request = self.request.client, self.request
-        media = self._answer.content_type.lower() if self._answer is not None else b""
-        tail = error_tail(media, error, request.id, self._last_byte)
-        if tail:
-            client.write(b"%x\r\n%b\r\n" % (len(tail), tail) if self._chunked else tail)
-        self._done(ok=False)
-        client.cut(request)
+    def _hedge_due(self) -> None:
+        self._hedge = None
+        if self.phase == "sent" and len(self.live) == 1:
+            self.dispatcher.hedge(self)
+
+    def _unhedge(self) -> None:
+        if self._hedge is not None:
+            self._hedge.cancel()
+            self._hedge = None
 
     def _expired(self) -> None:
         where = {
-            QUEUED: self.state.why_waiting(self.version),
-            CONNECTING: "connecting to an instance",
-            RUNNING: "running in an instance",
-            ANSWERING: "being answered by an instance",
-        }.get(self.phase, "done")
-        seconds = self._deadline - self._started
+            "claimed": "connecting to an instance",
+            "sent": "running in an instance",
+            "answering": "being answered by an instance",
+        }.get(self.phase) or why_waiting(self)
+        seconds = self.deadline - self.started
         self.fail(
             DeadlineExceeded(
                 f"the deadline of {seconds:g} s passed while the request was {where}.", where=where.split()[0]
-            )
+            ),
+            "timed_out",
         )

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from headrace import wire
-from headrace.errors import EndpointFailed, EndpointNotFound, QueueFull
-from headrace.gateway.call import Call
+from headrace.errors import CircuitOpen, EndpointFailed, EndpointNotFound, QueueFull
+from headrace.gateway.attempt import Attempt
+from headrace.gateway.call import Call, Why
 from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance, demand_of
 from headrace.gateway.routing import Changes, RoutingTable
 
@@ -60,7 +63,8 @@ class Dispatcher:
         """Send the request to an instance, or let it wait, or fail it with the reason."""
         state = call.state
         self._active.add(state)
-        if not state.queue:
+        state.budget.earn()
+        if not state.queue and not state.circuit.open:
             instance = state.pick(call.version)
             if instance is not None:
                 self._assign(call, instance)
@@ -68,44 +72,56 @@ class Dispatcher:
         route = state.route
         if route.state == "failed" and self._hopeless(state, call.version):
             call.fail(failed_error(route))
-        elif not state.queue.fits(call.size, route.queue_requests, route.queue_bytes):
-            after = state.retry_after()
-            call.fail(
-                QueueFull(
-                    f"{len(state.queue)} requests ({state.queue.bytes} bytes) wait for {route.endpoint}.",
-                    hint=f"Try again in {after} s, or raise its queue or scaling.max.",
-                    retry_after=after,
-                )
-            )
+        elif state.circuit.open and not state.circuit.lets_through(time.monotonic()):
+            call.fail(circuit_error(state))
+        elif not self._room_for(call):
+            call.fail(full_error(state))
         else:
-            call.queued_at = time.monotonic()
+            call.queue()
             state.queue.push(call)
             self._pump(state)
 
     def requeue(self, call: Call) -> None:
         """Put a request that was not answered back to where it was: ahead of all that came later."""
-        state = call.state
-        if not call.queued_at:
-            call.queued_at = time.monotonic()
-        state.queue.push(call, front=True)
-        self._pump(state)
+        call.queue()
+        call.state.queue.push(call, front=True)
+        self._pump(call.state)
+
+    def hedge(self, call: Call) -> None:
+        """Send a second copy of a slow request elsewhere, when there is room and nobody waits for it."""
+        state, first = call.state, call.live[0].instance
+        if state.queue or state.circuit.open:
+            return
+        instance = state.pick(call.version, first.route.id)
+        if instance is None or instance is first or not state.budget.take():
+            return
+        self._start(call.second(instance), instance)
 
     def remove(self, call: Call) -> None:
         """The request does not want to wait any more."""
-        if call.state.queue.remove(call):
-            self._end_episodes(call.state)
+        state = call.state
+        if state.queue.remove(call):
+            if call.alone:
+                state.unreserve(call)
+                self._pump(state)
+            self._end_episodes(state)
 
-    def release(self, call: Call, instance: Instance, *, answered: bool, refill: bool = True) -> None:
-        """The request does not run there any more; with ``refill`` its slot takes the next one."""
-        if call not in instance.calls:
+    def release(self, attempt: Attempt, *, answered: bool, refill: bool = True) -> None:
+        """It does not run there any more; with ``refill`` its slot takes the next one."""
+        instance, call = attempt.instance, attempt.call
+        if attempt not in instance.running:
             return
-        instance.calls.discard(call)
+        instance.running.discard(attempt)
         instance.in_flight -= 1
         state = call.state
         state.in_flight -= 1
+        if state.circuit.probe is attempt:
+            state.circuit.probe = None
+        if instance.reserved is call:
+            instance.reserved = None
         if answered and instance.full_until:
             instance.full_until = 0.0
-        if not instance.usable and not instance.calls and instance.route.id not in state.instances:
+        if not instance.usable and not instance.running and instance.route.id not in state.instances:
             self._instances.pop(instance.route.id, None)
         if refill:
             if state.queue:
@@ -117,6 +133,7 @@ class Dispatcher:
         """It cannot be used: leave it out until control announces it again."""
         if instance.usable:
             self._unuse(instance)
+            self._blame(instance)
             log.warning("instance %s of %s: %s (%s)", instance.route.id, instance.state.key, what, detail)
             if not self._send(
                 wire.InstanceTrouble(instance=instance.route.id, what=what, detail=detail[:500])
@@ -170,7 +187,7 @@ class Dispatcher:
         for route in changes.removed:
             if (instance := self._detach(route.id)) is not None:
                 touched.add(instance.state)
-        self._bury(changes.dead, touched)
+        self._bury(changes.dead, changes.reasons, touched)
         for key in changes.removed_endpoints:
             state = self._states.pop(key, None)
             if state is not None:
@@ -233,14 +250,24 @@ class Dispatcher:
     # -- inside -----------------------------------------------------------------------------
 
     def _assign(self, call: Call, instance: Instance) -> None:
+        attempt = call.claim(instance)
+        if call.state.circuit.open:
+            call.state.circuit.probe = attempt
+        self._start(attempt, instance)
+
+    def _start(self, attempt: Attempt, instance: Instance) -> None:
         instance.in_flight += 1
-        instance.calls.add(call)
-        call.state.in_flight += 1
-        call.run(instance)
+        instance.running.add(attempt)
+        attempt.call.state.in_flight += 1
+        attempt.begin()
 
     def _pump(self, state: EndpointState) -> None:
         queue = state.queue
         while queue and not self._holding:
+            if state.circuit.open and not state.circuit.lets_through(time.monotonic()):
+                break
+            if queue.alone and self._assign_alone(state):
+                continue
             for call in queue.heads():
                 instance = state.pick(call.version, call.avoid)
                 if instance is not None:
@@ -253,21 +280,57 @@ class Dispatcher:
         if queue and not self._holding:
             self._wake(state)
 
+    def _assign_alone(self, state: EndpointState) -> bool:
+        for call in state.queue.alone:
+            instance = state.pick_alone(call)
+            if instance is not None:
+                state.queue.remove(call)
+                self._assign(call, instance)
+                return True
+        return False
+
+    def _room_for(self, call: Call) -> bool:
+        """Whether the queue has a place; a greedy key's youngest request makes room for another key's."""
+        queue, route = call.state.queue, call.state.route
+        if queue.fits(call.size, route.queue_requests, route.queue_bytes):
+            return True
+        if call.size > route.queue_bytes:
+            return False
+        other = queue.shed(call.key)
+        if other is None or not queue.fits(
+            call.size - other.size, route.queue_requests + 1, route.queue_bytes
+        ):
+            return False
+        other.fail(full_error(call.state))
+        return True
+
+    def _blame(self, instance: Instance) -> None:
+        """It died under a request, or refused a connection: too many of those open the circuit."""
+        if instance.blamed:
+            return
+        instance.blamed = True
+        state, now = instance.state, time.monotonic()
+        if state.circuit.lost(instance.route.host, now):
+            log.warning("circuit of %s opens for %.1f s", state.key, state.circuit.until - now)
+            self.loop.call_later(state.circuit.until - now + 0.001, self._pump, state)
+
     def _wake(self, state: EndpointState) -> None:
         now = time.monotonic()
-        for version, line in state.queue.lines.items():
+        for version in state.queue.wanted():
             if state.group(version):
                 continue
             last = state.wakes.get(version)
             if last is not None and now - last < WAKE_AGAIN_S:
                 continue
-            if self._send(wire.Wake(endpoint=state.key, version=version, queued=len(line))):
+            if self._send(
+                wire.Wake(endpoint=state.key, version=version, queued=state.queue.waiting(version))
+            ):
                 state.wakes[version] = now
                 if self._report is None:
                     self._report = self.loop.call_later(BURST_REPORT_S, self.report)
 
     def _end_episodes(self, state: EndpointState) -> None:
-        for version in [v for v in state.wakes if v not in state.queue.lines]:
+        for version in [v for v in state.wakes if v not in state.queue.wanted()]:
             del state.wakes[version]
 
     def _hopeless(self, state: EndpointState, version: int | None) -> bool:
@@ -286,19 +349,42 @@ class Dispatcher:
         else:
             instance.update(route)
         state.instances[route.id] = instance
+        state.budget.widen(instance.concurrency)
         state.regroup()
         state.wakes.clear()
 
-    def _bury(self, routes: list[wire.InstanceRoute], touched: set[EndpointState]) -> None:
+    def _bury(
+        self, routes: list[wire.InstanceRoute], reasons: dict[str, str], touched: set[EndpointState]
+    ) -> None:
         dead = [i for route in routes if (i := self._instances.get(route.id)) is not None]
+        lost_hosts = whole_hosts(dead, reasons)
         for instance in dead:
             self._detach(instance.route.id)
             touched.add(instance.state)
         # All of a dead host are out of the table before any of their requests looks for another place,
         # and the youngest goes back first, so that the oldest ends up in front.
         self._holding = True
-        for call in sorted((c for i in dead for c in i.calls), key=lambda c: c.order, reverse=True):
-            call.instance_dead()
+        ended: list[tuple[Attempt, Why]] = []
+        for instance in dead:
+            why: Why = "host" if instance.route.host in lost_hosts else "own"
+            reason = reasons.get(instance.route.id, "")
+            if reason.startswith(("stopped", "host-lost")):
+                why = "host"
+            ended.extend((attempt, why) for attempt in instance.running)
+            charged, instance.losses = instance.losses, []
+            if why == "own":
+                if instance.running:
+                    self._blame(instance)
+                for attempt in charged:
+                    attempt.call.convicted()
+                continue
+            if instance.blamed:
+                instance.state.circuit.excused(instance.route.host)
+            for attempt in charged:
+                attempt.call.excused(attempt)
+        for attempt, why in sorted(ended, key=lambda item: item[0].call.order, reverse=True):
+            detail = reasons.get(attempt.instance.route.id) or "its instance's host or process died"
+            attempt.call.lost(attempt, detail, why=why, began=attempt.began)
         self._holding = False
 
     def _fail_hopeless(self, state: EndpointState) -> None:
@@ -316,18 +402,47 @@ class Dispatcher:
             return None
         self._unuse(instance)
         instance.state.instances.pop(id, None)
-        if not instance.calls:
+        if not instance.running:
             del self._instances[id]
         return instance
 
     def _unuse(self, instance: Instance) -> None:
         instance.usable = False
+        instance.reserved = None
         instance.close_idle()
         instance.state.regroup()
 
 
 def _nobody(_: EndpointState) -> None:
     """Nobody has jobs to run."""
+
+
+def whole_hosts(dead: list[Instance], reasons: dict[str, str]) -> set[str]:
+    """Hosts that are lost, by control's word; where it gives none, those that lost several at once."""
+    silent = Counter(i.route.host for i in dead if not reasons.get(i.route.id))
+    return {host for host, count in silent.items() if count > 1}
+
+
+def full_error(state: EndpointState) -> QueueFull:
+    """The queue is at its bound."""
+    after = state.retry_after()
+    return QueueFull(
+        f"{len(state.queue)} requests ({state.queue.bytes} bytes) wait for {state.route.endpoint}.",
+        hint=f"Try again in {after} s, or raise its queue or scaling.max.",
+        retry_after=after,
+    )
+
+
+def circuit_error(state: EndpointState) -> CircuitOpen:
+    """Nothing is sent there for a while."""
+    name = state.route.endpoint.partition("/")[2]
+    after = max(1, math.ceil(state.circuit.until - time.monotonic()))
+    reason = f": {state.route.reason}" if state.route.reason else ""
+    return CircuitOpen(
+        f"the last {state.circuit.losses} instances of {name} died or refused, none answered{reason}.",
+        hint=f"One request tries it again in {after} s; `headrace logs {name}` has what they printed.",
+        retry_after=after,
+    )
 
 
 def failed_error(route: wire.EndpointRoute) -> EndpointFailed:

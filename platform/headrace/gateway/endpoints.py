@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from typing import TYPE_CHECKING
 
 from headrace import wire
+from headrace.gateway.balance import Quantile, Rate, ServiceTime, best
+from headrace.gateway.circuit import Circuit, RetryBudget
 from headrace.gateway.queue import WaitQueue
 from headrace.gateway.upstream import Upstream, idle_usable
 
 if TYPE_CHECKING:
+    from headrace.gateway.attempt import Attempt
     from headrace.gateway.call import Call
 
 FULL_HOLD_S = 0.05
@@ -22,13 +24,17 @@ class Instance:
     """An instance in use: its connections, and what runs there from this gateway."""
 
     __slots__ = (
-        "calls",
+        "blamed",
         "concurrency",
         "full_until",
         "idle",
         "in_flight",
+        "losses",
+        "reserved",
         "route",
+        "running",
         "since",
+        "speed",
         "state",
         "token_line",
         "usable",
@@ -40,7 +46,14 @@ class Instance:
         self.concurrency = max(1, route.concurrency)
         self.token_line = b"X-Headrace-Token: %b\r\n" % route.token.encode()
         self.in_flight = 0
-        self.calls: set[Call] = set()
+        self.running: set[Attempt] = set()
+        self.losses: list[Attempt] = []
+        """Attempts that broke off here and were charged to their requests, until control says why."""
+        self.reserved: Call | None = None
+        """Takes nothing but this request, which runs with no neighbour."""
+        self.blamed = False
+        """Whether its trouble counted for the endpoint's circuit."""
+        self.speed = ServiceTime()
         self.idle: list[Upstream] = []
         self.since = time.monotonic()
         self.usable = True
@@ -54,10 +67,13 @@ class Instance:
         self.concurrency = max(1, route.concurrency)
         self.token_line = b"X-Headrace-Token: %b\r\n" % route.token.encode()
         self.usable = True
+        if not route.suspect:
+            self.blamed = False
+            self.losses.clear()
 
     def free(self, now: float) -> bool:
         """Whether it may take one more now."""
-        return self.in_flight < self.concurrency and now >= self.full_until
+        return self.in_flight < self.concurrency and self.reserved is None and now >= self.full_until
 
     def checkout(self) -> Upstream | None:
         """A kept connection that is still good."""
@@ -89,6 +105,10 @@ class EndpointState:
 
     __slots__ = (
         "_groups",
+        "_hedge_times",
+        "_rate",
+        "budget",
+        "circuit",
         "failed",
         "finished",
         "held",
@@ -111,6 +131,10 @@ class EndpointState:
         self.route = route
         self.instances: dict[str, Instance] = {}
         self.queue: WaitQueue[Call] = WaitQueue()
+        self.circuit = Circuit()
+        self.budget = RetryBudget()
+        self._rate = Rate()
+        self._hedge_times: Quantile | None = None
         self._groups: dict[int | None, list[Instance]] = {}
         self.wakes: dict[int | None, float] = {}
         """Version asked for -> when its wake was sent, in this episode."""
@@ -140,35 +164,77 @@ class EndpointState:
         return group
 
     def pick(self, version: int | None, avoid: str = "") -> Instance | None:
-        """The less loaded of two random free instances (of all, when they are few); None: all are busy."""
+        """The better of two random instances (of all, when they are few); None: all are busy."""
         group = self.group(version)
         now = time.monotonic()
         if len(group) == 1:
             return group[0] if group[0].free(now) else None
-        if len(group) > 4 and not avoid:
-            one, two = random.sample(group, 2)
-            best = one if one.in_flight <= two.in_flight else two
-            if best.free(now):
-                return best
-        free = [i for i in group if i.free(now)]
-        if avoid and len(free) > 1:
-            free = [i for i in free if i.route.id != avoid]
-        return min(free, key=lambda i: i.in_flight) if free else None
+        return best(group, now, self.service, avoid)
+
+    def pick_alone(self, call: Call) -> Instance | None:
+        """An instance where nothing runs, reserved for the call; else one is kept free of new requests."""
+        group = self.group(call.version)
+        mine = next((i for i in group if i.reserved is call), None)
+        if mine is None:
+            choice = [i for i in group if i.reserved is None and i.route.id != call.avoid]
+            choice = choice or [i for i in group if i.reserved is None]
+            if not choice:
+                return None
+            mine = min(choice, key=lambda i: i.in_flight)
+            # One at a time is emptied; those that are empty anyway are taken as they are.
+            if mine.in_flight and any(i.reserved is not None and i.in_flight for i in group):
+                return None
+            mine.reserved = call
+        now = time.monotonic()
+        return mine if not mine.in_flight and now >= mine.full_until else None
+
+    def unreserve(self, call: Call) -> None:
+        """The call does not run alone any more, or will not."""
+        for instance in self.instances.values():
+            if instance.reserved is call:
+                instance.reserved = None
+
+    def hedge_delay(self) -> float:
+        """Seconds after which a second copy goes out; 0: none."""
+        route = self.route
+        if route.hedge_quantile:
+            return (self._hedge_times.get() or 0.0) if self._hedge_times is not None else 0.0
+        return route.hedge_after_s
 
     def retry_after(self) -> int:
-        """Seconds until the queue has probably drained."""
+        """Seconds until the queue has probably drained: as fast as of late, else by the service time."""
+        waiting = len(self.queue)
+        rate = self._rate.get(time.monotonic())
+        if rate:
+            return min(60, max(1, math.ceil(waiting / rate)))
         slots = sum(i.concurrency for i in self.group(None)) or 1
-        return min(60, max(1, math.ceil(len(self.queue) * (self.service or 1.0) / slots)))
+        return min(60, max(1, math.ceil(waiting * (self.service or 1.0) / slots)))
 
     def why_waiting(self, version: int | None) -> str:
         """Where a queued request is, for people; the first word is for programs."""
         reason = f" ({self.route.reason})" if self.route.reason else ""
-        if self.group(version):
-            return f"queued behind {max(0, len(self.queue) - 1)} others for a busy endpoint{reason}"
-        return f"waking its endpoint: no instance came{reason}"
+        if self.circuit.open:
+            return (
+                "queued until one request has shown that the endpoint works again: its instances kept failing"
+                + reason
+            )
+        group = self.group(version)
+        if not group:
+            return f"waking its endpoint: no instance came{reason}"
+        slots = sum(i.concurrency for i in group)
+        return (
+            f"queued behind {max(0, len(self.queue) - 1)} others for a busy endpoint "
+            f"({len(group)} instances, {slots} slots){reason}"
+        )
 
-    def count(self, seconds: float, ok: bool) -> None:
+    def count(self, seconds: float, ok: bool, now: float) -> None:
         """A request ended."""
+        self._rate.count(now)
+        quantile = self.route.hedge_quantile
+        if quantile and ok:
+            if self._hedge_times is None or self._hedge_times.q != quantile:
+                self._hedge_times = Quantile(quantile)
+            self._hedge_times.add(seconds)
         self.finished += 1
         self.service_s += seconds
         self.service = seconds if not self.service else self.service * 0.9 + seconds * 0.1

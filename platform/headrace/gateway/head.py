@@ -86,6 +86,7 @@ class Head:
         "http10",
         "method",
         "origin",
+        "priority",
         "target",
         "timeout",
         "upgrade",
@@ -98,6 +99,7 @@ class Head:
         self.authorization = b""
         self.cookie = b""
         self.timeout = b""
+        self.priority = b""
         self.origin: bytes | None = None
         self.fetch_site = b""
         self.content_type = b""
@@ -123,6 +125,7 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
             # Some servers take "_" for "-": both spellings of our own names are ours alone.
             if lower[:1] == b"x" and lower[:11].replace(b"_", b"-") == b"x-headrace-":
                 if lower == b"x-headrace-priority":
+                    head.priority = value
                     lines.append(b"%b: %b\r\n" % (name, value))
                 continue
             lines.append(b"%b: %b\r\n" % (name, value))

@@ -80,6 +80,7 @@ class Request:
         "head",
         "held",
         "id",
+        "key",
         "limit",
         "parts",
         "ready",
@@ -90,6 +91,8 @@ class Request:
         self.client = client
         self.head: Head = NO_HEAD
         self.id = f"{_id_prefix}{next(_ids) & 0xFFFFFFFF:08x}"
+        self.key = ""
+        """The id of the API key that asks: keys share an endpoint's queue fairly."""
         self.parts: list[bytes] = []
         self.body = b""
         self.held = 0

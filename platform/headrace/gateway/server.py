@@ -159,6 +159,7 @@ class Gateway:
         if target[:3] == b"/e/":
             record = self._who(request)
             require(record, ("invoke",), "call endpoints")
+            request.key = record.id
             if head.cookie:
                 cookie = self._keys.clean_cookies(head.cookie)
                 if cookie and b"\n" not in cookie and b"\r" not in cookie and b"\0" not in cookie:

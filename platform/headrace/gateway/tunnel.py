@@ -3,68 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from headrace.errors import InstanceDied
-from headrace.gateway.call import DONE, RUNNING, Call
+from headrace.errors import InstanceDied, RequestError
+from headrace.gateway.attempt import Attempt
+from headrace.gateway.call import Call
 from headrace.gateway.head import read_answer
 from headrace.gateway.respond import status_line
 from headrace.gateway.upstream import MAX_ANSWER_HEAD, AddressRefused, open_connection
 
-if TYPE_CHECKING:
-    from headrace.gateway.endpoints import Instance
 
-
-class TunnelCall(Call):
-    """A `Call` whose answer is a tunnel. It holds its slot until either side closes; after the
+class TunnelAttempt(Attempt):
+    """An `Attempt` whose answer is a tunnel. It holds its slot until either side closes; after the
     switch no deadline applies."""
 
     __slots__ = ("_end",)
 
-    def run(self, instance: Instance) -> None:
-        """A slot is ours: always over a new connection."""
-        self.instance = instance
-        self._serial += 1
-        self.phase = RUNNING - 1
+    def begin(self) -> None:
+        """Always over a new connection."""
         self._end: TunnelEnd | None = None
-        self._dispatcher.spawn(self._open(instance, self._serial))
+        self.call.dispatcher.spawn(self._open())
 
-    async def _open(self, instance: Instance, serial: int) -> None:
+    async def _open(self) -> None:
         try:
-            end = cast(TunnelEnd, await open_connection(instance.route.address, TunnelEnd))
+            end = cast(TunnelEnd, await open_connection(self.instance.route.address, TunnelEnd))
         except (OSError, AddressRefused) as error:
-            if serial == self._serial:
-                self._not_accepted(instance, error)
+            if not self.outcome:
+                self.call.not_accepted(self, error)
             return
-        if serial != self._serial:
+        if self.outcome:
             end.close()
             return
         self._end = end
-        self.phase = RUNNING
-        end.begin(self, self._request_bytes())
+        self.call.sending(self)
+        upgrade = self.call.request.head.upgrade
+        end.begin(self, self._request_bytes(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade))
 
-    def _extra_lines(self) -> bytes:
-        return b"Connection: Upgrade\r\nUpgrade: %b\r\n" % self.request.head.upgrade
+    @property
+    def began(self) -> bool:
+        """Only with the head of its answer."""
+        return self.call.head_sent
 
-    def _close_upstream(self) -> None:
-        end = getattr(self, "_end", None)
+    def stop(self) -> None:
+        """Close the instance's side; nobody is told."""
+        end, self._end = self._end, None
         if end is not None:
-            self._end = None
             end.close()
 
     # -- what the instance's end reports ----------------------------------------------------
 
     def on_answer(self, end: TunnelEnd, status: int, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
         """The head of the instance's answer."""
-        request, client = self.request, self.request.client
-        answer = self._answer = read_answer(headers)
+        call = self.call
+        request, client = call.request, call.request.client
+        answer = self.answer = read_answer(headers)
         if status == 503 and answer.refused:
-            self._detour = "draining" if answer.refused == b"draining" else "full"
-            self._close_upstream()
-            self._take_detour(cast("Instance", self.instance))
+            call.turned_away(self, "draining" if answer.refused == b"draining" else "full")
             return
-        self.head_sent = True
-        self._timer.cancel()
+        call.answering(self)
+        call.head_sent = True
+        call.no_deadline()
         lines = answer.forward
         if status == 101:
             lines = lines.replace(b"Content-Security-Policy: sandbox\r\n", b"")
@@ -90,23 +88,23 @@ class TunnelCall(Call):
     def on_end(self, detail: str) -> None:
         """The instance's side closed."""
         end, self._end = self._end, None
-        if self.phase == DONE:
+        call = self.call
+        if call.done:
             return
-        if self.head_sent:
+        if call.head_sent:
             if end is not None:
                 end.finish_client()
-            self._done(ok=True)
+            call.answered(self, ok=True)
+            call.told()
             return
-        self._dispatcher.trouble(cast("Instance", self.instance), "reset", detail)
-        self._lose(detail, began=False, count=True)
+        call.lost(self, detail, why="reset", began=False)
 
     def on_nonsense(self) -> None:
         """The instance's answer is no HTTP."""
-        self.fail(InstanceDied("the instance's answer to the upgrade is not well-formed HTTP."))
+        self.call.fail(InstanceDied("the instance's answer to the upgrade is not well-formed HTTP."))
 
-    def instance_dead(self) -> None:
-        """Control says that the instance is gone."""
-        self._lose("its instance's host or process died", began=self.head_sent, count=False)
+    def write_error(self, error: RequestError) -> None:
+        """A tunnel has no place for an error of ours."""
 
     def pause(self) -> None:
         """The client reads slowly."""
@@ -119,16 +117,26 @@ class TunnelCall(Call):
             self._end.resume_reading()
 
 
+class TunnelCall(Call):
+    """A `Call` whose answer is a tunnel; never hedged."""
+
+    __slots__ = ()
+    attempt_type = TunnelAttempt
+
+    def _plan_hedge(self) -> None:
+        """A connection is no request to be copied."""
+
+
 class TunnelEnd(asyncio.Protocol):
     """The instance's end of a tunnel."""
 
     def __init__(self) -> None:
-        self._call: TunnelCall | None = None
+        self._call: TunnelAttempt | None = None
         self._transport: asyncio.Transport | None = None
         self._client: asyncio.Transport | None = None
         self._head = bytearray()
 
-    def begin(self, call: TunnelCall, head: bytes) -> None:
+    def begin(self, call: TunnelAttempt, head: bytes) -> None:
         """Write the request's head."""
         self._call = call
         assert self._transport is not None
@@ -174,7 +182,7 @@ class TunnelEnd(asyncio.Protocol):
         call = self._call
         self.close()
         if call is not None:
-            call.cancel()
+            call.call.cancel()
 
     # -- asyncio.Protocol -------------------------------------------------------------------
 

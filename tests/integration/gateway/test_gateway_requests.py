@@ -48,7 +48,7 @@ async def test_what_must_not_travel_stays_here(rig):
 
     instance = await up(rig, behaviour)
     extra = (
-        "X-Headrace-Token: forged\r\nX_Headrace_Token: forged\r\nX-Headrace-Priority: 3\r\n"
+        "X-Headrace-Token: forged\r\nX_Headrace_Token: forged\r\nX-Headrace-Priority: high\r\n"
         "X-Headrace-Timeout: 9\r\nCookie: session=hr-key; theme=dark\r\n"
         "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\n"
     )
@@ -56,7 +56,7 @@ async def test_what_must_not_travel_stays_here(rig):
     request = instance.requests[0]
     assert request.all("X-Headrace-Token") == ["token-i0"]
     assert request.get("X_Headrace_Token") is None
-    assert request.get("X-Headrace-Priority") == "3"
+    assert request.get("X-Headrace-Priority") == "high"
     assert request.get("Authorization") is None
     assert request.get("Cookie") == "theme=dark"
     assert request.get("X-Hop") is None

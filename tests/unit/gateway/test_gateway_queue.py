@@ -9,8 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 
 class Item:
-    def __init__(self, order, version=None, size=1):
+    alone = False
+
+    def __init__(self, order, version=None, size=1, *, rank=1, key="k"):
         self.order, self.version, self.size = order, version, size
+        self.rank, self.key = rank, key
         self.queued_at = float(order)
 
 

@@ -15,8 +15,10 @@ from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.request import Request
 from headrace.gateway.routing import RoutingTable
 from headrace.gateway.tunnel import TunnelCall
+from headrace.jobs.model import Priority
 
 MAX_SUGGESTED_FROM = 500
+_PRIORITIES: dict[bytes, Priority] = {b"low": "low", b"normal": "normal", b"high": "high"}
 
 
 class Target(NamedTuple):
@@ -27,6 +29,7 @@ class Target(NamedTuple):
     path: bytes
     timeout_s: float
     upgrade: bool
+    priority: Priority
 
 
 class NativeApi:
@@ -63,7 +66,9 @@ class NativeApi:
                 )
             version = int(wanted)
         timeout = _timeout(head.timeout, route.timeout_s)
-        request.target = Target(state, version, path, timeout, bool(head.upgrade) and route.handler == "asgi")
+        priority = priority_of(head.priority)
+        upgrade = bool(head.upgrade) and route.handler == "asgi"
+        request.target = Target(state, version, path, timeout, upgrade, priority)
         return route.max_body
 
     def start(self, request: Request) -> None:
@@ -71,7 +76,16 @@ class NativeApi:
         target: Target = request.target
         make = TunnelCall if target.upgrade else Call
         self._dispatcher.submit(
-            make(self._dispatcher, request, target.state, target.version, target.path, target.timeout_s)
+            make(
+                self._dispatcher,
+                request,
+                target.state,
+                target.version,
+                target.path,
+                target.timeout_s,
+                priority=target.priority,
+                key=request.key,
+            )
         )
 
     def _unknown(self, project: str, name: str) -> EndpointNotFound:
@@ -98,6 +112,16 @@ def _segment_end(target: bytes, start: int) -> int:
     if slash < 0:
         slash = len(target)
     return slash if query < 0 else min(slash, query)
+
+
+def priority_of(value: bytes) -> Priority:
+    """``X-Headrace-Priority``. Raises `BadRequest`."""
+    if not value:
+        return "normal"
+    found = _PRIORITIES.get(value.strip().lower())
+    if found is None:
+        raise BadRequest("X-Headrace-Priority is none of low, normal, high.")
+    return found
 
 
 def _timeout(value: bytes, limit: float) -> float:

@@ -1,0 +1,60 @@
+"""What a request can tell of itself: where its time went, or why it waits."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.gateway.attempt import Attempt
+    from headrace.gateway.call import Call
+
+
+def receipt(call: Call) -> dict[str, Any]:
+    """The way of a request so far. Durations in ms; attempts count from when the request came."""
+    now = time.monotonic()
+    found: dict[str, Any] = {
+        "request_id": call.request.id,
+        "phase": call.phase,
+        "priority": call.priority,
+        "age_ms": _ms((call.ended or now) - call.started),
+        "queued_ms": _ms(call.queued_s(now)),
+        "attempts": [_attempt(call, attempt, now) for attempt in call.attempts],
+    }
+    last = call.attempts[-1] if call.attempts else None
+    if last is not None and call.queued_at and last.instance.since > call.queued_at:
+        route = last.instance.route
+        t = route.timings
+        found["start"] = {
+            "tier": route.tier,
+            "claim_ms": _ms(t.claim_s),
+            "boot_ms": _ms(t.boot_s),
+            "import_ms": _ms(t.import_s),
+            "load_ms": _ms(t.load_s),
+        }
+    if call.phase == "queued":
+        found["waiting"] = why_waiting(call)
+    return found
+
+
+def why_waiting(call: Call) -> str:
+    """Why a queued request waits, and for how long."""
+    seconds = time.monotonic() - (call.queued_at or call.started)
+    return f"{call.state.why_waiting(call.version)}; for {seconds:.1f} s"
+
+
+def _attempt(call: Call, attempt: Attempt, now: float) -> dict[str, Any]:
+    route = attempt.instance.route
+    return {
+        "number": attempt.number,
+        "instance": route.id,
+        "host": route.host,
+        "claimed_ms": _ms(attempt.started - call.started),
+        "sent_ms": _ms(attempt.sent_at - call.started) if attempt.sent_at else None,
+        "ran_ms": _ms((attempt.ended or now) - attempt.sent_at) if attempt.sent_at else 0.0,
+        "outcome": attempt.outcome or "running",
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
