@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Literal, cast
 
 from headrace.errors import RequestError
-from headrace.gateway.answer import error_tail, length_line
+from headrace.gateway.answer import answer_head, error_tail, length_line, server_timing
 from headrace.gateway.head import Answer, read_answer
 from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
 
@@ -146,7 +146,7 @@ class Attempt:
             return
         if self._buffer is not None:
             answer = cast(Answer, self.answer)
-            head = call.head_bytes(self, up.status, length_line(up.status, answer, self.head_request))
+            head = self._head_bytes(up.status, length_line(up.status, answer, self.head_request))
             call.answered(self, ok=up.status < 500)
             client.reply(request, head if self.head_request else head + b"".join(self._buffer))
         else:
@@ -216,6 +216,22 @@ class Attempt:
             self._chunked = True
             framing = b"Transfer-Encoding: chunked\r\n"
         call.head_sent = True
-        client.write(call.head_bytes(self, up.status, framing))
+        client.write(self._head_bytes(up.status, framing))
         if not client.writable:
             self.pause()
+
+    def _head_bytes(self, status: int, framing: bytes) -> bytes:
+        answer = cast(Answer, self.answer)
+        call, instance = self.call, self.instance
+        waited = bool(call.queued_at) and instance.since > call.queued_at
+        return answer_head(
+            status,
+            answer,
+            framing,
+            request_id=call.request.id,
+            timing=server_timing(
+                call.started, self.sent_at, answer.timing, instance.route if waited else None
+            ),
+            attempt=self.number,
+            close=call.request.client.closes(call.request),
+        )

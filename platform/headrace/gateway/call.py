@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from headrace.errors import DeadlineExceeded, InstanceKilled, RequestError
-from headrace.gateway.answer import answer_head, lost_error, server_timing
+from headrace.gateway.answer import lost_error
 from headrace.gateway.attempt import Attempt, Outcome
 from headrace.gateway.head import Answer
-from headrace.gateway.receipt import why_waiting
+from headrace.gateway.receipt import whereabouts
 from headrace.gateway.request import Request
 from headrace.jobs.model import PRIORITY_RANK, Priority
 from headrace.jobs.state import PHASES, Phase
@@ -337,24 +337,6 @@ class Call:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def head_bytes(self, attempt: Attempt, status: int, framing: bytes) -> bytes:
-        """The head of the client's answer."""
-        answer = attempt.answer
-        assert answer is not None
-        instance = attempt.instance
-        waited = bool(self.queued_at) and instance.since > self.queued_at
-        return answer_head(
-            status,
-            answer,
-            framing,
-            request_id=self.request.id,
-            timing=server_timing(
-                self.started, attempt.sent_at, answer.timing, instance.route if waited else None
-            ),
-            attempt=attempt.number,
-            close=self.request.client.closes(self.request),
-        )
-
     def _undecided(self, attempt: Attempt) -> None:
         if attempt.instance.route.suspect:
             self.excused(attempt)
@@ -448,11 +430,7 @@ class Call:
             self._hedge = None
 
     def _expired(self) -> None:
-        where = {
-            "claimed": "connecting to an instance",
-            "sent": "running in an instance",
-            "answering": "being answered by an instance",
-        }.get(self.phase) or why_waiting(self)
+        where = whereabouts(self)
         seconds = self.deadline - self.started
         self.fail(
             DeadlineExceeded(

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from headrace import wire
-from headrace.errors import CircuitOpen, EndpointFailed, EndpointNotFound, QueueFull
+from headrace.errors import EndpointNotFound
 from headrace.gateway.attempt import Attempt
 from headrace.gateway.call import Call, Why
 from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance, demand_of
+from headrace.gateway.refusals import circuit_error, failed_error, full_error
 from headrace.gateway.routing import Changes, RoutingTable
 
 log = logging.getLogger("headrace.gateway")
@@ -421,35 +421,3 @@ def whole_hosts(dead: list[Instance], reasons: dict[str, str]) -> set[str]:
     """Hosts that are lost, by control's word; where it gives none, those that lost several at once."""
     silent = Counter(i.route.host for i in dead if not reasons.get(i.route.id))
     return {host for host, count in silent.items() if count > 1}
-
-
-def full_error(state: EndpointState) -> QueueFull:
-    """The queue is at its bound."""
-    after = state.retry_after()
-    return QueueFull(
-        f"{len(state.queue)} requests ({state.queue.bytes} bytes) wait for {state.route.endpoint}.",
-        hint=f"Try again in {after} s, or raise its queue or scaling.max.",
-        retry_after=after,
-    )
-
-
-def circuit_error(state: EndpointState) -> CircuitOpen:
-    """Nothing is sent there for a while."""
-    name = state.route.endpoint.partition("/")[2]
-    after = max(1, math.ceil(state.circuit.until - time.monotonic()))
-    reason = f": {state.route.reason}" if state.route.reason else ""
-    return CircuitOpen(
-        f"the last {state.circuit.losses} instances of {name} died or refused, none answered{reason}.",
-        hint=f"One request tries it again in {after} s; `headrace logs {name}` has what they printed.",
-        retry_after=after,
-    )
-
-
-def failed_error(route: wire.EndpointRoute) -> EndpointFailed:
-    """Why a failed endpoint answers nothing."""
-    name = route.endpoint.partition("/")[2]
-    return EndpointFailed(
-        route.reason or "the endpoint cannot start.",
-        hint=f"`headrace logs {name}` has the traceback.",
-        retry_after=5,
-    )

@@ -43,6 +43,15 @@ def why_waiting(call: Call) -> str:
     return f"{call.state.why_waiting(call.version)}; for {seconds:.1f} s"
 
 
+def whereabouts(call: Call) -> str:
+    """Where a request is that has come too late, for people; the first word is for programs."""
+    return {
+        "claimed": "connecting to an instance",
+        "sent": "running in an instance",
+        "answering": "being answered by an instance",
+    }.get(call.phase) or why_waiting(call)
+
+
 def _attempt(call: Call, attempt: Attempt, now: float) -> dict[str, Any]:
     route = attempt.instance.route
     return {
