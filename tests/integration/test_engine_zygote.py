@@ -518,3 +518,26 @@ def test_the_shield_exposes_what_is_needed_and_hides_the_rest(zygote: Zygote) ->
         assert "lazymod.py" in listing
         assert seen in ("PermissionError", "FileNotFoundError", "NotADirectoryError"), (hidden, seen)
     assert (data / "admin.key").read_text() == "secret"
+
+
+def test_an_instance_whose_cancelled_handler_does_not_return_ends(zygote: Zygote) -> None:
+    zygote.app("""
+        import threading, time
+        def app(x: int = 0) -> int:
+            if x:
+                print("stuck", flush=True)
+                time.sleep(600)
+            return x
+    """)
+    zygote.init()
+    child = zygote.start("app:app", "function", cancel_grace=0.05)
+    assert child.call({"x": 0}) == (200, 0)
+    connection = UnixHttp(child.socket_path)
+    connection.request(
+        "POST", "/", b'{"x": 1}', {"X-Headrace-Token": TOKEN, "Content-Type": "application/json"}
+    )
+    assert child.out.readline() == b"stuck\n"
+    connection.close()
+    exited = zygote.peer.expect("exited")
+    assert (exited["pid"], exited["code"]) == (child.pid, 75), child.err.read()
+    assert b"cancelled request still runs" in child.err.read()

@@ -120,6 +120,7 @@ class AsgiApp:
                 cycle.gone.set_result(None)
             task.add_done_callback(lambda _: self._server.release(x))
             task.cancel()
+            self._server.abandon(x)
 
         x.cancel = cancel
 

@@ -97,6 +97,8 @@ class BatchApp:
             if self._async:
                 self._start_async(batch)
             else:
+                for x, _ in batch:
+                    x.cancel = lambda x=x: self._server.abandon(x)
                 self._pool.submit(lambda batch=batch: self._run_sync(batch))  # type: ignore[misc]
         if not self._waiting:
             self._due = False
@@ -110,6 +112,8 @@ class BatchApp:
         def cancel() -> None:
             if all(x.cancelled for x, _ in batch):
                 task.cancel()
+                for x, _ in batch:
+                    self._server.abandon(x)
 
         def ended(_: "asyncio.Task[Tuple[List[Answer], Optional[BaseException]]]") -> None:
             # Also of a task that was cancelled before its first step.

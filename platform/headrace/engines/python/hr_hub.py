@@ -24,6 +24,10 @@ class Controls:
         self._checking = False
         self._loop.add_reader(channel.fileno(), self._read)
 
+    def end(self) -> None:
+        """The instance ends by itself."""
+        self._end(None)
+
     async def wait(self) -> Optional[float]:
         """The grace of ``stop`` in seconds; ``None`` when the runtime is gone."""
         return await self._stopped

@@ -46,7 +46,12 @@ class NativeApp:
             self._run_sync(x, args, kwargs)
         elif self._mode == hr_loader.GENERATOR:
             stream = hr_stream.SyncStream(self._loop, x, self.outputs, lambda: self._call(*args, **kwargs))
-            x.cancel = stream.cancel
+
+            def cancel() -> None:
+                stream.cancel()
+                self._server.abandon(x)
+
+            x.cancel = cancel
             stream.on_end = lambda: self._end_thread(x)
             self._pool.submit(stream.run)
         else:
@@ -57,6 +62,7 @@ class NativeApp:
             # A task that is cancelled before its first step never reaches its own release.
             task.add_done_callback(lambda _: self._server.release(x))
             task.cancel()
+            self._server.abandon(x)
 
         x.cancel = cancel
 
@@ -93,6 +99,7 @@ class NativeApp:
                 problem, header = handler_failed(error)
             self._loop.call_soon_threadsafe(self._finish_sync, x, answer, problem, header)
 
+        x.cancel = lambda: self._server.abandon(x)
         self._pool.submit(job)
 
     def _finish_sync(

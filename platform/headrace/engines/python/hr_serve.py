@@ -23,6 +23,11 @@ from hr_loader import Loaded, StartFailed
 from hr_pool import ThreadPool
 from hr_server import Server
 
+_CANCEL_GRACE_S = 5.0
+"""A handler that was cancelled has so long to return."""
+_STUCK = 75
+"""Exit code of an instance whose handlers did not return after they were cancelled."""
+_LAST_REFUSALS_S = 0.1
 _SHUTDOWN_S = 5.0
 """What unload or a lifespan's shutdown may take when the grace is used up."""
 
@@ -105,7 +110,9 @@ class _Instance:
             concurrency * max(1, self._batch),
             int(message.get("max_body") or (32 << 20)),
             float(message.get("timeout") or 0.0),
+            float(message.get("cancel_grace") or _CANCEL_GRACE_S),
         )
+        self._stuck = False
         self._asgi: Optional[AsgiApp] = None
         self._loaded: Optional[Loaded] = None
 
@@ -117,6 +124,11 @@ class _Instance:
             _fail(self._channel, error)
             return 1
         grace = self._loop.run_until_complete(self._controls.wait())
+        if self._stuck:
+            # No unload: the thread that does not return may hold what it needs.
+            self._loop.run_until_complete(asyncio.sleep(_LAST_REFUSALS_S))
+            self._loop.run_until_complete(self._server.flush(1.0))
+            return _STUCK
         if grace is None:
             return 0
         self._stop(grace)
@@ -190,7 +202,19 @@ class _Instance:
         else:
             server.app = hr_native.NativeApp(server, loaded, pool)
         self._controls = Controls(self._channel, server, loaded)
+        server.stuck = self._give_up
         await server.listen(self._socket)
+
+    def _give_up(self) -> None:
+        if not self._stuck:
+            self._stuck = True
+            print(
+                f"headrace: a cancelled request still runs after {self._server.cancel_grace_s:g} s, "
+                "and nothing else does: this instance ends",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._controls.end()
 
     def _stop(self, grace: float) -> None:
         ends = time.monotonic() + grace

@@ -1,4 +1,10 @@
-"""The instance's HTTP server: slots, deadlines, draining. What a request means, its app decides."""
+"""The instance's HTTP server: slots, deadlines, draining, work that does not stop.
+
+What a request means, its app decides. A thread cannot be stopped from outside safely (an exception raised
+in it by force would leave locks taken and libraries in pieces), so work on a thread that goes on after its
+request was cancelled keeps its slot: a zombie. When nothing but zombies runs, `Server.stuck` is told, and
+the instance ends: the slot is not lost for ever, and nobody else's request with it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +41,9 @@ def _deadline_ms(x: Exchange) -> Optional[float]:
 class Server:
     """Never more than ``capacity`` requests at once; the rest is refused as not started."""
 
-    def __init__(self, token: str, capacity: int, max_body: int, timeout_s: float) -> None:
+    def __init__(
+        self, token: str, capacity: int, max_body: int, timeout_s: float, cancel_grace_s: float = 5.0
+    ) -> None:
         self.token = token.encode()
         self.max_body = max_body
         self.capacity = capacity
@@ -44,6 +52,10 @@ class Server:
         self.served = 0
         self.connections: Set[Connection] = set()
         self.app: Optional[App] = None
+        self.cancel_grace_s = cancel_grace_s
+        self.stuck: Callable[[], None] = lambda: None
+        """Called when all that runs was cancelled longer than ``cancel_grace_s`` ago."""
+        self._zombies: Set[Exchange] = set()
         self._timeout_s = timeout_s
         self._active: Set[Exchange] = set()
         self._timer: Optional[asyncio.TimerHandle] = None
@@ -100,8 +112,27 @@ class Server:
         self.in_flight -= 1
         self.served += 1
         self._active.discard(x)
+        self._zombies.discard(x)
+        if self._zombies:
+            self._check_stuck()
         if self.in_flight == 0 and self._idle is not None:
             self._idle.set()
+
+    def abandon(self, x: Exchange) -> None:
+        """The request is cancelled, but its work may go on: it has the grace to notice."""
+        if x.slot:
+            asyncio.get_running_loop().call_later(self.cancel_grace_s, self._overdue, x)
+
+    def _overdue(self, x: Exchange) -> None:
+        if x.slot:
+            self._zombies.add(x)
+            self._check_stuck()
+
+    def _check_stuck(self) -> None:
+        if len(self._zombies) == self.in_flight:
+            # What comes now is refused as not started, and goes elsewhere.
+            self.draining = True
+            self.stuck()
 
     def no_deadline(self, x: Exchange) -> None:
         """This exchange lives as long as its connection (a WebSocket)."""
