@@ -1,0 +1,287 @@
+"""Jobs in PostgreSQL, for gateways on several machines. The contract is `headrace.jobs.store.JobStore`.
+
+Every write is one statement and so one transaction (`sql/postgres/queries.sql`); calls of one kind that come
+together share it (`postgres_lanes`). Counts, attempts and webhook events follow from triggers, whatever
+statement moved a job. After a lost connection a call is repeated within a budget, and finds what it did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from headrace.jobs import ends
+from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result
+from headrace.jobs.postgres_link import POOL_SIZE, RETRY_BUDGET_S, Connection, Link, connect
+from headrace.jobs.postgres_rows import Row, columns, delivery_of_row, job_of_row
+from headrace.jobs.postgres_watch import Watch, WatchCallback
+from headrace.jobs.postgres_writes import Append, Finish, Move, Note, Release, Want, Writes, ended, timed_out
+from headrace.jobs.sql import load_queries
+from headrace.jobs.state import JobState
+
+_Q = load_queries("postgres")
+SLICE = 500
+"""Jobs that one transaction of a sweep or purge touches."""
+FOLD_LOCK = 0x666F6C64
+FOLD_AT = 500
+"""So many changes of one endpoint's counts are put together without waiting for a sweep."""
+FOLD_LIMIT = 20_000
+OFFER_AGAIN_S = 900.0
+"""Longer than `headrace.jobs.blobs.FRESH_S`: a blob that was too fresh to be deleted is offered again."""
+OFFERS = 2
+DRAIN_S = 10.0
+_LAST = (1 << 63) - 1
+
+
+class PostgresStore:
+    """One gateway's view of the store. Make it with `open_postgres`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._watch = Watch(link, _Q["notify"])
+        self._writes = Writes(link, _Q)
+        self._folds: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Store what is queued, for at most `DRAIN_S`, and close."""
+        try:
+            await asyncio.wait_for(asyncio.gather(self._writes.drain(), *self._folds), DRAIN_S)
+        except TimeoutError:
+            pass
+        finally:
+            await self._watch.close()
+            await self._link.close()
+
+    async def watch(self, callback: WatchCallback) -> None:
+        """Hear at once what other gateways did, until the task is cancelled; see `postgres_watch.Watch`."""
+        await self._watch.run(callback)
+
+    # -- clients ------------------------------------------------------------------------------
+
+    async def submit(self, new: NewJob, now: float) -> tuple[Job, bool]:
+        """See `JobStore.submit`."""
+        job, is_new = await self._writes.submit((new, now))
+        if is_new:
+            self._watch.tell("queued", new.project, new.endpoint)
+        return job, is_new
+
+    async def get(self, project: str, job_id: str) -> Job | None:
+        """See `JobStore.get`."""
+        row = await self._row("get", job_id, project)
+        return None if row is None else job_of_row(row)
+
+    async def list(
+        self,
+        project: str,
+        *,
+        endpoint: str | None = None,
+        states: Sequence[JobState] = (),
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> tuple[Sequence[Job], str | None]:
+        """See `JobStore.list`."""
+        before = int(cursor) if cursor and cursor.isascii() and cursor.isdigit() else _LAST
+        before = min(before, _LAST)
+        if endpoint is None and not states:
+            rows = await self._rows("list", project, before, limit + 1)
+        else:
+            rows = await self._rows("list_some", project, before, limit + 1, endpoint, list(states))
+        more = len(rows) > limit
+        return [job_of_row(row) for row in rows[:limit]], str(rows[limit - 1]["seq"]) if more else None
+
+    async def attempts(self, job_id: str) -> Sequence[Attempt]:
+        """See `JobStore.attempts`."""
+        return [Attempt(**dict(row)) for row in await self._rows("attempts", job_id)]
+
+    async def chunks(
+        self, job_id: str, *, attempt: int = 0, after: int = -1, limit: int = 1000
+    ) -> Sequence[Chunk]:
+        """See `JobStore.chunks`."""
+        rows = await self._rows("chunks", job_id, attempt, after, limit)
+        return [Chunk(attempt=row["attempt"], seq=row["seq"], data=row["data"]) for row in rows]
+
+    async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
+        """See `JobStore.cancel`."""
+        job = await self._move("cancel", project, job_id, now)
+        if job is not None and job.state == "cancelled":
+            self._watch.tell("final", project, job_id)
+        return job
+
+    async def retry(self, project: str, job_id: str, now: float) -> Job | None:
+        """See `JobStore.retry`."""
+        job = await self._move("retry", project, job_id, now)
+        if job is not None and job.state == "queued":
+            self._watch.tell("queued", project, job.endpoint)
+        return job
+
+    async def purge(self, project: str, endpoint: str, now: float) -> int:
+        """See `JobStore.purge`."""
+        last = await self._value("purge_last", project, endpoint)
+        removed = 0
+        while last is not None:
+            some = await self._changed("purge", project, endpoint, last, SLICE)
+            removed += some
+            if some < SLICE:
+                break
+        return removed
+
+    async def counts(self, project: str, endpoint: str) -> Counts:
+        """See `JobStore.counts`."""
+        rows = await self._rows("counts", project, endpoint)
+        found = {row["what"]: max(0, row["n"]) for row in rows}
+        if sum(row["parts"] for row in rows) > FOLD_AT and not self._folds:
+            task = asyncio.create_task(self._fold())
+            self._folds.add(task)
+            task.add_done_callback(self._folds.discard)
+        oldest = await self._value("oldest", project, endpoint) if found.get("queued") else None
+        return Counts(**found, oldest_queued_at=oldest)
+
+    # -- workers ------------------------------------------------------------------------------
+
+    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
+        """See `JobStore.waiting`."""
+        rows = await self._rows("waiting", limit)
+        return [(row["project"], row["endpoint"], row["n"], row["oldest"]) for row in rows]
+
+    async def lease(
+        self, owner: str, project: str, endpoint: str, *, limit: int, now: float, until: float
+    ) -> Sequence[Lease]:
+        """See `JobStore.lease`."""
+        if limit <= 0:
+            return []
+        return await self._writes.lease(
+            Want(owner, project, endpoint, limit, now, until, secrets.randbits(62))
+        )
+
+    async def heartbeat(self, owner: str, leases: Sequence[tuple[str, int]], until: float) -> Sequence[str]:
+        """See `JobStore.heartbeat`."""
+        if not leases:
+            return []
+        rows = await self._rows("heartbeat", owner, *columns(leases), until)
+        held = {row["id"] for row in rows}
+        return [job_id for job_id, _ in leases if job_id not in held]
+
+    async def note(
+        self, job_id: str, fence: int, *, instance: str = "", progress: bytes | None = None
+    ) -> bool:
+        """See `JobStore.note`."""
+        return await self._writes.note(Note(job_id, fence, instance, progress))
+
+    async def append(self, job_id: str, fence: int, first_seq: int, items: Sequence[bytes]) -> bool:
+        """See `JobStore.append`."""
+        stored = await self._writes.append(Append(job_id, fence, first_seq, items, time.time()))
+        if stored:
+            self._watch.tell("chunks", "", job_id)
+        return stored
+
+    async def finish(self, job_id: str, fence: int, result: Result, now: float) -> bool:
+        """See `JobStore.finish`."""
+        stored = await self._writes.finish(Finish(job_id, fence, result, now))
+        if stored:
+            self._watch.tell("final", "", job_id)
+        return stored
+
+    async def release(
+        self, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float = 0.0
+    ) -> bool:
+        """See `JobStore.release`."""
+        return await self._writes.release(Release(job_id, fence, reason, lost, now, delay_s))
+
+    async def release_owner(self, owner: str, now: float) -> int:
+        """See `JobStore.release_owner`."""
+        reason = ends.gone_worker(owner)
+        return await self._slices("owned", [owner], lambda row: ended(row, now, reason, lost=True))
+
+    async def dropped(self) -> int:
+        """See `JobStore.dropped`."""
+        return int(await self._value("dropped"))
+
+    # -- time ---------------------------------------------------------------------------------
+
+    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+        """See `JobStore.sweep`."""
+        await self._slices("past_deadline", [now], lambda row: timed_out(row, now), limit)
+        await self._slices(
+            "silent", [now], lambda row: ended(row, now, ends.silent_worker(row["owner"]), lost=True), limit
+        )
+        await self._changed("remove", now, limit)
+        await self._changed("named_blobs", now, OFFERS, limit)
+        blobs = await self._rows("loose_blobs", now, now + OFFER_AGAIN_S, limit)
+        await self._fold()
+        return [row["blob"] for row in blobs]
+
+    # -- webhooks -----------------------------------------------------------------------------
+
+    async def due(self, owner: str, now: float, until: float, limit: int = 100) -> Sequence[Delivery]:
+        """See `JobStore.due`."""
+        found = [delivery_of_row(row) for row in await self._rows("due", now, until, limit)]
+        return sorted(found, key=lambda delivery: (delivery.created_at, delivery.id))
+
+    async def settle(
+        self, delivery_id: str, *, delivered: bool, next_at: float | None, detail: str = ""
+    ) -> None:
+        """See `JobStore.settle`."""
+        if delivered:
+            await self._changed("delivered", delivery_id)
+            return
+        await self._changed("undelivered", delivery_id, next_at, detail[:1000])
+        if next_at is None:
+            await self._changed("given_up", delivery_id)
+
+    # -- one statement ------------------------------------------------------------------------
+
+    async def _rows(self, name: str, *args: Any) -> Sequence[Row]:
+        async def work(connection: Connection, _: bool) -> Sequence[Row]:
+            rows: Sequence[Row] = await connection.fetch(_Q[name], *args)
+            return rows
+
+        return await self._link.run(work)
+
+    async def _row(self, name: str, *args: Any) -> Row | None:
+        rows = await self._rows(name, *args)
+        return rows[0] if rows else None
+
+    async def _value(self, name: str, *args: Any) -> Any:
+        row = await self._row(name, *args)
+        return None if row is None else next(iter(row.values()))
+
+    async def _changed(self, name: str, *args: Any) -> int:
+        async def work(connection: Connection, _: bool) -> int:
+            status: str = await connection.execute(_Q[name], *args)
+            return int(status.rpartition(" ")[2])
+
+        return await self._link.run(work)
+
+    async def _move(self, name: str, project: str, job_id: str, now: float) -> Job | None:
+        """Make a move if it is legal, then give the job as it is."""
+        await self._changed(name, job_id, project, now)
+        return await self.get(project, job_id)
+
+    async def _slices(
+        self, lock: str, args: Sequence[Any], decide: Callable[[Row], Move], limit: int | None = None
+    ) -> int:
+        """Move what a query finds, in slices, so that no transaction is long; how many."""
+        done = 0
+        while limit is None or done < limit:
+            some = SLICE if limit is None else min(SLICE, limit - done)
+            moved = await self._writes.move(lock, [*args, some], decide)
+            done += len(moved)
+            if len(moved) < some:
+                break
+        return done
+
+    async def _fold(self) -> None:
+        await self._changed("fold", FOLD_LOCK, FOLD_LIMIT)
+
+
+async def open_postgres(
+    dsn: str, *, budget_s: float = RETRY_BUDGET_S, pool_size: int = POOL_SIZE
+) -> PostgresStore:
+    """Connect to ``postgresql://user:password@host:port/database?sslmode=...``; bring the schema up to date.
+
+    Raises `SettingsError`, `DataDirError` (a newer schema), `StoreUnavailable`.
+    """
+    return PostgresStore(await connect(dsn, budget_s=budget_s, pool_size=pool_size))

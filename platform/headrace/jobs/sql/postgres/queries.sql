@@ -1,0 +1,312 @@
+-- Every statement of the PostgreSQL job store, by name. The comment under a name says what it is for.
+-- Those on many jobs take arrays, lock rows in the order of their ids (so that two gateways cannot deadlock),
+-- and are one transaction each.
+
+-- name: submit
+-- Store new jobs; gives the ids of those that were not there (same id, or same idempotency key).
+INSERT INTO headrace.jobs (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
+    input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
+    max_attempts, retention_s, traceparent, context, created_at, deadline_at, moved_at)
+SELECT id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data, input_blob,
+    input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s, max_attempts,
+    retention_s, traceparent, context, created_at, deadline_at, created_at
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::text[], $8::text[],
+    $9::text[], $10::text[], $11::bytea[], $12::text[], $13::bigint[], $14::text[], $15::text[], $16::text[],
+    $17::text[], $18::float8[], $19::int[], $20::float8[], $21::text[], $22::bytea[], $23::float8[], $24::float8[])
+    WITH ORDINALITY AS new (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
+    input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
+    max_attempts, retention_s, traceparent, context, created_at, deadline_at, place)
+ORDER BY place
+ON CONFLICT DO NOTHING
+RETURNING id;
+
+-- name: known
+-- The job that stands in the way of a new one: the same idempotency key, or the same id.
+SELECT *, true AS by_key FROM headrace.jobs WHERE project = $2 AND endpoint = $3 AND idempotency_key = $4
+UNION ALL
+SELECT *, false FROM headrace.jobs WHERE id = $1;
+
+-- name: get
+-- One job.
+SELECT * FROM headrace.jobs WHERE id = $1 AND project = $2;
+
+-- name: list
+-- A page of a project's jobs before a seq, newest first, without what went in and came out.
+SELECT * FROM headrace.job_heads
+WHERE project = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3;
+
+-- name: list_some
+-- The same of one endpoint, or of some states: the newest of each endpoint and state that has any.
+SELECT j.* FROM (
+    SELECT endpoint, what FROM headrace.counts
+    WHERE project = $1 AND ($4::text IS NULL OR endpoint = $4) AND what <> 'retried'
+        AND (cardinality($5::text[]) = 0 OR what = ANY ($5))
+    GROUP BY endpoint, what HAVING sum(n) > 0) AS g
+CROSS JOIN LATERAL (SELECT * FROM headrace.job_heads
+    WHERE project = $1 AND endpoint = g.endpoint AND state = g.what AND seq < $2 ORDER BY seq DESC LIMIT $3) AS j
+ORDER BY j.seq DESC LIMIT $3;
+
+-- name: attempts
+-- All attempts of a job: those that ended while it went on, and the latest, which is in the job's row.
+SELECT number, owner, started_at, ended_at, instance, outcome, detail FROM headrace.attempts WHERE job = $1
+UNION ALL
+SELECT attempts, owner, started_at, finished_at, instance, CASE state WHEN 'running' THEN '' ELSE state END, reason
+FROM headrace.jobs j
+WHERE id = $1 AND attempts > 0 AND started_at IS NOT NULL AND state <> 'queued'
+    AND NOT EXISTS (SELECT FROM headrace.attempts a WHERE a.job = j.id AND a.number = j.attempts)
+ORDER BY number;
+
+-- name: chunks
+-- Chunks of the latest attempt: after a number when the reader's attempt is still that one, else all.
+SELECT c.attempt, c.seq, c.data FROM headrace.jobs j
+JOIN headrace.chunks c ON c.job = j.id AND c.attempt = j.attempts
+WHERE j.id = $1 AND (j.attempts <> $2 OR c.seq > $3)
+ORDER BY c.seq LIMIT $4;
+
+-- name: cancel
+-- Cancel what is not final; its worker's fence is void from then on.
+UPDATE headrace.jobs SET state = 'cancelled', finished_at = $3, moved_at = $3, expires_at = $3 + retention_s,
+    lease_until = NULL, reason = 'Cancelled.'
+WHERE id = $1 AND project = $2 AND state IN ('queued', 'running');
+
+-- name: retry
+-- Queue a failed or timed-out job again: with all its attempts, and without its old end.
+UPDATE headrace.jobs SET state = 'queued', moved_at = $3, not_before = $3, retried = retried + 1,
+    old_attempts = attempts, old_lost = lost,
+    deadline_at = $3 + (deadline_at - created_at), finished_at = NULL, expires_at = NULL, started_at = NULL,
+    output_type = NULL, output_data = NULL, output_blob = NULL, output_size = NULL, error = NULL, receipt = NULL,
+    progress = NULL, reason = ''
+WHERE id = $1 AND project = $2 AND state IN ('failed', 'timed_out');
+
+-- name: purge
+-- Remove an endpoint's queued jobs up to a seq, as many as given: what a worker takes in this moment is not queued.
+DELETE FROM headrace.jobs WHERE id IN (
+    SELECT id FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued' AND seq <= $3
+    ORDER BY seq LIMIT $4 FOR UPDATE SKIP LOCKED);
+
+-- name: purge_last
+-- The youngest queued job of an endpoint: a purge does not run after what comes meanwhile.
+SELECT max(seq) FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued';
+
+-- name: counts
+-- The sums of an endpoint's counts, and of how many rows.
+SELECT what, sum(n)::bigint AS n, count(*) AS parts FROM headrace.counts
+WHERE project = $1 AND endpoint = $2 GROUP BY what;
+
+-- name: oldest
+-- When the oldest queued job of an endpoint was submitted: the first of each priority.
+SELECT min(first.created_at) FROM (VALUES (0), (1), (2)) AS r (rank)
+CROSS JOIN LATERAL (SELECT created_at FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued'
+    AND jobs.rank = r.rank ORDER BY seq LIMIT 1) AS first;
+
+-- name: waiting
+-- Endpoints with queued jobs: how many, and since when the oldest waits.
+SELECT w.project, w.endpoint, w.n, o.oldest FROM (
+    SELECT project, endpoint, sum(n)::bigint AS n FROM headrace.counts WHERE what = 'queued'
+    GROUP BY project, endpoint HAVING sum(n) > 0 LIMIT $1) AS w
+CROSS JOIN LATERAL (SELECT min(first.created_at) AS oldest FROM (VALUES (0), (1), (2)) AS r (rank)
+    CROSS JOIN LATERAL (SELECT created_at FROM headrace.jobs j WHERE j.project = w.project
+        AND j.endpoint = w.endpoint AND j.state = 'queued' AND j.rank = r.rank
+        ORDER BY seq LIMIT 1) AS first) AS o
+WHERE o.oldest IS NOT NULL;
+
+-- name: lease
+-- Take queued jobs, for several endpoints at once: high priority first, then oldest; what another worker has
+-- locked is passed over.
+WITH wanted AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::float8[], $6::float8[], $7::bigint[])
+        AS w (owner, project, endpoint, places, at, until, call)
+), picked AS MATERIALIZED (
+    SELECT q.id, w.owner, w.at, w.until, w.call FROM wanted w
+    CROSS JOIN LATERAL (SELECT j.id FROM headrace.jobs j
+        WHERE j.project = w.project AND j.endpoint = w.endpoint AND j.state = 'queued' AND j.not_before <= w.at
+            AND (j.deadline_at IS NULL OR j.deadline_at > w.at)
+        ORDER BY j.rank, j.seq LIMIT w.places FOR UPDATE OF j SKIP LOCKED) AS q
+)
+UPDATE headrace.jobs j SET state = 'running', owner = p.owner, lease_until = p.until, lease_call = p.call,
+    started_at = p.at, moved_at = p.at, attempts = j.attempts + 1, instance = '', progress = NULL, reason = ''
+FROM picked p WHERE j.id = p.id
+RETURNING j.*;
+
+-- name: leased
+-- What calls took whose answer was lost with the connection.
+SELECT * FROM headrace.jobs
+WHERE state = 'running' AND owner = ANY ($1::text[]) AND lease_call = ANY ($2::bigint[]);
+
+-- name: heartbeat
+-- Prolong leases; gives the ids that are still the owner's.
+WITH held AS MATERIALIZED (
+    SELECT j.id FROM unnest($2::text[], $3::int[]) AS g (id, fence) JOIN headrace.jobs j ON j.id = g.id
+    WHERE j.state = 'running' AND j.attempts = g.fence AND j.owner = $1
+    ORDER BY j.id FOR UPDATE OF j)
+UPDATE headrace.jobs j SET lease_until = $4 FROM held h WHERE j.id = h.id RETURNING j.id;
+
+-- name: note
+-- Record where attempts run and how far they are; gives the ids of those whose fence holds.
+WITH given AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::bytea[]) AS g (id, fence, instance, progress)
+), held AS MATERIALIZED (
+    SELECT j.id, g.instance, g.progress FROM given g JOIN headrace.jobs j ON j.id = g.id
+    WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR UPDATE OF j)
+UPDATE headrace.jobs j SET instance = coalesce(nullif(h.instance, ''), j.instance),
+    progress = coalesce(h.progress, j.progress)
+FROM held h WHERE j.id = h.id RETURNING j.id;
+
+-- name: append
+-- Append stream chunks of attempts whose fence holds, and queue their events; gives the ids of those.
+WITH given AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::int[], $3::int[], $4::float8[]) AS g (id, fence, first, at)
+), held AS MATERIALIZED (
+    SELECT j.id, g.fence, g.first, g.at, j.started_at, j.retried, j.webhook_url, j.webhook_events
+    FROM given g JOIN headrace.jobs j ON j.id = g.id
+    WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR NO KEY UPDATE OF j
+), items AS MATERIALIZED (
+    SELECT h.id, h.fence, c.seq, c.data FROM unnest($5::text[], $6::int[], $7::bytea[]) AS c (id, seq, data)
+    JOIN held h ON h.id = c.id
+), added AS (
+    INSERT INTO headrace.chunks (job, attempt, seq, data) SELECT id, fence, seq, data FROM items
+    ON CONFLICT (job, attempt, seq) DO NOTHING
+), told AS (
+    INSERT INTO headrace.deliveries (id, job, event, url, snapshot, chunks, created_at, next_at)
+    SELECT concat_ws('.', h.id, h.retried, h.fence, 'output', h.first), h.id, 'output', h.webhook_url,
+        headrace.without_input(j), ARRAY(SELECT i.data FROM items i WHERE i.id = h.id ORDER BY i.seq), h.at, h.started_at
+    FROM held h JOIN headrace.jobs j ON j.id = h.id
+    WHERE h.webhook_url IS NOT NULL AND EXISTS (SELECT FROM items i WHERE i.id = h.id) AND headrace.wants(h.webhook_events, 'output')
+    ON CONFLICT (id) DO NOTHING
+)
+SELECT id FROM held;
+
+-- name: finish
+-- Store results of attempts whose fence holds, and give their ids. Others are late: counted, and dropped. $12: the
+-- statement is repeated after a lost connection; what it stored the first time is no late result.
+WITH given AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bigint[],
+        $8::bytea[], $9::bytea[], $10::text[], $11::float8[])
+        AS g (id, fence, state, output_type, output_data, output_blob, output_size, error, receipt, reason, at)
+), held AS MATERIALIZED (
+    SELECT j.id FROM given g JOIN headrace.jobs j ON j.id = g.id
+    WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR UPDATE OF j
+), stored AS (
+    UPDATE headrace.jobs j SET state = g.state, finished_at = g.at, moved_at = g.at,
+        expires_at = g.at + j.retention_s, lease_until = NULL, output_type = g.output_type,
+        output_data = g.output_data, output_blob = g.output_blob, output_size = g.output_size, error = g.error,
+        receipt = g.receipt, reason = g.reason
+    FROM held h JOIN given g ON g.id = h.id WHERE j.id = h.id
+    RETURNING j.id
+), before AS (
+    SELECT j.id FROM given g JOIN headrace.jobs j ON j.id = g.id
+    WHERE $12::boolean AND j.attempts = g.fence AND j.state = g.state AND j.finished_at = g.at
+), late AS MATERIALIZED (
+    SELECT g.id, g.fence FROM given g WHERE NOT EXISTS (SELECT FROM stored s WHERE s.id = g.id)
+        AND NOT EXISTS (SELECT FROM before b WHERE b.id = g.id)
+), fenced AS (
+    UPDATE headrace.attempts a SET outcome = 'fenced' FROM late l
+    WHERE a.job = l.id AND a.number = l.fence AND a.outcome = 'lost'
+), loose AS (
+    INSERT INTO headrace.loose_blobs (blob) SELECT DISTINCT g.output_blob FROM given g JOIN late l ON l.id = g.id
+    WHERE g.output_blob <> '' ORDER BY 1
+    ON CONFLICT (blob) DO UPDATE SET next_at = 0, offers = 0
+), counted AS (
+    INSERT INTO headrace.counts (project, endpoint, what, n)
+    SELECT '', '', 'dropped', count(*) FROM late HAVING count(*) > 0
+)
+SELECT id FROM stored UNION ALL SELECT id FROM before;
+
+-- name: held
+-- Lock jobs whose fence holds, to move them; with their attempts since the submission or the last retry.
+SELECT j.id, j.state, j.owner, j.attempts - j.old_attempts - j.lost + j.old_lost AS counted, j.lost - j.old_lost AS lost,
+    j.max_attempts
+FROM unnest($1::text[], $2::int[]) AS g (id, fence) JOIN headrace.jobs j ON j.id = g.id
+WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR UPDATE OF j;
+
+-- name: owned
+-- Lock jobs of a worker that is gone.
+SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts
+FROM headrace.jobs WHERE owner = $1 AND state = 'running' ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED;
+
+-- name: silent
+-- Lock jobs whose worker was not heard of in time. Running ones are few: no index on lease_until.
+SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts
+FROM headrace.jobs WHERE state = 'running' AND lease_until <= $1 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED;
+
+-- name: past_deadline
+-- Lock jobs that have not ended in their time to live.
+SELECT id, state, owner, 0 AS counted, 0 AS lost, max_attempts FROM headrace.jobs
+WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED;
+
+-- name: move
+-- Queue locked jobs again, or end them without a result.
+UPDATE headrace.jobs j SET state = g.state, moved_at = g.at, not_before = g.at + g.delay, reason = g.reason,
+    lost = j.lost + g.lost, lease_until = NULL, error = g.error,
+    owner = CASE WHEN g.state = 'queued' THEN '' ELSE j.owner END,
+    started_at = CASE WHEN g.state = 'queued' THEN NULL ELSE j.started_at END,
+    finished_at = CASE WHEN g.state = 'queued' THEN NULL ELSE g.at END,
+    expires_at = CASE WHEN g.state = 'queued' THEN NULL ELSE g.at + j.retention_s END
+FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[], $5::text[], $6::int[], $7::bytea[])
+    AS g (id, state, at, delay, reason, lost, error)
+WHERE j.id = g.id;
+
+-- name: remove
+-- What was kept long enough after its end.
+DELETE FROM headrace.jobs WHERE id IN (SELECT id FROM headrace.jobs WHERE expires_at <= $1
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED);
+
+-- name: named_blobs
+-- Forget loose blobs that a job names after all, and those that were offered often enough.
+DELETE FROM headrace.loose_blobs WHERE blob IN (
+    SELECT blob FROM headrace.loose_blobs b WHERE next_at <= $1 AND (offers >= $2
+        OR EXISTS (SELECT FROM headrace.jobs WHERE input_blob = b.blob AND input_blob <> '')
+        OR EXISTS (SELECT FROM headrace.jobs WHERE output_blob = b.blob AND output_blob <> '')
+        OR EXISTS (SELECT FROM headrace.deliveries d WHERE d.blob = b.blob AND d.blob <> ''))
+    ORDER BY next_at LIMIT $3 FOR UPDATE SKIP LOCKED);
+
+-- name: loose_blobs
+-- Blobs that nothing names any more, to be deleted; offered again later, in case that deletion was missed.
+UPDATE headrace.loose_blobs SET next_at = $2, offers = offers + 1 WHERE blob IN (
+    SELECT blob FROM headrace.loose_blobs b WHERE next_at <= $1
+        AND NOT EXISTS (SELECT FROM headrace.jobs WHERE input_blob = b.blob AND input_blob <> '')
+        AND NOT EXISTS (SELECT FROM headrace.jobs WHERE output_blob = b.blob AND output_blob <> '')
+        AND NOT EXISTS (SELECT FROM headrace.deliveries d WHERE d.blob = b.blob AND d.blob <> '')
+    ORDER BY next_at LIMIT $3 FOR UPDATE SKIP LOCKED)
+RETURNING blob;
+
+-- name: fold
+-- Put the changes of counts together, one row per count; one gateway at a time.
+WITH mine AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock($1) AS ok
+), taken AS MATERIALIZED (
+    SELECT DISTINCT project, endpoint FROM (
+        SELECT project, endpoint FROM headrace.counts WHERE NOT folded AND (SELECT ok FROM mine) LIMIT $2) AS few
+), gone AS (
+    DELETE FROM headrace.counts c USING taken t WHERE c.project = t.project AND c.endpoint = t.endpoint
+    RETURNING c.project, c.endpoint, c.what, c.n
+)
+INSERT INTO headrace.counts (project, endpoint, what, n, folded)
+SELECT project, endpoint, what, sum(n), true FROM gone GROUP BY project, endpoint, what HAVING sum(n) <> 0;
+
+-- name: dropped
+-- Late results that were dropped.
+SELECT coalesce(sum(n), 0)::bigint FROM headrace.counts WHERE project = '' AND endpoint = '' AND what = 'dropped';
+
+-- name: due
+-- Take webhooks that are due; they come again unless settled.
+UPDATE headrace.deliveries SET next_at = $2, tries = tries + 1
+WHERE id IN (SELECT id FROM headrace.deliveries WHERE next_at <= $1 ORDER BY next_at LIMIT $3 FOR UPDATE SKIP LOCKED)
+RETURNING id, job, event, url, snapshot, chunks, tries, created_at;
+
+-- name: delivered
+-- Forget a webhook event that was delivered.
+DELETE FROM headrace.deliveries WHERE id = $1;
+
+-- name: undelivered
+-- Try a webhook event again, or (NULL) never: then it goes with its job.
+UPDATE headrace.deliveries SET next_at = $2, detail = $3 WHERE id = $1;
+
+-- name: given_up
+-- A webhook event that was given up, and whose job is gone already.
+DELETE FROM headrace.deliveries d WHERE id = $1 AND next_at IS NULL
+    AND NOT EXISTS (SELECT FROM headrace.jobs j WHERE j.id = d.job);
+
+-- name: notify
+-- Tell the other gateways; not worth a sync to disk.
+SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, payload) FROM unnest($2::text[]) AS p (payload);
