@@ -1,0 +1,73 @@
+"""What every job store must do, as checks that its own tests run.
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    async def test_my_store(check, harness):
+        await asyncio.wait_for(check(harness), 60)
+
+A check raises ``AssertionError`` with a sentence about what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from headrace.jobs import conformance_clients as clients
+from headrace.jobs import conformance_time as times
+from headrace.jobs import conformance_webhooks as webhooks
+from headrace.jobs import conformance_workers as workers
+from headrace.jobs.conformance_bench import Bench, Harness, opened
+
+__all__ = ["CHECKS", "Bench", "Check", "Harness", "opened"]
+
+Check = Callable[[Harness], Awaitable[None]]
+
+CHECKS: tuple[Check, ...] = (
+    clients.stores_everything,
+    clients.bodies_of_any_size,
+    clients.survives_a_reopening,
+    clients.one_job_per_key,
+    clients.one_job_per_key_under_contention,
+    clients.one_job_per_id,
+    clients.projects_are_apart,
+    clients.lists_newest_first,
+    clients.lists_by_endpoint_and_state,
+    clients.cancels_what_waits,
+    clients.cancel_voids_the_fence,
+    clients.retries_what_is_dead,
+    clients.a_retry_has_a_new_budget,
+    clients.purges_only_what_waits,
+    clients.counts_every_state,
+    workers.leases_by_priority_then_age,
+    workers.leases_are_exclusive,
+    workers.leases_only_one_endpoint,
+    workers.waiting_endpoints_are_told,
+    workers.a_result_is_stored_once,
+    workers.failures_are_kept_with_their_reason,
+    workers.late_results_are_dropped_and_counted,
+    workers.heartbeats_tell_what_is_gone,
+    workers.notes_need_the_fence,
+    workers.chunks_of_a_new_attempt_replace_the_old,
+    workers.chunks_are_read_in_pages,
+    workers.released_jobs_come_again,
+    workers.released_jobs_wait_for_their_delay,
+    workers.releases_that_count_are_bounded,
+    workers.a_gone_worker_loses_its_jobs,
+    times.an_expired_lease_is_queued_again,
+    times.a_prolonged_lease_is_not_touched,
+    times.lost_attempts_are_bounded,
+    times.the_time_to_live_ends_a_job,
+    times.a_dead_job_is_not_leased,
+    times.finished_jobs_go_after_their_retention,
+    times.a_removed_job_frees_its_key,
+    times.blobs_that_nobody_names_are_given,
+    times.blobs_of_dropped_results_are_given,
+    times.a_sweep_is_bounded,
+    webhooks.events_follow_the_moves,
+    webhooks.events_default_to_completed,
+    webhooks.every_end_is_told,
+    webhooks.output_is_told_in_batches,
+    webhooks.a_start_is_told_once,
+    webhooks.a_delivery_comes_again_until_settled,
+    webhooks.two_senders_never_have_the_same,
+    webhooks.deliveries_survive_their_job,
+)
