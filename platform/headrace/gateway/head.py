@@ -22,7 +22,9 @@ MAX_HEAD_BYTES: Final = 64 << 10
     _ORIGIN,
     _FETCH_SITE,
     _CONTENT_TYPE,
-) = range(13)
+    _IDEMPOTENCY,
+    _PREFER,
+) = range(15)
 
 _MEANING: Final = {
     b"host": _HOST,
@@ -44,6 +46,8 @@ _MEANING: Final = {
     b"origin": _ORIGIN,
     b"sec-fetch-site": _FETCH_SITE,
     b"content-type": _CONTENT_TYPE,
+    b"idempotency-key": _IDEMPOTENCY,
+    b"prefer": _PREFER,
 }
 _NEVER_NOMINATED: Final = frozenset(
     {b"close", b"keep-alive", b"upgrade", b"host", b"content-type", b"cookie"}
@@ -84,8 +88,10 @@ class Head:
         "has_body",
         "host",
         "http10",
+        "idempotency_key",
         "method",
         "origin",
+        "prefer",
         "priority",
         "target",
         "timeout",
@@ -100,6 +106,8 @@ class Head:
         self.cookie = b""
         self.timeout = b""
         self.priority = b""
+        self.idempotency_key = b""
+        self.prefer = b""
         self.origin: bytes | None = None
         self.fetch_site = b""
         self.content_type = b""
@@ -116,7 +124,7 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
     """Check and sort a request's headers in one pass. Raises `BadRequest`."""
     head = Head(method, url)
     lines: list[bytes] = []
-    hosts = authorizations = timeouts = lengths = 0
+    hosts = authorizations = timeouts = lengths = keys = 0
     transfer = connection = None
     for name, value in headers:
         lower = name.lower()
@@ -161,6 +169,13 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
             lines.append(b"%b: %b\r\n" % (name, value))
         elif meaning == _UPGRADE:
             head.upgrade = value
+        elif meaning == _IDEMPOTENCY:
+            keys += 1
+            head.idempotency_key = value.strip()
+            lines.append(b"%b: %b\r\n" % (name, value))
+        elif meaning == _PREFER:
+            head.prefer = head.prefer + b"," + value if head.prefer else value
+            lines.append(b"%b: %b\r\n" % (name, value))
         elif meaning == _EXPECT:
             if value.strip().lower() != b"100-continue":
                 raise BadRequest("Expect: only 100-continue is known.")
@@ -181,6 +196,8 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
         raise BadRequest("more than one Host header.")
     if authorizations > 1:
         raise BadRequest("more than one Authorization header.")
+    if keys > 1 or (keys and not head.idempotency_key):
+        raise BadRequest("Idempotency-Key: more than one, or an empty one.")
     if timeouts > 1:
         raise BadRequest("more than one X-Headrace-Timeout header.")
     if transfer is not None:

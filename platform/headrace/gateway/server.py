@@ -17,12 +17,15 @@ from headrace.config import Settings
 from headrace.errors import ControlAway, NotFound, PortInUse, RequestError, SetupError
 from headrace.gateway.api import health
 from headrace.gateway.api.admin import AdminApi
-from headrace.gateway.api.native import NativeApi
+from headrace.gateway.api.jobs import JobsApi
+from headrace.gateway.api.jobs import Route as JobsRoute
+from headrace.gateway.api.native import NativeApi, Target
 from headrace.gateway.auth import KEYLESS, Keys, check_json, check_keyless, require
 from headrace.gateway.client import ClientConnection, sweep_all
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.head import MethodNotAllowed
+from headrace.gateway.jobs.system import JobSystem
 from headrace.gateway.request import Request
 from headrace.gateway.routing import RoutingTable
 
@@ -96,9 +99,12 @@ class Gateway:
         self.dispatcher = Dispatcher(self.table, self._control.send)
         self._native = NativeApi(self.table, self.dispatcher)
         self._admin = AdminApi(self._control)
+        self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
+        self._jobs_api = JobsApi(self.jobs.service)
         sock = self._listener or self._bind()
         sock.setblocking(False)
         self.port = sock.getsockname()[1]
+        await self.jobs.start()
         self._control.start()
         if self._listener is not None:
             await self._first_table()
@@ -119,12 +125,14 @@ class Gateway:
         if self._server is None:
             return
         grace = self._settings.drain_grace if grace_s is None else grace_s
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace
         self.draining = True
         self._server.close()
         for client in list(self._clients):
             client.shut()
         if self._clients:
-            self._empty = asyncio.get_running_loop().create_future()
+            self._empty = loop.create_future()
             await asyncio.wait([self._empty], timeout=grace)
         for client in list(self._clients):
             client.abort()
@@ -135,6 +143,7 @@ class Gateway:
         if self._unconfirmed is not None:
             self._unconfirmed.cancel()
         await asyncio.sleep(0)
+        await self.jobs.stop(max(0.0, until - loop.time()))
         await self.dispatcher.close()
         await self._control.stop()
         await self._server.wait_closed()
@@ -173,6 +182,9 @@ class Gateway:
             return 0
         if path.startswith(b"/api/v1/") or path == b"/api/openapi.json":
             record = self._who(request)
+            if self._jobs_api.knows(path):
+                check_json(head)
+                return self._jobs_api.admit(request, record)
             require(record, ("deploy",), "manage the platform")
             check_json(head)
             request.target = _Admin(record)
@@ -187,8 +199,10 @@ class Gateway:
                 request.client.reply(request, health.answer(request, self.not_ready()))
             elif isinstance(target, _Admin):
                 self._admin.start(request, target.record)
+            elif isinstance(target, JobsRoute):
+                self._jobs_api.start(request)
             else:
-                self._native.start(request)
+                self._call(request, target)
         except RequestError as error:
             request.client.fail(request, error)
         except Exception as error:
@@ -197,6 +211,19 @@ class Gateway:
             request.client.fail(
                 request, RequestError(f"{type(error).__name__} in the gateway: its log has more.")
             )
+
+    def _call(self, request: Request, target: Target) -> None:
+        """A call to an endpoint: as it is, as a job, or stored because its key makes it answerable once."""
+        head = request.head
+        if head.method == b"POST" and not target.upgrade:
+            project = target.state.key.partition("/")[0]
+            if self._jobs_api.wants_async(request):
+                self._jobs_api.start_call(request, target, project)
+                return
+            if head.idempotency_key:
+                self.jobs.sync.start(request, target, project, head.idempotency_key.decode("latin-1"))
+                return
+        self._native.start(request)
 
     def hold(self, size: int) -> bool:
         """Take bytes of the budget for bodies."""

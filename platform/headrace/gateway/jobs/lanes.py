@@ -1,0 +1,156 @@
+"""One lane per endpoint that has jobs: what waits in the store, what is leased, how much may be leased."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headrace.gateway.endpoints import EndpointState
+from headrace.jobs.model import Lease
+
+if TYPE_CHECKING:
+    from headrace.gateway.call import Call
+    from headrace.gateway.jobs.sink import JobClient
+
+SYNC_PREFIX = "sync:"
+"""Sync calls with a key are stored under this and their endpoint's name: a queue of their own, which
+neither purge nor the counts of an endpoint's jobs see. No endpoint's name holds a colon."""
+LOOKAHEAD_S = 0.25
+"""Jobs for so long a time are leased ahead, so that slots don't wait for the store."""
+MAX_AHEAD = 128
+SYNC_WINDOW = 512
+MAX_UNSTORED = 512
+"""Results whose storing is under way, per lane; with more, nothing new is leased."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One leased job."""
+
+    lease: Lease
+    lane: Lane
+    client: JobClient | None = None
+    call: Call | None = None
+    began: float = 0.0
+    """Monotonic time at which it went to the dispatcher; 0: not yet."""
+    noted: str = ""
+    """The instance that the store knows of."""
+    settling: bool = False
+    void: bool = False
+    """Its fence is void: nothing of it may be stored."""
+    pending: list[bytes] = field(default_factory=list)
+    """Stream items on their way to the store."""
+    batch: list[bytes] = field(default_factory=list)
+    """Those that are being stored."""
+    flushed: asyncio.Event = field(default_factory=asyncio.Event)
+    seq: int = 0
+    flushing: bool = False
+    idempotent: bool = True
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it waits in the endpoint's queue, beside sync calls, and not behind them."""
+        return self.lane.sync or self.lease.job.priority == "high"
+
+    @property
+    def instance(self) -> str:
+        """Id of the instance that has, or had, the attempt; empty: none yet."""
+        attempts = self.call.attempts if self.call is not None else ()
+        return attempts[-1].instance.route.id if attempts else ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names it to the store."""
+        return self.lease.job.id, self.lease.fence
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """See the module."""
+
+    project: str
+    stored_as: str
+    """The endpoint's name in the store."""
+    waiting: int = 0
+    """Queued jobs in the store as known last; hints are added to it."""
+    oldest_at: float = 0.0
+    hints: int = 0
+    """Submissions heard of since the last look at the store."""
+    urgent: int = 0
+    """High-priority submissions heard of since the last lease."""
+    held: deque[Run] = field(default_factory=deque)
+    """Leased, waiting for a free slot."""
+    sent: set[Run] = field(default_factory=set)
+    """With the dispatcher."""
+    settling: int = 0
+    leasing: bool = False
+    retry_at: float = 0.0
+    missing_since: float = 0.0
+    service_s: float = 0.0
+
+    @property
+    def sync(self) -> bool:
+        """Whether these are sync calls."""
+        return self.stored_as.startswith(SYNC_PREFIX)
+
+    @property
+    def key(self) -> str:
+        """``project/name`` of the endpoint."""
+        return f"{self.project}/{self.stored_as.removeprefix(SYNC_PREFIX)}"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left of it."""
+        return not (self.waiting or self.held or self.sent or self.leasing or self.settling)
+
+    def took(self, seconds: float) -> None:
+        """A job has run so long."""
+        self.service_s = seconds if not self.service_s else self.service_s * 0.8 + seconds * 0.2
+
+    def want(self, state: EndpointState) -> int:
+        """How many jobs to lease now."""
+        if self.settling >= MAX_UNSTORED:
+            return 0
+        if self.sync:
+            return SYNC_WINDOW - len(self.sent) - len(self.held)
+        group = state.group(None)
+        if not group or not state.circuit.lets_through(time.monotonic()):
+            return 0
+        slots = sum(i.concurrency for i in group)
+        free = sum(max(0, i.concurrency - i.in_flight) for i in group)
+        ahead = min(MAX_AHEAD, int(slots * LOOKAHEAD_S / self.service_s)) if self.service_s else 0
+        held = len(self.held)
+        if held > ahead // 2 and not self.urgent:
+            return 0
+        return max(0, free + ahead - held, min(self.urgent, slots))
+
+    def place(self, state: EndpointState) -> Run | None:
+        """The next held job that may go to the dispatcher now: sync calls that wait come first."""
+        if not self.held:
+            return None
+        run = self.held[0]
+        if run.urgent:
+            return run
+        version = run.lease.job.version
+        group = state.group(version)
+        if version is not None and not group:
+            return run
+        if state.queue and len(state.queue) > sum(
+            1 for r in self.sent if r.call is not None and r.call.phase == "queued"
+        ):
+            return None
+        now = time.monotonic()
+        if not state.circuit.lets_through(now):
+            return None
+        return run if any(i.free(now) for i in group) else None
+
+    def hold(self, run: Run) -> None:
+        """Put a leased job in its place: urgent ones in front, else in the order of the store."""
+        if run.urgent:
+            at = next((n for n, other in enumerate(self.held) if not other.urgent), len(self.held))
+            self.held.insert(at, run)
+        else:
+            self.held.append(run)

@@ -1,0 +1,467 @@
+"""The gateway as a worker: leases jobs within what its instances can take, runs each as a `Call`, and
+stores what came of it with the fence of its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from headrace.errors import EndpointNotFound, RequestError
+from headrace.gateway.dispatch import Dispatcher
+from headrace.gateway.endpoints import EndpointState
+from headrace.gateway.jobs.attempt import begin, deadline_passed
+from headrace.gateway.jobs.hub import Hub
+from headrace.gateway.jobs.lanes import Lane, Run
+from headrace.gateway.jobs.outcome import Ended, Release, judge, payload_fields, receipt_of
+from headrace.gateway.jobs.sink import JobClient, Outcome
+from headrace.gateway.routing import RoutingTable
+from headrace.jobs.blobs import BlobStore
+from headrace.jobs.model import INLINE_BYTES, Job, Lease, Payload, Priority, Result
+from headrace.jobs.store import JobStore, StoreUnavailable
+
+log = logging.getLogger("headrace.gateway.jobs")
+
+LEASE_S = 30.0
+HEARTBEAT_S = 5.0
+POLL_S = 0.5
+STORE_AGAIN_S = 1.0
+KEEP_RESULT_S = 120.0
+"""A result that the store does not take is kept so long."""
+MISSING_S = 10.0
+"""An endpoint that is unknown for so long was deleted: its jobs fail."""
+MAX_DOOMED = 100
+SETTLE_S = 2.0
+"""For giving leases back at the end of a stop."""
+
+Finished = Callable[[Job, Result], None]
+MakeClient = Callable[[Run, Callable[[Outcome], None]], JobClient]
+
+
+class Runner:
+    """See the module. ``finished`` hears of stored results; ``client_for`` makes the sinks of sync calls."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        store: JobStore,
+        blobs: BlobStore,
+        dispatcher: Dispatcher,
+        table: RoutingTable,
+        owner: str,
+        hub: Hub,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._dispatcher = dispatcher
+        self._table = table
+        self._owner = owner
+        self._hub = hub
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._by_key: dict[str, Lane] = {}
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._poll_now = asyncio.Event()
+        self._stopping = False
+        self._over_all: asyncio.Future[None] | None = None
+        self.finished: Finished = lambda job, result: None
+        self.client_for: MakeClient | None = None
+        dispatcher.on_room = self.room
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to look for jobs."""
+        self._spawn(self._poll())
+        self._spawn(self._beat())
+
+    async def stop(self, grace_s: float) -> None:
+        """Lease nothing more, give back what has not begun, let the rest end within ``grace_s``, then
+        give that back, too."""
+        self._stopping = True
+        for lane in self._lanes.values():
+            held, lane.held = list(lane.held), type(lane.held)()
+            for run in held:
+                self._give_back(run, "its gateway stopped", lost=True)
+        if self._runs:
+            await asyncio.wait([self._all_over()], timeout=grace_s)
+        for run in list(self._runs.values()):
+            if not run.settling:
+                self._end_call(run)
+                self._give_back(run, "its gateway stopped", lost=True)
+        if self._runs:
+            await asyncio.wait([self._all_over()], timeout=SETTLE_S)
+        await self.abandon()
+
+    async def abandon(self) -> None:
+        """End at once, and leave the leases to expire (as a crash does)."""
+        self._stopping = True
+        for run in list(self._runs.values()):
+            self._end_call(run)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _all_over(self) -> asyncio.Future[None]:
+        """Done when no run is left."""
+        self._over_all = asyncio.get_running_loop().create_future()
+        return self._over_all
+
+    # -- for the service ------------------------------------------------------------------------
+
+    def hint(self, project: str, endpoint: str, priority: Priority = "normal") -> None:
+        """A job was stored: look for it now."""
+        lane = self._lane(project, endpoint)
+        lane.waiting += 1
+        lane.hints += 1
+        lane.urgent += priority == "high"
+        self._pump(lane)
+
+    def runs_here(self, job_id: str) -> bool:
+        """Whether this gateway has the job's lease."""
+        return job_id in self._runs
+
+    def abort(self, job_id: str) -> None:
+        """The job was cancelled: end its attempt here; nothing of it is stored any more."""
+        run = self._runs.get(job_id)
+        if run is not None and not run.settling:
+            self._void(run)
+
+    @property
+    def holds(self) -> int:
+        """Leases that were not given back."""
+        return len(self._runs)
+
+    def look(self) -> None:
+        """Something changed for many jobs: look at the store soon."""
+        self._poll_now.set()
+
+    def room(self, state: EndpointState) -> None:
+        """From the dispatcher: there may be a free slot."""
+        lane = self._by_key.get(state.key)
+        if lane is not None:
+            self._pump(lane)
+
+    # -- lanes ----------------------------------------------------------------------------------
+
+    def _lane(self, project: str, endpoint: str) -> Lane:
+        lane = self._lanes.get((project, endpoint))
+        if lane is None:
+            lane = self._lanes[project, endpoint] = Lane(project, endpoint)
+            if not lane.sync:
+                self._by_key[lane.key] = lane
+        return lane
+
+    def _pump(self, lane: Lane) -> None:
+        if self._stopping:
+            return
+        state = self._dispatcher.state(lane.key)
+        if state is None:
+            return
+        lane.missing_since = 0.0
+        while (run := lane.place(state)) is not None:
+            lane.held.remove(run)
+            self._send(run, state)
+        if not lane.sync:
+            state.held = len(lane.held)
+            age = max(0.0, time.time() - lane.oldest_at) if lane.oldest_at else 0.0
+            self._dispatcher.stored(state, lane.waiting, age)
+        if lane.waiting and not lane.leasing and time.monotonic() >= lane.retry_at:
+            want = lane.want(state)
+            if want > 0:
+                lane.leasing = True
+                self._spawn(self._lease(lane, want))
+
+    async def _lease(self, lane: Lane, want: int) -> None:
+        lane.hints = lane.urgent = 0
+        leases: list[Lease] = []
+        try:
+            now = time.time()
+            leases = list(
+                await self._store.lease(
+                    self._owner, lane.project, lane.stored_as, limit=want, now=now, until=now + LEASE_S
+                )
+            )
+            lane.waiting = max(0, lane.waiting - len(leases)) if len(leases) == want else lane.hints
+        except RequestError as error:
+            log.warning("cannot lease jobs of %s: %s", lane.key, error)
+            lane.retry_at = time.monotonic() + STORE_AGAIN_S
+        finally:
+            lane.leasing = False
+        for lease in leases:
+            self._take(lane, lease)
+        self._pump(lane)
+
+    def _take(self, lane: Lane, lease: Lease) -> None:
+        run = Run(lease, lane)
+        self._runs[lease.job.id] = run
+        if self._stopping:
+            self._give_back(run, "its gateway stopped", lost=True)
+        elif lease.job.input.blob:
+            lane.sent.add(run)
+            self._spawn(self._fetch(run))
+        else:
+            lane.hold(run)
+
+    async def _fetch(self, run: Run) -> None:
+        """Get a large input from the blob store."""
+        job = run.lease.job
+        try:
+            data = await self._blobs.get(job.input.blob)
+        except RequestError as error:
+            run.lane.sent.discard(run)
+            self._ended(run, Outcome(error=error))
+            return
+        job = msgspec.structs.replace(job, input=msgspec.structs.replace(job.input, data=data))
+        run.lease = msgspec.structs.replace(run.lease, job=job)
+        run.lane.sent.discard(run)
+        if not run.void:
+            run.lane.hold(run)
+            self._pump(run.lane)
+
+    async def _poll(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._poll_now.wait()
+            except TimeoutError:
+                pass
+            self._poll_now.clear()
+            try:
+                await self._look()
+            except StoreUnavailable as error:
+                log.warning("the job store does not answer: %s", error)
+                await asyncio.sleep(STORE_AGAIN_S)
+            except Exception:
+                log.exception("looking for jobs failed")
+
+    async def _look(self) -> None:
+        if not self._table.complete:
+            return
+        for lane in self._lanes.values():
+            lane.hints = 0
+        found = await self._store.waiting()
+        seen: set[tuple[str, str]] = set()
+        for project, endpoint, queued, oldest_at in found:
+            lane = self._lane(project, endpoint)
+            seen.add((project, endpoint))
+            if not lane.leasing:
+                lane.waiting, lane.oldest_at = max(queued, lane.hints), oldest_at
+        for key, lane in list(self._lanes.items()):
+            if key not in seen and not lane.leasing:
+                lane.waiting, lane.oldest_at = lane.hints, 0.0
+            self._pump(lane)
+            if lane.idle:
+                del self._lanes[key]
+                if not lane.sync:
+                    self._by_key.pop(lane.key, None)
+            elif lane.waiting and self._dispatcher.state(lane.key) is None:
+                self._missing(lane)
+
+    def _missing(self, lane: Lane) -> None:
+        now = time.monotonic()
+        lane.missing_since = lane.missing_since or now
+        if now - lane.missing_since >= MISSING_S and not lane.leasing:
+            lane.leasing = True
+            self._spawn(self._doom(lane))
+
+    async def _doom(self, lane: Lane) -> None:
+        """Fail jobs of an endpoint that is not there any more."""
+        error = EndpointNotFound(f"endpoint {lane.key} was deleted.")
+        try:
+            now = time.time()
+            leases = await self._store.lease(
+                self._owner, lane.project, lane.stored_as, limit=MAX_DOOMED, now=now, until=now + LEASE_S
+            )
+            for lease in leases:
+                run = self._runs[lease.job.id] = Run(lease, lane)
+                self._ended(run, Outcome(error=error))
+        except RequestError:
+            log.warning("cannot end the jobs of %s", lane.key)
+        finally:
+            lane.leasing = False
+
+    # -- one run ----------------------------------------------------------------------------------
+
+    def _send(self, run: Run, state: EndpointState) -> None:
+        if (late := deadline_passed(run.lease.job)) is not None:
+            self._ended(run, Outcome(error=late))
+            return
+
+        def done(outcome: Outcome) -> None:
+            self._ended(run, outcome)
+
+        if run.lane.sync and self.client_for is not None:
+            client = self.client_for(run, done)
+        else:
+            client = JobClient(done, None if run.lane.sync else lambda items: self._items(run, items))
+        run.client, run.began, run.idempotent = client, time.monotonic(), state.route.idempotent
+        run.lane.sent.add(run)
+        begin(self._dispatcher, run, state)
+
+    def _items(self, run: Run, items: list[bytes]) -> None:
+        run.pending.extend(items)
+        if not run.flushing:
+            run.flushing = True
+            run.flushed.clear()
+            self._spawn(self._flush(run))
+
+    async def _flush(self, run: Run) -> None:
+        """Store stream items in batches as large as came in the meantime."""
+        job_id, fence = run.key
+        try:
+            while run.pending and not run.void:
+                run.batch, run.pending = run.pending, []
+                if not await self._insist(lambda: self._store.append(job_id, fence, run.seq, run.batch)):
+                    self._void(run)
+                    return
+                run.seq += len(run.batch)
+                if run.client is not None:
+                    run.client.stored(sum(len(item) for item in run.batch))
+                self._hub.ring(job_id)
+        finally:
+            run.flushing = False
+            run.flushed.set()
+
+    def _ended(self, run: Run, outcome: Outcome) -> None:
+        """The attempt is over (called by its call, or before it had one)."""
+        lane = run.lane
+        lane.sent.discard(run)
+        if run.void or run.settling:
+            return
+        if run.began and outcome.status:
+            lane.took(time.monotonic() - run.began)
+        run.settling = True
+        lane.settling += 1
+        outcome.instance = run.instance
+        self._spawn(self._settle(run, outcome), "settle")
+        if outcome.error is not None:
+            asyncio.get_running_loop().call_soon(self._pump, lane)
+
+    async def _settle(self, run: Run, outcome: Outcome) -> None:
+        job = run.lease.job
+        try:
+            if run.flushing:
+                await run.flushed.wait()
+            verdict = judge(job, outcome, idempotent=run.idempotent, receipt=receipt_of(job, outcome))
+            if isinstance(verdict, Release):
+                await self._insist(lambda: self._release(run, verdict))
+                self._poll_now.set()
+            else:
+                await self._finish(run, verdict)
+        finally:
+            run.lane.settling -= 1
+            self._forget(run)
+            self._hub.ring(job.id)
+
+    async def _finish(self, run: Run, ended: Ended) -> None:
+        job, result = run.lease.job, ended.result
+        if ended.body is not None:
+            payload = payload_fields(ended)
+            if payload.size > INLINE_BYTES:
+                payload = await self._insist(lambda: store_payload(self._blobs, payload))
+            result = msgspec.structs.replace(result, output=payload)
+        job_id, fence = run.key
+        if await self._insist(lambda: self._store.finish(job_id, fence, result, time.time())):
+            self.finished(job, result)
+
+    async def _insist(self, act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Do it, again while the store does not answer, for `KEEP_RESULT_S`."""
+        deadline = time.monotonic() + KEEP_RESULT_S
+        while True:
+            try:
+                return await act()
+            except RequestError as error:
+                if error.status != 503 or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(STORE_AGAIN_S)
+
+    async def _release(self, run: Run, how: Release) -> bool:
+        job_id, fence = run.key
+        return await self._store.release(
+            job_id, fence, time.time(), reason=how.reason[:500], lost=how.lost, delay_s=how.delay_s
+        )
+
+    def _give_back(self, run: Run, reason: str, *, lost: bool) -> None:
+        run.settling = True
+        run.lane.settling += 1
+        self._spawn(self._give(run, Release(reason, lost)), "settle")
+
+    async def _give(self, run: Run, how: Release) -> None:
+        try:
+            await self._release(run, how)
+        except RequestError as error:
+            log.warning("job %s: its lease will expire: %s", run.lease.job.id, error)
+        finally:
+            run.lane.settling -= 1
+            self._forget(run)
+
+    # -- leases ---------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            try:
+                await self._prolong()
+            except StoreUnavailable as error:
+                log.warning("leases are not prolonged: %s", error)
+            except Exception:
+                log.exception("prolonging leases failed")
+
+    async def _prolong(self) -> None:
+        runs = dict(self._runs)
+        if not runs:
+            return
+        keys = [run.key for run in runs.values()]
+        for job_id in await self._store.heartbeat(self._owner, keys, time.time() + LEASE_S):
+            run = runs[job_id]
+            if self._runs.get(job_id) is run and not run.settling:
+                log.info("job %s is not ours any more", job_id)
+                self._void(run)
+        for run in runs.values():
+            instance = run.instance
+            if instance and run.noted != instance and not run.settling:
+                run.noted = instance
+                job_id, fence = run.key
+                await self._store.note(job_id, fence, instance=instance)
+
+    def _void(self, run: Run) -> None:
+        run.void = True
+        self._end_call(run)
+        self._forget(run)
+        self._hub.ring(run.lease.job.id)
+        self._pump(run.lane)
+
+    def _end_call(self, run: Run) -> None:
+        if run.client is not None:
+            run.client.forget()
+        if run.call is not None:
+            run.call.cancel()
+
+    def _forget(self, run: Run) -> None:
+        if self._runs.get(run.lease.job.id) is run:
+            del self._runs[run.lease.job.id]
+            if not self._runs and self._over_all is not None and not self._over_all.done():
+                self._over_all.set_result(None)
+        run.lane.sent.discard(run)
+        if run in run.lane.held:
+            run.lane.held.remove(run)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str = "jobs") -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a job's attempt was not stored", exc_info=error)
+
+
+async def store_payload(blobs: BlobStore, payload: Payload) -> Payload:
+    """The payload with its data in the blob store."""
+    sha256 = await blobs.put(payload.data)
+    return msgspec.structs.replace(payload, data=b"", blob=sha256)

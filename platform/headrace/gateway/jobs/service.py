@@ -1,0 +1,268 @@
+"""What the APIs know of jobs: submit, look, wait, cancel. They never see a store, a lease or a runner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, NamedTuple
+
+from headrace.gateway.dispatch import Dispatcher
+from headrace.gateway.endpoints import EndpointState
+from headrace.gateway.jobs.documents import document, waiting_of
+from headrace.gateway.jobs.hub import Hub, rung
+from headrace.gateway.jobs.lanes import SYNC_PREFIX
+from headrace.gateway.jobs.outbound import check_url
+from headrace.gateway.jobs.runner import Runner, store_payload
+from headrace.gateway.jobs.webhooks import Document, WebhookSender
+from headrace.jobs.blobs import BlobStore
+from headrace.jobs.model import INLINE_BYTES, Attempt, Chunk, Counts, Job, NewJob, Payload, Result
+from headrace.jobs.state import FINAL, JobState
+from headrace.jobs.store import JobStore, StoreUnavailable
+
+FIRST_POLL_S = 0.2
+LAST_POLL_S = 0.5
+LOCAL_POLL_S = 2.0
+"""A job that runs here rings when it ends: the store is only asked in case that was missed."""
+CHUNKS = 1000
+
+
+class Workers(NamedTuple):
+    """Instances of an endpoint as RunPod counts them."""
+
+    idle: int = 0
+    running: int = 0
+    initializing: int = 0
+    ready: int = 0
+    throttled: int = 0
+    unhealthy: int = 0
+
+
+class JobService:
+    """See the module. Methods raise `StoreUnavailable` while there is no store."""
+
+    def __init__(self, dispatcher: Dispatcher, hub: Hub, *, webhook_private: bool) -> None:
+        self._dispatcher = dispatcher
+        self._hub = hub
+        self._private = webhook_private
+        self._store: JobStore | None = None
+        self._blobs: BlobStore | None = None
+        self._runner: Runner | None = None
+        self.webhooks: WebhookSender | None = None
+        self.why_not = "the job store is not open yet"
+        self.documents: dict[str, Document] = {}
+        """What webhooks of an API carry; APIs that are not here get the native document."""
+
+    def attach(self, store: JobStore, blobs: BlobStore, runner: Runner, webhooks: WebhookSender) -> None:
+        """The stores are open."""
+        self._store, self._blobs, self._runner, self.webhooks = store, blobs, runner, webhooks
+        runner.finished = self._finished
+        webhooks.documents = self.documents
+
+    def detach(self) -> None:
+        """The gateway stops."""
+        self._store = None
+        self.why_not = "the gateway is stopping"
+
+    # -- jobs -----------------------------------------------------------------------------------
+
+    async def submit(self, new: NewJob) -> tuple[Job, bool]:
+        """Store a job; (job, whether it is new). When this returns it is never lost.
+
+        Raises `IdempotencyConflict`, `ValidationFailed` for a webhook's URL, `StoreUnavailable`.
+        """
+        store, runner = self._open()
+        if new.webhook is not None:
+            self.check_webhook(new.webhook.url)
+        job, is_new = await store.submit(new, time.time())
+        if is_new:
+            runner.hint(new.project, new.endpoint, new.priority)
+            self._tell_webhooks(job)
+        return job, is_new
+
+    async def get(self, project: str, job_id: str) -> Job | None:
+        """One job."""
+        return await self.store.get(project, job_id)
+
+    async def list(
+        self,
+        project: str,
+        *,
+        endpoint: str | None = None,
+        states: Sequence[JobState] = (),
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> tuple[Sequence[Job], str | None]:
+        """Newest first; (page, cursor of the next)."""
+        return await self.store.list(project, endpoint=endpoint, states=states, limit=limit, cursor=cursor)
+
+    async def attempts(self, job_id: str) -> Sequence[Attempt]:
+        """All attempts, oldest first."""
+        return await self.store.attempts(job_id)
+
+    async def wait(self, project: str, job_id: str, timeout_s: float) -> Job | None:
+        """The job when it is final, or as it is when the time is up. None: unknown."""
+        deadline = time.monotonic() + timeout_s
+        bell = self._hub.bell(job_id)
+        pause = FIRST_POLL_S
+        try:
+            while True:
+                job = await self.store.get(project, job_id)
+                left = deadline - time.monotonic()
+                if job is None or job.state in FINAL or left <= 0:
+                    return job
+                here = self._runner is not None and self._runner.runs_here(job_id)
+                await rung(bell, min(LOCAL_POLL_S if here else pause, left))
+                pause = min(LAST_POLL_S, pause * 1.3)
+        finally:
+            self._hub.drop(job_id, bell)
+
+    async def cancel(self, project: str, job_id: str) -> Job | None:
+        """Cancelled at once, with the attempt that runs here; final jobs stay what they are."""
+        store, runner = self._open()
+        job = await store.cancel(project, job_id, time.time())
+        if job is not None and job.state == "cancelled":
+            runner.abort(job_id)
+            self._hub.ring(job_id)
+            self._tell_webhooks(job)
+        return job
+
+    async def retry(self, project: str, job_id: str) -> Job | None:
+        """A failed or timed-out job runs again under its id; others stay what they are."""
+        store, runner = self._open()
+        job = await store.retry(project, job_id, time.time())
+        if job is not None and job.state == "queued":
+            runner.hint(project, job.endpoint, job.priority)
+            self._hub.ring(job_id)
+        return job
+
+    async def purge(self, project: str, endpoint: str) -> int:
+        """Remove all queued jobs of the endpoint; how many."""
+        store, runner = self._open()
+        count = await store.purge(project, endpoint, time.time())
+        runner.look()
+        return count
+
+    async def counts(self, project: str, endpoint: str) -> Counts:
+        """Jobs of the endpoint by state."""
+        return await self.store.counts(project, endpoint)
+
+    async def stream(
+        self, project: str, job_id: str, *, after: tuple[int, int] | None = None
+    ) -> AsyncIterator[Chunk]:
+        """Items of the job's stream, until it is final. ``after``: (attempt, seq) that was seen last.
+
+        When an item's ``attempt`` is larger than that before, all earlier ones are void.
+        """
+        attempt, seq = after or (0, -1)
+        bell = self._hub.bell(job_id)
+        pause = FIRST_POLL_S
+        try:
+            while True:
+                # Asked before the chunks: what is there when the job is final is all.
+                job = await self.store.get(project, job_id)
+                if job is None:
+                    return
+                while True:
+                    chunks = await self.store.chunks(job_id, attempt=attempt, after=seq, limit=CHUNKS)
+                    for chunk in chunks:
+                        attempt, seq = chunk.attempt, chunk.seq
+                        yield chunk
+                    if len(chunks) < CHUNKS:
+                        break
+                if job.state in FINAL:
+                    return
+                pause = FIRST_POLL_S if chunks else min(LAST_POLL_S, pause * 1.3)
+                await rung(bell, pause)
+        finally:
+            self._hub.drop(job_id, bell)
+
+    # -- bodies ---------------------------------------------------------------------------------
+
+    async def payload(self, content_type: str, body: bytes) -> Payload:
+        """The body, in the blob store when it is large."""
+        payload = Payload(content_type=content_type, data=body, size=len(body))
+        if len(body) <= INLINE_BYTES:
+            return payload
+        self._open()
+        assert self._blobs is not None
+        return await store_payload(self._blobs, payload)
+
+    async def body(self, payload: Payload) -> bytes:
+        """The bytes, wherever they are."""
+        if not payload.blob:
+            return payload.data
+        self._open()
+        assert self._blobs is not None
+        return await self._blobs.get(payload.blob)
+
+    # -- beside ---------------------------------------------------------------------------------
+
+    def workers(self, project: str, endpoint: str) -> Workers:
+        """Instances of the endpoint as this gateway sees them."""
+        state = self._dispatcher.state(f"{project}/{endpoint}")
+        if state is None:
+            return Workers()
+        usable = [i for i in state.instances.values() if i.usable and not i.route.suspect]
+        running = sum(1 for i in usable if i.in_flight)
+        waits = bool(state.queue) or bool(state.stored) or state.route.state == "deploying"
+        stuck = bool(state.route.reason)
+        return Workers(
+            idle=len(usable) - running,
+            running=running,
+            initializing=int(waits and not usable and not stuck and state.route.state != "failed"),
+            ready=len(usable),
+            throttled=int(waits and not usable and stuck and state.route.state != "failed"),
+            unhealthy=len(state.instances) - len(usable) + (state.route.state == "failed"),
+        )
+
+    def endpoint(self, project: str, endpoint: str) -> EndpointState | None:
+        """What the gateway knows of an endpoint."""
+        return self._dispatcher.state(f"{project}/{endpoint.removeprefix(SYNC_PREFIX)}")
+
+    async def document(self, job: Job, *, attempts: bool = False) -> dict[str, Any]:
+        """The job as the native API shows it."""
+        output = job.output
+        return document(
+            job,
+            attempts=await self.store.attempts(job.id) if attempts else None,
+            waiting=waiting_of(job, self.endpoint(job.project, job.endpoint)),
+            output=output.data if output is not None and not output.blob else None,
+        )
+
+    def check_webhook(self, url: str) -> None:
+        """Raises `ValidationFailed` for a URL that can never be delivered to."""
+        check_url(url, private=self._private)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside; it ends with the gateway."""
+        self._dispatcher.spawn(work)
+
+    def runs_here(self, job_id: str) -> bool:
+        """Whether this gateway works on the job now."""
+        return self._runner is not None and self._runner.runs_here(job_id)
+
+    @property
+    def hub(self) -> Hub:
+        """Rings when something happens to a job in this gateway."""
+        return self._hub
+
+    @property
+    def store(self) -> JobStore:
+        """The store. Raises `StoreUnavailable` while it is not open."""
+        if self._store is None:
+            raise StoreUnavailable(f"{self.why_not}.", hint="Try again in a moment.", retry_after=1)
+        return self._store
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _open(self) -> tuple[JobStore, Runner]:
+        store = self.store
+        assert self._runner is not None
+        return store, self._runner
+
+    def _finished(self, job: Job, result: Result) -> None:
+        self._tell_webhooks(job)
+
+    def _tell_webhooks(self, job: Job) -> None:
+        if job.webhook is not None and self.webhooks is not None:
+            self.webhooks.hint()

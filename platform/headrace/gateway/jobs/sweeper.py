@@ -1,0 +1,55 @@
+"""Every second: leases of the dead and expired ones are queued again, what is past its time goes, and so
+do blobs that nothing names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from headrace.errors import HeadraceError
+from headrace.gateway.jobs.owners import OwnerMark
+from headrace.jobs.blobs import BlobStore
+from headrace.jobs.store import JobStore
+
+log = logging.getLogger("headrace.gateway.jobs")
+
+PERIOD_S = 1.0
+SWEEP_LIMIT = 1000
+BLOB_LIST = 1000
+
+
+async def sweep(
+    store: JobStore,
+    blobs: BlobStore,
+    mark: OwnerMark,
+    look: Callable[[], None],
+    *,
+    period_s: float = PERIOD_S,
+) -> None:
+    """Sweep for ever; ``look`` is called when there may be new work."""
+    while True:
+        try:
+            if await bury(store, mark):
+                look()
+            if mark.sweeps():
+                unnamed = await store.sweep(time.time(), SWEEP_LIMIT)
+                if unnamed:
+                    await blobs.delete(unnamed)
+        except HeadraceError as error:
+            log.warning("not swept: %s", error)
+        except Exception:
+            log.exception("sweeping failed")
+        await asyncio.sleep(period_s)
+
+
+async def bury(store: JobStore, mark: OwnerMark) -> int:
+    """Queue again what dead gateways held; how many jobs."""
+    jobs = 0
+    for owner in mark.dead():
+        count = await store.release_owner(owner, time.time())
+        mark.buried(owner)
+        jobs += count
+        log.warning("gateway %s is gone: %d jobs of it are queued again", owner, count)
+    return jobs

@@ -1,0 +1,314 @@
+"""Sync calls with an ``Idempotency-Key``: stored before they run, answered from what was stored.
+
+The same key gets the same answer, also while the call still runs, through another gateway, or after the
+death of the one that ran it. An answer that is a stream is passed on as it comes and is not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from headrace.errors import Conflict, HeadraceError, RequestError
+from headrace.gateway.api.native import Target
+from headrace.gateway.jobs.attempt import FORWARD
+from headrace.gateway.jobs.lanes import SYNC_PREFIX, Run
+from headrace.gateway.jobs.outcome import REFUSED
+from headrace.gateway.jobs.service import JobService
+from headrace.gateway.jobs.sink import JobClient, Outcome
+from headrace.gateway.request import Request
+from headrace.gateway.respond import response
+from headrace.jobs.model import SYNC_RETENTION_S, Job, NewJob
+from headrace.jobs.state import FINAL
+
+log = logging.getLogger("headrace.gateway")
+
+MAX_KEY_CHARS = 255
+HANG_UP_GRACE_S = 3.0
+"""A call whose client hung up goes on for so long: the client may come back with the same key."""
+ANSWER_MARGIN_S = 5.0
+
+
+class SyncCalls:
+    """See the module."""
+
+    def __init__(self, service: JobService) -> None:
+        self._service = service
+        self._live: dict[str, SyncExchange] = {}
+        self._waiters: dict[str, int] = {}
+
+    def start(self, request: Request, target: Target, project: str, key: str) -> None:
+        """Answer the request, in a task of its own."""
+        exchange = SyncExchange(self, request)
+        request.exchange = exchange
+        exchange.task = asyncio.get_running_loop().create_task(self._run(exchange, target, project, key))
+
+    def client_for(self, run: Run, done: Callable[[Outcome], None]) -> JobClient:
+        """The sink of a sync call's attempt."""
+        exchange = self._live.get(run.lease.job.id)
+        return SyncClient(done, exchange)
+
+    async def _run(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
+        request = exchange.request
+        try:
+            await self._answer(exchange, target, project, key)
+        except RequestError as error:
+            exchange.fail(error)
+        except HeadraceError as error:
+            exchange.fail(RequestError(str(error)))
+        except Exception as error:
+            log.exception("request %s failed in the gateway", request.id)
+            exchange.fail(RequestError(f"{type(error).__name__} in the gateway: its log has more."))
+
+    async def _answer(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
+        service, request = self._service, exchange.request
+        new = await self._new_job(request, target, project, key)
+        # From here on the call may run at any moment, and its answer may be a stream.
+        self._live[new.id] = exchange
+        job_id = new.id
+        try:
+            job, is_new = await service.submit(new)
+            job_id = job.id
+            if not is_new and job.state == "failed" and job.receipt.get(REFUSED):
+                is_new = True
+                self._live[job_id] = exchange
+                job = await service.retry(project, job_id) or job
+            exchange.job = (project, job_id)
+            self._waiters[job_id] = self._waiters.get(job_id, 0) + 1
+            try:
+                request.client.release_body(request)
+                found: Job | None = job
+                if job.state not in FINAL:
+                    found = await service.wait(project, job_id, target.timeout_s + ANSWER_MARGIN_S)
+            except asyncio.CancelledError:
+                self._left(project, job_id)
+                raise
+            finally:
+                self._waiters[job_id] -= 1
+                if not self._waiters[job_id]:
+                    del self._waiters[job_id]
+        finally:
+            for id in (new.id, job_id):
+                if self._live.get(id) is exchange:
+                    del self._live[id]
+        if exchange.streamed:
+            return
+        if found is None:
+            raise Conflict("the call's answer is not kept any more.", hint="Use a new Idempotency-Key.")
+        await self._reply(exchange, found, replayed=not is_new)
+
+    async def _new_job(self, request: Request, target: Target, project: str, key: str) -> NewJob:
+        if len(key) > MAX_KEY_CHARS:
+            raise RequestError(f"Idempotency-Key: longer than {MAX_KEY_CHARS} characters.", http_status=400)
+        head, body = request.head, request.body
+        content_type = head.content_type.decode("latin-1")
+        digest = hashlib.sha256()
+        for part in (head.method, target.path, str(target.version).encode(), head.content_type, body):
+            digest.update(b"%d:%b" % (len(part), part))
+        return NewJob(
+            id=request.id,
+            project=project,
+            endpoint=SYNC_PREFIX + target.state.route.endpoint.partition("/")[2],
+            input=await self._service.payload(content_type, body),
+            version=target.version,
+            method=head.method.decode("latin-1"),
+            path=target.path.decode("latin-1"),
+            api="sync",
+            key_id=request.key,
+            idempotency_key=key,
+            fingerprint=digest.hexdigest(),
+            priority=target.priority,
+            ttl_s=target.timeout_s,
+            execution_timeout_s=target.timeout_s,
+            max_attempts=1 + target.state.route.retries if target.state.route.idempotent else 1,
+            retention_s=SYNC_RETENTION_S,
+            context={FORWARD: head.forward.decode("latin-1")},
+        )
+
+    def _left(self, project: str, job_id: str) -> None:
+        """A client hung up. When it was the last one and none comes back, the call is cancelled."""
+
+        async def cancel() -> None:
+            await asyncio.sleep(HANG_UP_GRACE_S)
+            if job_id not in self._waiters:
+                try:
+                    await self._service.cancel(project, job_id)
+                except RequestError as error:
+                    log.info("call %s is not cancelled: %s", job_id, error)
+
+        self._service.spawn(cancel())
+
+    async def _reply(self, exchange: SyncExchange, job: Job, *, replayed: bool) -> None:
+        request = exchange.request
+        extra = b"Idempotent-Replayed: true\r\n" if replayed else b""
+        if job.state not in FINAL:
+            raise RequestError("the call has not ended in its time.", http_status=504)
+        receipt = job.receipt
+        if job.output is not None:
+            body = await self._service.body(job.output)
+            lines = "".join(f"{name}: {value}\r\n" for name, value in receipt.get("headers", ()))
+            client = request.client
+            client.reply(
+                request,
+                response(
+                    int(receipt.get("status", 200)),
+                    body,
+                    job.output.content_type,
+                    request_id=job.id,
+                    close=client.closes(request),
+                    head_only=request.head.method == b"HEAD",
+                    extra=extra + lines.encode("latin-1"),
+                ),
+            )
+            return
+        if receipt.get("streamed"):
+            raise Conflict(
+                "the answer to this key was a stream, which is not kept.", hint="Use a new Idempotency-Key."
+            )
+        exchange.fail(stored_error(job), extra)
+
+
+class SyncExchange:
+    """One client that waits for a sync call with a key."""
+
+    def __init__(self, calls: SyncCalls, request: Request) -> None:
+        self._calls = calls
+        self.request = request
+        self.task: asyncio.Task[None] | None = None
+        self.job: tuple[str, str] | None = None
+        self.streamed = False
+        """The answer goes to the client as it comes."""
+        self.gone = False
+        self.sink: SyncClient | None = None
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        self.gone = True
+        if self.sink is not None:
+            self.sink.client_gone()
+        if self.task is not None:
+            self.task.cancel()
+
+    def pause(self) -> None:
+        """The client reads slowly."""
+        if self.sink is not None:
+            self.sink.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self.sink is not None:
+            self.sink.resume()
+
+    def fail(self, error: RequestError, extra: bytes = b"") -> None:
+        """Answer with a problem, unless a stream has begun."""
+        if not self.gone and not self.streamed:
+            self.request.client.fail(self.request, error, extra)
+
+
+class SyncClient(JobClient):
+    """Collects the answer of a sync call, or passes it on when it is a stream and its client is here."""
+
+    def __init__(self, done: Callable[[Outcome], None], exchange: SyncExchange | None) -> None:
+        super().__init__(done)
+        self._exchange = exchange
+        self._passing = False
+        self.keep_timing = True
+
+    def write(self, data: bytes) -> None:
+        """See `JobClient.write`."""
+        if not self.outcome.status and self._passes(data):
+            return
+        if not self._passing:
+            super().write(data)
+            return
+        exchange = self._exchange
+        if exchange is not None and not exchange.gone and data:
+            chunk = data if exchange.request.head.http10 else b"%x\r\n%b\r\n" % (len(data), data)
+            exchange.request.client.write(chunk)
+
+    def end(self, request: Request) -> None:
+        """See `JobClient.end`."""
+        exchange = self._exchange
+        if self._passing and exchange is not None and not exchange.gone:
+            live = exchange.request
+            if live.head.http10:
+                live.close = True
+            else:
+                live.client.write(b"0\r\n\r\n")
+            exchange.gone = True
+            live.client.end(live)
+        super().end(request)
+
+    def cut(self, request: Request) -> None:
+        """See `JobClient.cut`."""
+        exchange = self._exchange
+        if self._passing and exchange is not None and not exchange.gone:
+            exchange.gone = True
+            exchange.request.client.cut(exchange.request)
+        super().cut(request)
+
+    def pause(self) -> None:
+        """The live client reads slowly."""
+        self.writable = False
+        if self._passing and self._request is not None and self._request.exchange is not None:
+            self._request.exchange.pause()
+
+    def resume(self) -> None:
+        """The live client has caught up."""
+        self.writable = True
+        if self._passing and self._request is not None and self._request.exchange is not None:
+            self._request.exchange.resume()
+
+    def client_gone(self) -> None:
+        """The live client hung up: a stream is of no use to anybody else."""
+        if self._passing and self._request is not None and self._request.exchange is not None:
+            self._abort(Conflict("the client hung up in the middle of the stream."))
+
+    def _passes(self, data: bytes) -> bool:
+        """Begin to pass the answer on, if it is a stream; ``data`` begins with its head."""
+        exchange = self._exchange
+        head, _, rest = data.partition(b"\r\n\r\n")
+        if exchange is None or exchange.gone or b"\r\ncontent-length:" in head.lower():
+            return False
+        self._passing = True
+        self.read_head(head)
+        self.outcome.whole = False
+        exchange.streamed, exchange.sink = True, self
+        live = exchange.request
+        head += b"\r\n" if live.head.http10 else b"\r\nTransfer-Encoding: chunked\r\n"
+        if live.client.closes(live):
+            head += b"Connection: close\r\n"
+        live.client.write(head + b"\r\n")
+        if rest:
+            self.write(rest)
+        self.writable = live.client.writable
+        return True
+
+
+def stored_error(job: Job) -> RequestError:
+    """The error of a call that ended without an answer of its instance, with its own status."""
+    doc: dict[str, Any] = job.error or {
+        "type": "urn:headrace:cancelled",
+        "title": "Cancelled",
+        "status": 409,
+        "detail": "the call was cancelled.",
+    }
+    error = StoredProblem(str(doc.get("detail") or doc.get("title") or job.state))
+    error.doc = doc
+    error.extra = {"http_status": int(doc.get("status") or 500)}
+    if "retry_after" in doc:
+        error.extra["retry_after"] = doc["retry_after"]
+    return error
+
+
+class StoredProblem(RequestError):
+    """A problem document that was stored, given back as it was."""
+
+    doc: dict[str, Any]
+
+    def to_problem(self, request_id: str | None = None) -> dict[str, Any]:
+        """The document."""
+        return {**self.doc, "request_id": request_id} if request_id else self.doc

@@ -1,0 +1,116 @@
+"""Everything about jobs in one gateway, put together: stores, runner, service, webhooks, sweeper."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from headrace.config import Settings
+from headrace.gateway.dispatch import Dispatcher
+from headrace.gateway.jobs.hub import Hub
+from headrace.gateway.jobs.owners import OwnerMark
+from headrace.gateway.jobs.runner import Runner
+from headrace.gateway.jobs.service import JobService
+from headrace.gateway.jobs.sweeper import bury, sweep
+from headrace.gateway.jobs.sync import SyncCalls
+from headrace.gateway.jobs.webhooks import WebhookSender, read_secret
+from headrace.gateway.routing import RoutingTable
+from headrace.jobs.open import open_blobs, open_store
+from headrace.jobs.store import JobStore, StoreUnavailable
+
+log = logging.getLogger("headrace.gateway.jobs")
+
+OPEN_TIMEOUT_S = 5.0
+OPEN_AGAIN_S = 1.0
+
+
+class JobSystem:
+    """See the module. Without a store that answers the gateway still serves; jobs are refused with 503."""
+
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, table: RoutingTable, owner: str) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._table = table
+        self._owner = owner
+        self._hub = Hub()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._mark: OwnerMark | None = None
+        self._store: JobStore | None = None
+        self._runner: Runner | None = None
+        self.service = JobService(dispatcher, self._hub, webhook_private=settings.webhook_private)
+        self.sync = SyncCalls(self.service)
+
+    async def start(self) -> None:
+        """Open the stores and begin. Raises `SettingsError` or `DataDirError`; a store that does not answer
+        is tried again in the background."""
+        if not self._settings.data.is_dir():
+            self.service.why_not = f"there is no data directory {self._settings.data}"
+            return
+        try:
+            await self._open()
+        except (StoreUnavailable, TimeoutError) as error:
+            self._not_yet(error)
+            self._spawn(self._keep_opening())
+
+    async def stop(self, grace_s: float) -> None:
+        """Give leases back, let attempts end within ``grace_s``, and close."""
+        self.service.detach()
+        runner, mark, store = self._runner, self._mark, self._store
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if runner is not None:
+            await runner.stop(grace_s)
+        if store is not None:
+            with contextlib.suppress(Exception):
+                await store.close()
+        if mark is not None:
+            mark.close(clean=runner is None or not runner.holds)
+
+    async def _open(self) -> None:
+        settings = self._settings
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            store = await open_store(settings)
+        try:
+            blobs = await open_blobs(settings)
+            secret = await asyncio.to_thread(read_secret, settings.data)
+            mark = await asyncio.to_thread(OwnerMark, settings.data / "gateways", self._owner)
+        except BaseException:
+            await store.close()
+            raise
+        self._store, self._mark = store, mark
+        runner = Runner(store, blobs, self._dispatcher, self._table, self._owner, self._hub)
+        webhooks = WebhookSender(blobs, secret, private=settings.webhook_private)
+        self._runner = runner
+        runner.client_for = self.sync.client_for
+        self.service.attach(store, blobs, runner, webhooks)
+        with contextlib.suppress(StoreUnavailable):
+            await bury(store, mark)
+        runner.start()
+        self._spawn(webhooks.run(store, self._owner))
+        self._spawn(sweep(store, blobs, mark, runner.look))
+
+    async def _keep_opening(self) -> None:
+        while True:
+            await asyncio.sleep(OPEN_AGAIN_S)
+            try:
+                await self._open()
+            except (StoreUnavailable, TimeoutError) as error:
+                self._not_yet(error)
+            except Exception as error:
+                log.exception("the job store cannot be opened")
+                self._not_yet(error)
+            else:
+                return
+
+    def _not_yet(self, error: Exception) -> None:
+        self.service.why_not = f"the job store does not answer: {str(error) or type(error).__name__}".rstrip(
+            "."
+        )
+        log.warning("%s", self.service.why_not)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))

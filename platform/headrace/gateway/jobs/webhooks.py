@@ -1,0 +1,197 @@
+"""Delivers webhooks from the store's outbox: signed as Standard Webhooks says, at least once, stable id.
+
+When a delivery is tried again, the store knows; how long that takes is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tenacity import RetryCallState, wait_exponential, wait_random
+
+from headrace.errors import DataDirError, HeadraceError, RequestError, ValidationFailed
+from headrace.gateway.jobs.documents import event_document
+from headrace.gateway.jobs.outbound import AddressForbidden, post
+from headrace.jobs.blobs import BlobStore
+from headrace.jobs.events import Event, decode_event
+from headrace.jobs.model import Delivery
+from headrace.jobs.store import JobStore
+
+log = logging.getLogger("headrace.gateway.jobs")
+
+SECRET_FILE = "webhook.secret"  # noqa: S105 - its name
+SECRET_PREFIX = "whsec_"  # noqa: S105
+TIMEOUT_S = 10.0
+MAX_AT_ONCE = 32
+TAKEN_S = 60.0
+"""A delivery comes again so long after it was taken, unless it is settled: longer than a try."""
+POLL_S = 1.0
+MAX_TRIES = 16
+MAX_INLINE_BLOB = 4 << 20
+"""Outputs in the blob store travel in a webhook up to this size."""
+
+_backoff = wait_exponential(multiplier=1.0, min=1.0, max=3600.0) + wait_random(0.0, 1.0)
+
+Document = Callable[[Event, bytes | None], Any]
+"""What a receiver gets, for one API: from the event and the output (None: too large, or there is none)."""
+
+
+class WebhookSender:
+    """See the module. ``documents`` of APIs that are not here get the native document."""
+
+    def __init__(
+        self, blobs: BlobStore, secret: bytes, *, private: bool, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._blobs = blobs
+        self._secret = secret
+        self._private = private
+        self._tls = tls
+        self._wake = asyncio.Event()
+        self._under_way: set[asyncio.Task[None]] = set()
+        self.documents: dict[str, Document] = {}
+        self.first_delay_scale = 1.0
+
+    def hint(self) -> None:
+        """A job with a webhook has moved."""
+        self._wake.set()
+
+    def secret(self, project: str) -> str:
+        """The project's secret as receivers need it."""
+        return SECRET_PREFIX + base64.b64encode(project_secret(self._secret, project)).decode()
+
+    async def run(self, store: JobStore, owner: str) -> None:
+        """Deliver for ever."""
+        try:
+            while True:
+                await self._round(store, owner)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
+                self._wake.clear()
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _round(self, store: JobStore, owner: str) -> None:
+        free = MAX_AT_ONCE - len(self._under_way)
+        if free <= 0:
+            return
+        now = time.time()
+        try:
+            due = await store.due(owner, now, now + TAKEN_S, free)
+        except RequestError as error:
+            log.warning("webhooks wait: %s", error)
+            return
+        for delivery in due:
+            task = asyncio.get_running_loop().create_task(self._deliver(store, delivery))
+            self._under_way.add(task)
+            task.add_done_callback(self._delivered)
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a webhook could not be settled", exc_info=error)
+
+    async def _deliver(self, store: JobStore, delivery: Delivery) -> None:
+        final = False
+        try:
+            status = await self._send(delivery)
+            detail = f"HTTP {status}"
+            if 200 <= status < 300:
+                await store.settle(delivery.id, delivered=True, next_at=None, detail=detail)
+                return
+            final = status == 410
+        except (AddressForbidden, ValidationFailed) as error:
+            detail, final = str(error), True
+        except HeadraceError as error:
+            detail = str(error)
+        except Exception as error:
+            log.exception("webhook %s", delivery.id)
+            detail = f"{type(error).__name__} in the gateway"
+        tries = delivery.tries + 1
+        next_at = (
+            None if final or tries >= MAX_TRIES else time.time() + self.first_delay_scale * delay_s(tries)
+        )
+        if next_at is None:
+            log.warning("webhook %s of job %s is given up: %s", delivery.event, delivery.job, detail)
+        await store.settle(delivery.id, delivered=False, next_at=next_at, detail=detail[:500])
+
+    async def _send(self, delivery: Delivery) -> int:
+        event = decode_event(delivery.body)
+        output: bytes | None = None
+        payload = event.job.output
+        if payload is not None:
+            if not payload.blob:
+                output = payload.data
+            elif payload.size <= MAX_INLINE_BLOB:
+                output = await self._blobs.get(payload.blob)
+        render = self.documents.get(event.job.api, event_document)
+        body = msgspec.json.encode(render(event, output))
+        headers = sign(project_secret(self._secret, delivery.project), delivery.id, int(time.time()), body)
+        headers |= {"Content-Type": "application/json", "User-Agent": "headrace-webhooks/1"}
+        if event.job.traceparent:
+            headers["traceparent"] = event.job.traceparent
+        return await post(
+            delivery.url, headers, body, private=self._private, timeout_s=TIMEOUT_S, tls=self._tls
+        )
+
+
+def delay_s(tries: int) -> float:
+    """Seconds until the next try, after ``tries`` of them: doubled each time up to an hour, with jitter."""
+    state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
+    state.attempt_number = tries
+    return float(_backoff(state))
+
+
+def sign(secret: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers of Standard Webhooks."""
+    digest = hmac.new(secret, f"{id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return {
+        "webhook-id": id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
+
+
+def project_secret(root: bytes, project: str) -> bytes:
+    """The secret of a project: that of ``default`` is in the file, the others follow from it."""
+    return root if project == "default" else hmac.new(root, project.encode(), hashlib.sha256).digest()
+
+
+def read_secret(data: Path) -> bytes:
+    """The secret in the data directory, made when there is none (blocking). Raises `DataDirError`."""
+    path = data / SECRET_FILE
+    try:
+        if not path.exists():
+            draft = path.with_name(f".{SECRET_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(SECRET_PREFIX.encode() + base64.b64encode(secrets.token_bytes(32)) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # Two gateways may start together: the first one's stays.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+            draft.unlink()
+        text = path.read_text().strip()
+        secret = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+    except (OSError, ValueError) as error:
+        raise DataDirError(f"{path}: {error}.", hint="Remove it; the next start makes a new one.") from error
+    if len(secret) < 24:
+        raise DataDirError(f"{path} is damaged.", hint="Remove it; the next start makes a new one.")
+    return secret
