@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Fixtures that tests of several folders share (`fixtures_*.py`) are beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
+pytest_plugins = ("fixtures_postgres",)
 
 # Every process that the tests start inherits this, also through a supervisor or Ray (which drop names that
 # begin with HEADRACE_ or RAY_). What runs in a sandbox does not (its environment is allow-listed), so living
