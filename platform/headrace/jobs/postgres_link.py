@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -169,6 +170,11 @@ async def connect(dsn: str, *, budget_s: float = RETRY_BUDGET_S, pool_size: int 
                 return Link(pool, dsn, budget_s)
     except DataDirError:
         raise
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"--store {where}: no TLS ({type(error).__name__}).",
+            hint="Check sslmode and sslrootcert, and the server's certificate.",
+        ) from None
     except (ValueError, asyncpg.exceptions.ClientConfigurationError) as error:
         raise SettingsError(
             f"--store {where} is not understood ({type(error).__name__}).",
@@ -179,14 +185,11 @@ async def connect(dsn: str, *, budget_s: float = RETRY_BUDGET_S, pool_size: int 
             f"--store {where}: PostgreSQL refuses ({error.sqlstate}, {type(error).__name__}).",
             hint="Check user, password, database, and that the user may create a schema.",
         ) from None
-    except Exception as error:
+    except _TRANSIENT as error:
         code = getattr(error, "sqlstate", None) or type(error).__name__
         raise StoreUnavailable(
             f"{where} does not answer ({code}).", hint="Is PostgreSQL running, and is the address right?"
         ) from None
-    finally:
-        if pool is not None and not isinstance(pool, Link) and pool.is_closing():
-            pool.terminate()
     raise AssertionError("a retry ends with a value or an error")
 
 
@@ -220,7 +223,7 @@ async def _apply(connection: Connection, migrations: Sequence[str]) -> None:
 def _retrying(budget_s: float) -> AsyncRetrying:
     return AsyncRetrying(
         stop=stop_after_delay(budget_s),
-        wait=wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.1),
+        wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.1),
         retry=retry_if_exception(transient),
         reraise=True,
     )
