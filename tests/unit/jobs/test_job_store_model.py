@@ -1,0 +1,281 @@
+"""Random interleavings of two workers, clients and a clock against the SQLite store and a small model."""
+
+import asyncio
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace.jobs.events import decode_event
+from headrace.jobs.model import PRIORITY_RANK, NewJob, Payload, Result, Webhook
+from headrace.jobs.sqlite import open_sqlite
+from headrace.jobs.state import FINAL, RETRYABLE, may_move
+from headrace.jobs.store import MAX_LOST
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+WORKERS = st.sampled_from(["w1", "w2"])
+LEASE_S = 10.0
+
+
+@dataclass
+class Known:
+    """What the model knows of a job."""
+
+    id: str
+    order: int
+    rank: int
+    max_attempts: int
+    ttl_s: float | None
+    created_at: float
+    deadline_at: float | None
+    state: str = "queued"
+    available_at: float = 0.0
+    owner: str = ""
+    until: float = 0.0
+    attempts: int = 0
+    counted: int = 0
+    lost: int = 0
+    lost_now: int = 0
+    retried: int = 0
+    expires_at: float = 0.0
+    ends: list[int] = field(default_factory=list)
+
+    def move(self, state, now):
+        assert may_move(self.state, state), f"{self.state} -> {state}"
+        self.state = state
+        if state in FINAL:
+            self.ends.append(self.retried)
+            self.expires_at = now + 60.0
+
+
+class Jobs(RuleBasedStateMachine):
+    jobs = Bundle("jobs")
+    leases = Bundle("leases")
+
+    @initialize()
+    def start(self):
+        self.loop = asyncio.new_event_loop()
+        self.dir = Path(tempfile.mkdtemp(prefix="hr-jobs-"))
+        self.stores = [self.do(open_sqlite(self.dir / "jobs.db")) for _ in range(2)]
+        self.now = 1000.0
+        self.known: dict[str, Known] = {}
+        self.removed: list[Known] = []
+        self.dropped = 0
+        self.turn = 0
+
+    def do(self, coroutine):
+        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 20))
+
+    @property
+    def store(self):
+        # Alternately through two stores on one file, as two gateways are.
+        self.turn += 1
+        return self.stores[self.turn % 2]
+
+    @rule(
+        target=jobs,
+        priority=st.sampled_from(["low", "normal", "high"]),
+        max_attempts=st.integers(1, 3),
+        ttl=st.sampled_from([None, None, 5.0, 30.0]),
+    )
+    def submit(self, priority, max_attempts, ttl):
+        order = len(self.known) + len(self.removed)
+        new = NewJob(
+            id=f"j{order}",
+            project="p",
+            endpoint="e",
+            input=Payload(data=b"{}", size=2),
+            priority=priority,
+            max_attempts=max_attempts,
+            ttl_s=ttl,
+            retention_s=60.0,
+            webhook=Webhook(url="https://example.org"),
+        )
+        _, is_new = self.do(self.store.submit(new, self.now))
+        assert is_new
+        self.known[new.id] = Known(
+            id=new.id,
+            order=order,
+            rank=PRIORITY_RANK[priority],
+            max_attempts=max_attempts,
+            ttl_s=ttl,
+            created_at=self.now,
+            deadline_at=None if ttl is None else self.now + ttl,
+        )
+        return new.id
+
+    @rule(target=leases, owner=WORKERS, limit=st.integers(0, 3))
+    def lease(self, owner, limit):
+        free = [
+            k
+            for k in self.known.values()
+            if k.state == "queued"
+            and k.available_at <= self.now
+            and (k.deadline_at is None or k.deadline_at > self.now)
+        ]
+        expected = sorted(free, key=lambda k: (k.rank, k.order))[:limit]
+        taken = self.do(
+            self.store.lease(owner, "p", "e", limit=limit, now=self.now, until=self.now + LEASE_S)
+        )
+        assert [lease.job.id for lease in taken] == [k.id for k in expected]
+        for k, lease in zip(expected, taken, strict=True):
+            k.move("running", self.now)
+            k.attempts += 1
+            k.owner, k.until = owner, self.now + LEASE_S
+            assert lease.fence == k.attempts
+        return multiple(*((lease.job.id, lease.fence) for lease in taken))
+
+    def holder(self, lease):
+        """The job, when the lease is the one that holds it."""
+        k = self.known.get(lease[0])
+        return k if k is not None and k.state == "running" and k.attempts == lease[1] else None
+
+    @rule(lease=leases, state=st.sampled_from(["succeeded", "failed", "cancelled", "timed_out"]))
+    def finish(self, lease, state):
+        k = self.holder(lease)
+        assert self.do(self.store.finish(*lease, Result(state=state), self.now)) == (k is not None)
+        if k is None:
+            self.dropped += 1
+        else:
+            k.move(state, self.now)
+
+    @rule(lease=consumes(leases), lost=st.booleans(), delay=st.sampled_from([0.0, 0.0, 7.0]))
+    def release(self, lease, lost, delay):
+        k = self.holder(lease)
+        done = self.do(self.store.release(*lease, self.now, reason="r", lost=lost, delay_s=delay))
+        assert done == (k is not None)
+        if k is not None:
+            self.ended_without_result(k, lost, delay)
+
+    def ended_without_result(self, k, lost, delay):
+        k.lost += lost
+        k.lost_now += lost
+        k.counted += not lost
+        over = k.counted >= k.max_attempts or k.lost_now >= MAX_LOST
+        k.move("failed" if over else "queued", self.now)
+        k.available_at = self.now + delay
+
+    @rule(lease=leases, owner=WORKERS)
+    def heartbeat(self, lease, owner):
+        k = self.holder(lease)
+        valid = k is not None and k.owner == owner
+        gone = self.do(self.store.heartbeat(owner, [lease], self.now + LEASE_S))
+        assert list(gone) == ([] if valid else [lease[0]])
+        if valid:
+            k.until = self.now + LEASE_S
+
+    @rule(lease=leases)
+    def append(self, lease):
+        held = self.holder(lease) is not None
+        assert self.do(self.store.append(*lease, 0, [b"%d" % lease[1]])) == held
+        if held:
+            assert [c.data for c in self.do(self.store.chunks(lease[0]))] == [b"%d" % lease[1]]
+
+    @rule(job=jobs)
+    def cancel(self, job):
+        found = self.do(self.store.cancel("p", job, self.now))
+        k = self.known.get(job)
+        assert (found is None) == (k is None)
+        if k is not None and k.state in ("queued", "running"):
+            k.move("cancelled", self.now)
+
+    @rule(job=jobs)
+    def retry(self, job):
+        found = self.do(self.store.retry("p", job, self.now))
+        k = self.known.get(job)
+        assert (found is None) == (k is None)
+        if k is not None and k.state in RETRYABLE:
+            k.move("queued", self.now)
+            k.retried += 1
+            k.counted = k.lost_now = 0
+            k.available_at = self.now
+            k.deadline_at = None if k.ttl_s is None else self.now + k.ttl_s
+
+    @rule(owner=WORKERS)
+    def worker_is_gone(self, owner):
+        held = [k for k in self.known.values() if k.state == "running" and k.owner == owner]
+        assert self.do(self.store.release_owner(owner, self.now)) == len(held)
+        for k in held:
+            self.ended_without_result(k, True, 0.0)
+
+    @rule()
+    def purge(self):
+        queued = [k for k in self.known.values() if k.state == "queued"]
+        assert self.do(self.store.purge("p", "e", self.now)) == len(queued)
+        for k in queued:
+            self.removed.append(self.known.pop(k.id))
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0, 61.0]))
+    def time_passes(self, seconds):
+        self.now += seconds
+
+    @rule()
+    def sweep(self):
+        assert self.do(self.store.sweep(self.now)) == []
+        for k in list(self.known.values()):
+            if k.state in ("queued", "running") and k.deadline_at is not None and k.deadline_at <= self.now:
+                k.move("timed_out", self.now)
+            elif k.state == "running" and k.until <= self.now:
+                self.ended_without_result(k, True, 0.0)
+            elif k.state in FINAL and k.expires_at <= self.now:
+                self.removed.append(self.known.pop(k.id))
+
+    @rule()
+    def reopen(self):
+        self.do(self.stores[0].close())
+        self.stores[0] = self.do(open_sqlite(self.dir / "jobs.db"))
+
+    @invariant()
+    def the_store_is_as_the_model(self):
+        if not hasattr(self, "stores"):
+            return
+        found, _ = self.do(self.store.list("p", limit=1000))
+        assert {j.id for j in found} == set(self.known), "jobs were lost or came from nowhere"
+        for job in found:
+            k = self.known[job.id]
+            assert (job.state, job.attempts, job.lost, job.retried) == (
+                k.state,
+                k.attempts,
+                k.lost,
+                k.retried,
+            )
+            assert (job.finished_at is not None) == (job.state in FINAL)
+            assert len(k.ends) == len(set(k.ends)), "two ends in one generation"
+        counts = self.do(self.store.counts("p", "e"))
+        for state in ("queued", "running", "succeeded", "failed", "cancelled", "timed_out"):
+            assert getattr(counts, state) == sum(k.state == state for k in self.known.values()), state
+        assert self.do(self.store.dropped()) == self.dropped
+
+    def teardown(self):
+        if not hasattr(self, "stores"):
+            return
+        try:
+            due = self.do(self.store.due("s", self.now + 1, self.now + 2, 10_000))
+            told = sorted((d.job, decode_event(d.body).job.retried) for d in due)
+            every = [*self.known.values(), *self.removed]
+            assert told == sorted((k.id, generation) for k in every for generation in k.ends)
+        finally:
+            for store in self.stores:
+                self.do(store.close())
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.close()
+            shutil.rmtree(self.dir)
+
+
+Jobs.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestJobsKeepTheModel = Jobs.TestCase
