@@ -112,7 +112,8 @@ async def test_instances_killed_under_load_fail_nobody(platform: Platform) -> No
         return f"p{100 * q:.0f} {1e3 * (quantile(values, q) - SERVICE_S):.0f} ms"
 
     print(
-        f"\n{len(answers)} requests, {killed} instances killed, {len(problems)} failed, {len(again)} sent again. "
+        f"\n{len(answers)} requests, {killed} instances killed, {len(problems)} failed, "
+        f"{len(again)} sent again. "
         f"Above the service time: all {above(usual, 0.5)}, {above(usual, 0.99)}; "
         f"sent again {above(again, 0.5)}, {above(again, 0.99)}."
     )
