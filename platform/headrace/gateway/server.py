@@ -10,12 +10,12 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from headrace import wire
 from headrace.config import Settings
 from headrace.errors import ControlAway, NotFound, PortInUse, RequestError, SetupError
-from headrace.gateway.api import health
+from headrace.gateway.api import health, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.jobs import Route as JobsRoute
@@ -46,6 +46,19 @@ class _Health(NamedTuple):
 
 class _Admin(NamedTuple):
     record: wire.KeyRecord
+
+
+class Contract(Protocol):
+    """An API that this gateway serves by itself."""
+
+    def knows(self, path: Any, /) -> bool:
+        """Whether a path (without its query) is of this API."""
+
+    def admit(self, request: Request, record: wire.KeyRecord) -> int:
+        """Check the head; gives the body's limit, sets ``request.target``. Raises `RequestError`."""
+
+    def start(self, request: Request) -> None:
+        """Answer a request that `admit` let in."""
 
 
 class Gateway:
@@ -101,6 +114,9 @@ class Gateway:
         self._admin = AdminApi(self._control)
         self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
         self._jobs_api = JobsApi(self.jobs.service)
+        runpod_api = runpod.RunpodApi(self.jobs.service)
+        self._contracts: tuple[Contract, ...] = (runpod_api,)
+        self._by_target: dict[type, Contract] = {JobsRoute: self._jobs_api, runpod.Route: runpod_api}
         sock = self._listener or self._bind()
         sock.setblocking(False)
         self.port = sock.getsockname()[1]
@@ -189,6 +205,12 @@ class Gateway:
             check_json(head)
             request.target = _Admin(record)
             return self._admin.limit(request)
+        text = path.decode("latin-1")
+        for contract in self._contracts:
+            if contract.knows(text):
+                record = self._who(request)
+                check_json(head)
+                return contract.admit(request, record)
         raise NotFound(f"nothing at {path[:100].decode('latin-1')!r}.", hint="Endpoints are at /e/{name}.")
 
     def answer(self, request: Request) -> None:
@@ -199,8 +221,8 @@ class Gateway:
                 request.client.reply(request, health.answer(request, self.not_ready()))
             elif isinstance(target, _Admin):
                 self._admin.start(request, target.record)
-            elif isinstance(target, JobsRoute):
-                self._jobs_api.start(request)
+            elif (contract := self._by_target.get(type(target))) is not None:
+                contract.start(request)
             else:
                 self._call(request, target)
         except RequestError as error:
