@@ -66,7 +66,7 @@ def is_public(address: Address) -> bool:
             return False
         if any(a is not None and not is_public(a) for a in inner):
             return False
-        if address.ipv4_mapped is not None:
+        if address.ipv4_mapped is not None or address in _NAT64:
             return True
         if address.is_site_local:
             return False

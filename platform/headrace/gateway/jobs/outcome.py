@@ -45,7 +45,9 @@ class Ended:
     content_type: str = "application/json"
 
 
-def judge(job: Job, outcome: Outcome, *, idempotent: bool, receipt: dict[str, Any]) -> Ended | Release:
+def judge(  # noqa: PLR0911 - one per kind of end
+    job: Job, outcome: Outcome, *, idempotent: bool, receipt: dict[str, Any]
+) -> Ended | Release:
     """What becomes of the job."""
     if job.api == "sync":
         return _sync(job, outcome, receipt)

@@ -1,0 +1,150 @@
+"""Webhooks reach a real receiver, signed, again and again until it takes them, and never go inside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from headrace.gateway.jobs import webhooks as webhooks_module
+from standardwebhooks.webhooks import Webhook
+
+from tests.integration.conftest import Platform, make_settings, running_platform, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SOURCE = """
+    @headrace.endpoint(name="add", concurrency=4)
+    def add(a: int, b: int = 1) -> int:
+        return a + b
+"""
+
+
+class Receiver:
+    """A server that notes what comes and answers as ``plan`` says, then with 200."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[dict[str, str], bytes]] = []
+        self.plan: list[int] = []
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.seen.append((dict(request.headers), await request.read()))
+        status = self.plan.pop(0) if self.plan else 200
+        extra = {"Location": self.url + "/elsewhere"} if status == 302 else {}
+        return web.Response(status=status, headers=extra)
+
+    def reset(self, *plan: int) -> None:
+        self.seen.clear()
+        self.plan = list(plan)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def receiver() -> AsyncIterator[Receiver]:
+    found = Receiver()
+    app = web.Application()
+    app.router.add_post("/{tail:.*}", found.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield found
+    await runner.cleanup()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def platform(work: Path) -> AsyncIterator[Platform]:
+    async with running_platform(make_settings(work / "data", webhook_private=True), work) as platform:
+        found = await platform.deploy(SOURCE)
+        assert found["state"] == "succeeded", found
+        yield platform
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], float]:
+    """Tries follow each other at once."""
+    real = webhooks_module.delay_s
+    monkeypatch.setattr(webhooks_module, "delay_s", lambda tries: 0.01)
+    return real
+
+
+async def submit(platform: Platform, webhook: Any, **input: Any) -> dict[str, Any]:
+    job: dict[str, Any] = await platform.api(
+        "POST", "/jobs", {"endpoint": "add", "input": {"a": 1, **input}, "webhook": webhook}
+    )
+    return job
+
+
+async def test_a_webhook_is_signed_and_tried_until_it_is_taken(
+    platform: Platform, receiver: Receiver, quick: Callable[[int], float]
+) -> None:
+    receiver.reset(500, 503, 302)
+    job = await submit(platform, receiver.url + "/hook?a=1")
+    await until(lambda: len(receiver.seen) >= 4)
+    secret = (await platform.api("GET", "/webhooks/secret"))["key"]
+    file = platform.work / "data" / "webhook.secret"
+    assert file.read_text().strip() == secret
+    assert file.stat().st_mode & 0o777 == 0o600
+    for headers, body in receiver.seen:
+        Webhook(secret).verify(body, {k.lower(): v for k, v in headers.items()})
+    assert len({headers["webhook-id"] for headers, _ in receiver.seen}) == 1
+    event = json.loads(receiver.seen[-1][1])
+    assert (event["type"], event["data"]["id"], event["data"]["output"]) == ("job.completed", job["id"], 2)
+    await asyncio.sleep(0.3)
+    assert len(receiver.seen) == 4
+
+
+async def test_events_that_were_asked_for_come_and_others_do_not(
+    platform: Platform, receiver: Receiver
+) -> None:
+    receiver.reset()
+    await submit(platform, {"url": receiver.url, "events": ["start", "completed"]})
+    await until(lambda: len(receiver.seen) == 2)
+    kinds = {json.loads(body)["type"] for _, body in receiver.seen}
+    assert kinds == {"job.start", "job.completed"}
+
+
+async def test_a_failed_job_is_told_with_its_error(platform: Platform, receiver: Receiver) -> None:
+    receiver.reset()
+    await submit(platform, receiver.url, a="x")
+    await until(lambda: receiver.seen)
+    event = json.loads(receiver.seen[0][1])
+    assert (event["data"]["state"], event["data"]["error"]["status"]) == ("failed", 422)
+
+
+async def test_the_schedule_survives_a_restart_of_the_gateway(
+    platform: Platform, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks_module, "delay_s", lambda tries: 1.0)
+    receiver.reset(500)
+    await submit(platform, receiver.url)
+    await until(lambda: len(receiver.seen) == 1)
+    await platform.cluster.restart_gateway()
+    await platform.cluster.wait_ready()
+    await until(lambda: len(receiver.seen) == 2)
+    assert receiver.seen[0][0]["webhook-id"] == receiver.seen[1][0]["webhook-id"]
+
+
+async def test_a_name_that_leads_inside_gets_nothing(platform: Platform, receiver: Receiver) -> None:
+    receiver.reset()
+    sender = platform.cluster.gateway.jobs.service.webhooks
+    assert sender is not None
+    port = receiver.url.rpartition(":")[2]
+    sender._private = False
+    try:
+        # A name passes the check at submission; its address is refused when the webhook is sent.
+        platform.cluster.gateway.jobs.service._private = False
+        await submit(platform, f"http://localhost:{port}/")
+        store = platform.cluster.gateway.jobs.service.store
+        await asyncio.sleep(1.0)
+        assert receiver.seen == []
+        assert await store.due("test", 1e12, 1e12) == []
+    finally:
+        sender._private = True
+        platform.cluster.gateway.jobs.service._private = True
