@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from headrace import wire
 from headrace.config import Settings
 from headrace.errors import ControlAway, NotFound, PortInUse, RequestError, SetupError
-from headrace.gateway.api import health, runpod
+from headrace.gateway.api import cog, health, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.jobs import Route as JobsRoute
@@ -115,8 +115,13 @@ class Gateway:
         self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
         self._jobs_api = JobsApi(self.jobs.service)
         runpod_api = runpod.RunpodApi(self.jobs.service)
-        self._contracts: tuple[Contract, ...] = (runpod_api,)
-        self._by_target: dict[type, Contract] = {JobsRoute: self._jobs_api, runpod.Route: runpod_api}
+        cog_api = cog.CogApi(self.jobs.service)
+        self._contracts: tuple[Contract, ...] = (runpod_api, cog_api)
+        self._by_target: dict[type, Contract] = {
+            JobsRoute: self._jobs_api,
+            runpod.Route: runpod_api,
+            cog.Route: cog_api,
+        }
         sock = self._listener or self._bind()
         sock.setblocking(False)
         self.port = sock.getsockname()[1]

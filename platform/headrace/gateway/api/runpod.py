@@ -230,7 +230,7 @@ def job_document(job: Job, output: bytes | None) -> dict[str, Any]:
     if job.progress is not None and job.state == "running":
         doc["output"] = job.progress
     if job.output is not None and output is not None:
-        doc["output"] = _value(job.output, output)
+        doc["output"] = output_value(job.output, output)
     if job.error is not None:
         doc["error"] = str(job.error.get("detail") or job.error.get("title") or "failed")
     return doc
@@ -241,7 +241,7 @@ def webhook_document(event: Event, output: bytes | None) -> dict[str, Any]:
     return job_document(event.job, output)
 
 
-def _value(payload: Payload, data: bytes) -> Any:
+def output_value(payload: Payload, data: bytes) -> Any:
     """JSON as it is, text as a string, other bytes in base64 (msgspec's form of bytes)."""
     if is_json(payload.content_type):
         return msgspec.Raw(data or b"null")
