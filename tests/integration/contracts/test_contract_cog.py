@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from tests.integration.conftest import Platform, running_platform, until
+from tests.integration.conftest import Platform, make_settings, running_platform, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SOURCE = """
-    import asyncio
-
+    
     @headrace.endpoint(name="add", concurrency=4)
     def add(a: int, b: int = 1) -> int:
         if a == 13:
@@ -43,9 +42,8 @@ async def predict(
     platform: Platform, endpoint: str, input: Any, *, id: str = "", **options: Any
 ) -> tuple[int, dict[str, Any]]:
     headers, body = options.pop("headers", {}), {"input": input, **options}
-    method, path = (
-        ("PUT", f"/cog/{endpoint}/predictions/{id}") if id else ("POST", f"/cog/{endpoint}/predictions")
-    )
+    path = f"/cog/{endpoint}/predictions" + (f"/{id}" if id else "")
+    method = "PUT" if id else "POST"
     status, _, value = await platform.request(method, path, json=body, headers=headers)
     return status, value
 
@@ -104,7 +102,7 @@ async def test_bad_requests(platform: Platform) -> None:
     assert (status, found["status"]) == (200, "failed")
 
 
-async def test_webhooks_by_filter() -> None:
+async def test_webhooks_by_filter(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
 
     async def receive(request: web.Request) -> web.Response:
@@ -118,17 +116,16 @@ async def test_webhooks_by_filter() -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
+    settings = make_settings(tmp_path / "data", webhook_private=True)
     try:
-        async with running_platform(webhook_private=True) as platform:
+        async with running_platform(settings, tmp_path) as platform:
             await deployed(platform)
             url = f"http://127.0.0.1:{port}/hook"
-            await predict(
-                platform, "add", {"a": 1}, webhook=url, webhook_events_filter=["start", "completed"]
-            )
+            wanted = ["start", "completed"]
+            await predict(platform, "add", {"a": 1}, webhook=url, webhook_events_filter=wanted)
             await until(lambda: len(told) == 2)
             assert {doc["status"] for doc in told} == {"processing", "succeeded"}
             done = next(doc for doc in told if doc["status"] == "succeeded")
             assert done["output"] == 2
-            await asyncio.sleep(0)
     finally:
         await runner.cleanup()

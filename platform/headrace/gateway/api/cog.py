@@ -1,8 +1,8 @@
 """``/cog/{endpoint}/predictions...``: Cog's wire contract (Replicate's), so that its clients work.
 
-A prediction is a job. It is made with POST, or with PUT under an id of the client's (the same id again is the
-same prediction); answered when it is final, or at once with ``Prefer: respond-async``. A failure of the handler
-is HTTP 200 with ``status: failed``.
+A prediction is a job. It is made with POST, or with PUT under an id of the client's (the same id again is
+the same prediction); answered when it is final, or at once with ``Prefer: respond-async``. A failure of the
+handler is HTTP 200 with ``status: failed``.
 """
 
 from __future__ import annotations
