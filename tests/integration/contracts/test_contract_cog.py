@@ -13,7 +13,8 @@ from tests.integration.conftest import Platform, make_settings, running_platform
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SOURCE = """
-    
+    import asyncio
+
     @headrace.endpoint(name="add", concurrency=4)
     def add(a: int, b: int = 1) -> int:
         if a == 13:
