@@ -55,23 +55,31 @@ def best(group: Sequence[Instance], now: float, mean_s: float, avoid: str = "") 
     None: all are busy.
     """
     usual = mean_s or UNKNOWN_S
-    if len(group) > FEW and not avoid:
-        one, two = random.sample(group, 2)
-        chosen = one if _cost(one, now, usual) <= _cost(two, now, usual) else two
-        if chosen.free(now):
+    count = len(group)
+    if count > FEW and not avoid:
+        one = int(random.random() * count)  # noqa: S311 - a choice, no secret
+        two = (one + 1 + int(random.random() * (count - 1))) % count  # noqa: S311
+        chosen = _cheapest((group[one], group[two]), now, usual)
+        if chosen is not None:
             return chosen
+    elif count <= FEW and not avoid:
+        return _cheapest(group, now, usual)
     free = [i for i in group if i.free(now)]
     if avoid and len(free) > 1:
         free = [i for i in free if i.route.id != avoid]
-    if len(free) < 2:
-        return free[0] if free else None
     if len(free) > FEW:
         free = random.sample(free, 2)
-    return min(free, key=lambda i: _cost(i, now, usual))
+    return _cheapest(free, now, usual)
 
 
-def _cost(instance: Instance, now: float, usual: float) -> float:
-    return (instance.in_flight + 1) * (instance.speed.get(now) or usual)
+def _cheapest(group: Sequence[Instance], now: float, usual: float) -> Instance | None:
+    found, lowest = None, float("inf")
+    for instance in group:
+        if instance.free(now):
+            cost = (instance.in_flight + 1) * (instance.speed.get(now) or usual)
+            if cost < lowest:
+                found, lowest = instance, cost
+    return found
 
 
 class Quantile:
