@@ -56,6 +56,7 @@ class PostgresServer:
         self._programs = programs
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
+        self._shared = ""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -121,6 +122,16 @@ class PostgresServer:
         name = f"jobs{self._databases}"
         self.sql(f'CREATE DATABASE "{name}"')
         return self.dsn(name)
+
+    def empty_database(self) -> str:
+        """One database, emptied at each call: faster than a new one, for tests that need just one each."""
+        if not self._shared:
+            self._shared = self.new_database()
+            return self._shared
+        name = self._shared.rpartition("/")[2]
+        self.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        self.sql("DROP SCHEMA IF EXISTS headrace CASCADE", name)
+        return self._shared
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run one statement by psql; gives its rows."""

@@ -9,7 +9,7 @@ from headrace.jobs.postgres import open_postgres
 
 @pytest.fixture
 def harness(postgres_server):
-    dsn = postgres_server.new_database()
+    dsn = postgres_server.empty_database()
     return Harness(open=lambda: open_postgres(dsn))
 
 

@@ -76,7 +76,7 @@ _VALUE = (
 
 def masked(dsn: str) -> str:
     """The DSN without its password, for messages."""
-    text = re.sub(r"(?<=://)([^/@?:]*):[^@]*@", r"\1:***@", dsn)
+    text = re.sub(r"(?<=://)([^/@?:]*):.*@", r"\1:***@", dsn)
     return re.sub(r"(?i)((?:ssl)?password=)[^&\s]*", r"\1***", text)
 
 
