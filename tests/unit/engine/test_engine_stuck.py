@@ -162,3 +162,14 @@ async def test_a_generator_and_a_batch_that_do_not_return(serve):
         await until(lambda told=told: told)
     gate.set()
     await until(lambda: running.server.in_flight == 0)
+
+
+async def test_what_comes_while_the_drain_begins_is_refused_not_reset(serve):
+    running = await serve(lambda x=0: x)
+    client = await running.connect()
+    assert (await client.call({"x": 1})).json() == 1
+    drain = asyncio.create_task(running.server.drain(5.0))
+    client.send(request({"x": 2}))
+    answer = await client.answer()
+    assert (answer.status, answer.headers["x-headrace-refused"]) == (503, "draining")
+    assert await drain

@@ -27,6 +27,9 @@ class App(Protocol):
         ...
 
 
+_LAST_REQUESTS_S = 0.02
+
+
 def _deadline_ms(x: Exchange) -> Optional[float]:
     raw = x.head.index.get(b"x-headrace-deadline-ms")
     if raw is None:
@@ -172,6 +175,9 @@ class Server:
     async def drain(self, grace_s: float) -> bool:
         """Take no new requests, wait for those that run; whether all ended within ``grace_s``."""
         self.draining = True
+        # What was on its way when the drain began is refused as not started: closing a connection with unread
+        # bytes would reset it, and its sender could not tell whether the request had run.
+        await asyncio.sleep(min(_LAST_REQUESTS_S, max(0.0, grace_s)))
         for connection in list(self.connections):
             connection.close_if_idle()
         assert self._idle is not None
