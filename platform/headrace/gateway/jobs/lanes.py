@@ -49,6 +49,8 @@ class Run:
     seq: int = 0
     flushing: bool = False
     idempotent: bool = True
+    borrowed: int = 0
+    """Bytes of the budget for large inputs."""
 
     @property
     def urgent(self) -> bool:

@@ -17,11 +17,12 @@ from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.jobs.attempt import begin, deadline_passed
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.lanes import Lane, Run
-from headrace.gateway.jobs.outcome import Ended, Release, judge, payload_fields, receipt_of
+from headrace.gateway.jobs.outcome import Release
+from headrace.gateway.jobs.results import STORE_AGAIN_S, Budget, Results
 from headrace.gateway.jobs.sink import JobClient, Outcome
 from headrace.gateway.routing import RoutingTable
 from headrace.jobs.blobs import BlobStore
-from headrace.jobs.model import INLINE_BYTES, Job, Lease, Payload, Priority, Result
+from headrace.jobs.model import Job, Lease, Priority, Result
 from headrace.jobs.store import JobStore, StoreUnavailable
 
 log = logging.getLogger("headrace.gateway.jobs")
@@ -29,9 +30,8 @@ log = logging.getLogger("headrace.gateway.jobs")
 LEASE_S = 30.0
 HEARTBEAT_S = 5.0
 POLL_S = 0.5
-STORE_AGAIN_S = 1.0
-KEEP_RESULT_S = 120.0
-"""A result that the store does not take is kept so long."""
+LARGE_INPUT_BYTES = 256 << 20
+"""Inputs from the blob store that are held at a time (one may be larger)."""
 MISSING_S = 10.0
 """An endpoint that is unknown for so long was deleted: its jobs fail."""
 MAX_DOOMED = 100
@@ -60,6 +60,8 @@ class Runner:
         self._table = table
         self._owner = owner
         self._hub = hub
+        self._results = Results(store, blobs, hub)
+        self._inputs = Budget(LARGE_INPUT_BYTES)
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._by_key: dict[str, Lane] = {}
         self._runs: dict[str, Run] = {}
@@ -209,6 +211,11 @@ class Runner:
     async def _fetch(self, run: Run) -> None:
         """Get a large input from the blob store."""
         job = run.lease.job
+        await self._inputs.take(job.input.size)
+        if run.void or self._stopping:
+            self._inputs.give(job.input.size)
+            return
+        run.borrowed = job.input.size
         try:
             data = await self._blobs.get(job.input.blob)
         except RequestError as error:
@@ -310,21 +317,8 @@ class Runner:
             self._spawn(self._flush(run))
 
     async def _flush(self, run: Run) -> None:
-        """Store stream items in batches as large as came in the meantime."""
-        job_id, fence = run.key
-        try:
-            while run.pending and not run.void:
-                run.batch, run.pending = run.pending, []
-                if not await self._insist(lambda: self._store.append(job_id, fence, run.seq, run.batch)):
-                    self._void(run)
-                    return
-                run.seq += len(run.batch)
-                if run.client is not None:
-                    run.client.stored(sum(len(item) for item in run.batch))
-                self._hub.ring(job_id)
-        finally:
-            run.flushing = False
-            run.flushed.set()
+        if not await self._results.flush(run):
+            self._void(run)
 
     def _ended(self, run: Run, outcome: Outcome) -> None:
         """The attempt is over (called by its call, or before it had one)."""
@@ -337,62 +331,32 @@ class Runner:
         run.settling = True
         lane.settling += 1
         outcome.instance = run.instance
-        self._spawn(self._settle(run, outcome), "settle")
+        self._spawn(self._settle(run, outcome))
         if outcome.error is not None:
             asyncio.get_running_loop().call_soon(self._pump, lane)
 
     async def _settle(self, run: Run, outcome: Outcome) -> None:
         job = run.lease.job
+        result: Result | None = None
         try:
-            if run.flushing:
-                await run.flushed.wait()
-            verdict = judge(job, outcome, idempotent=run.idempotent, receipt=receipt_of(job, outcome))
-            if isinstance(verdict, Release):
-                await self._insist(lambda: self._release(run, verdict))
-                self._poll_now.set()
-            else:
-                await self._finish(run, verdict)
+            result = await self._results.settle(run, outcome)
+            if result is not None:
+                self.finished(job, result)
         finally:
             run.lane.settling -= 1
             self._forget(run)
             self._hub.ring(job.id)
-
-    async def _finish(self, run: Run, ended: Ended) -> None:
-        job, result = run.lease.job, ended.result
-        if ended.body is not None:
-            payload = payload_fields(ended)
-            if payload.size > INLINE_BYTES:
-                payload = await self._insist(lambda: store_payload(self._blobs, payload))
-            result = msgspec.structs.replace(result, output=payload)
-        job_id, fence = run.key
-        if await self._insist(lambda: self._store.finish(job_id, fence, result, time.time())):
-            self.finished(job, result)
-
-    async def _insist(self, act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Do it, again while the store does not answer, for `KEEP_RESULT_S`."""
-        deadline = time.monotonic() + KEEP_RESULT_S
-        while True:
-            try:
-                return await act()
-            except RequestError as error:
-                if error.status != 503 or time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(STORE_AGAIN_S)
-
-    async def _release(self, run: Run, how: Release) -> bool:
-        job_id, fence = run.key
-        return await self._store.release(
-            job_id, fence, time.time(), reason=how.reason[:500], lost=how.lost, delay_s=how.delay_s
-        )
+            if result is None:
+                self._poll_now.set()
 
     def _give_back(self, run: Run, reason: str, *, lost: bool) -> None:
         run.settling = True
         run.lane.settling += 1
-        self._spawn(self._give(run, Release(reason, lost)), "settle")
+        self._spawn(self._give(run, Release(reason, lost)))
 
     async def _give(self, run: Run, how: Release) -> None:
         try:
-            await self._release(run, how)
+            await self._results.release(run, how)
         except RequestError as error:
             log.warning("job %s: its lease will expire: %s", run.lease.job.id, error)
         finally:
@@ -444,14 +408,16 @@ class Runner:
     def _forget(self, run: Run) -> None:
         if self._runs.get(run.lease.job.id) is run:
             del self._runs[run.lease.job.id]
+            self._inputs.give(run.borrowed)
+            run.borrowed = 0
             if not self._runs and self._over_all is not None and not self._over_all.done():
                 self._over_all.set_result(None)
         run.lane.sent.discard(run)
         if run in run.lane.held:
             run.lane.held.remove(run)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str = "jobs") -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._over)
 
@@ -459,9 +425,3 @@ class Runner:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a job's attempt was not stored", exc_info=error)
-
-
-async def store_payload(blobs: BlobStore, payload: Payload) -> Payload:
-    """The payload with its data in the blob store."""
-    sha256 = await blobs.put(payload.data)
-    return msgspec.structs.replace(payload, data=b"", blob=sha256)

@@ -12,7 +12,8 @@ from headrace.gateway.jobs.documents import document, waiting_of
 from headrace.gateway.jobs.hub import Hub, rung
 from headrace.gateway.jobs.lanes import SYNC_PREFIX
 from headrace.gateway.jobs.outbound import check_url
-from headrace.gateway.jobs.runner import Runner, store_payload
+from headrace.gateway.jobs.results import store_payload
+from headrace.gateway.jobs.runner import Runner
 from headrace.gateway.jobs.webhooks import Document, WebhookSender
 from headrace.jobs.blobs import BlobStore
 from headrace.jobs.model import INLINE_BYTES, Attempt, Chunk, Counts, Job, NewJob, Payload, Result

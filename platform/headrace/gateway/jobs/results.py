@@ -1,0 +1,125 @@
+"""Puts what comes of attempts into the store, with their fences, also while the store is away for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from headrace.errors import RequestError
+from headrace.gateway.jobs.hub import Hub
+from headrace.gateway.jobs.lanes import Run
+from headrace.gateway.jobs.outcome import Release, judge, payload_fields, receipt_of
+from headrace.gateway.jobs.sink import Outcome
+from headrace.jobs.blobs import BlobStore
+from headrace.jobs.model import INLINE_BYTES, Payload, Result
+from headrace.jobs.store import JobStore
+
+STORE_AGAIN_S = 1.0
+KEEP_RESULT_S = 120.0
+"""A result that the store does not take is kept so long; then the job runs again, when its lease expires."""
+
+
+class Results:
+    """See the module."""
+
+    def __init__(self, store: JobStore, blobs: BlobStore, hub: Hub) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._hub = hub
+
+    async def flush(self, run: Run) -> bool:
+        """Store stream items in batches as large as came in the meantime. False: the fence is void."""
+        job_id, fence = run.key
+        try:
+            while run.pending and not run.void:
+                run.batch, run.pending = run.pending, []
+                if not await insist(lambda: self._store.append(job_id, fence, run.seq, run.batch)):
+                    return False
+                run.seq += len(run.batch)
+                if run.client is not None:
+                    run.client.stored(sum(len(item) for item in run.batch))
+                self._hub.ring(job_id)
+        finally:
+            run.batch = []
+            run.flushing = False
+            run.flushed.set()
+        return True
+
+    async def settle(self, run: Run, outcome: Outcome) -> Result | None:
+        """Store the result, or give the job back. None: nothing was stored, or it came too late."""
+        job = run.lease.job
+        if run.flushing:
+            await run.flushed.wait()
+        verdict = judge(job, outcome, idempotent=run.idempotent, receipt=receipt_of(job, outcome))
+        if isinstance(verdict, Release):
+            await insist(lambda: self.release(run, verdict))
+            return None
+        result = verdict.result
+        if verdict.body is not None:
+            payload = payload_fields(verdict)
+            if payload.size > INLINE_BYTES:
+                payload = await insist(lambda: store_payload(self._blobs, payload))
+            result = msgspec.structs.replace(result, output=payload)
+        job_id, fence = run.key
+        stored = await insist(lambda: self._store.finish(job_id, fence, result, time.time()))
+        return result if stored else None
+
+    async def release(self, run: Run, how: Release) -> bool:
+        """Give the lease back."""
+        job_id, fence = run.key
+        return await self._store.release(
+            job_id, fence, time.time(), reason=how.reason[:500], lost=how.lost, delay_s=how.delay_s
+        )
+
+
+class Budget:
+    """So many bytes at a time, first come first served; what is larger goes alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._taken = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size: int) -> None:
+        """Wait for room."""
+        if not self._queue and self._fits(size):
+            self._taken += size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((size, turn))
+        await turn
+
+    def give(self, size: int) -> None:
+        """Give back what was taken."""
+        self._taken -= size
+        while self._queue and (self._queue[0][1].done() or self._fits(self._queue[0][0])):
+            waiting, turn = self._queue.popleft()
+            if not turn.done():
+                self._taken += waiting
+                turn.set_result(None)
+
+    def _fits(self, size: int) -> bool:
+        return self._taken == 0 or self._taken + size <= self._size
+
+
+async def insist(act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Do it, again and again while the store does not answer, for `KEEP_RESULT_S`."""
+    deadline = time.monotonic() + KEEP_RESULT_S
+    while True:
+        try:
+            return await act()
+        except RequestError as error:
+            if error.status != 503 or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(STORE_AGAIN_S)
+
+
+async def store_payload(blobs: BlobStore, payload: Payload) -> Payload:
+    """The payload with its data in the blob store."""
+    sha256 = await blobs.put(payload.data)
+    return msgspec.structs.replace(payload, data=b"", blob=sha256)
