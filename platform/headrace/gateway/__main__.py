@@ -18,6 +18,9 @@ from headrace.errors import DataDirError, HeadraceError, UsageError
 from headrace.gateway.server import Gateway
 
 PR_SET_PDEATHSIG = 1
+SWITCH_S = 0.001
+"""How long the event loop may keep the interpreter from the job store's writer, which asks for it once per
+statement. With Python's 5 ms a loop that is busy all the time let 150 jobs/s through; with this, 500."""
 
 
 def die_with_parent() -> None:
@@ -91,6 +94,7 @@ async def serve(settings: Settings, token: str) -> None:
 def main() -> int:
     """Entry point; gives the exit code."""
     die_with_parent()
+    sys.setswitchinterval(SWITCH_S)
     try:
         settings = load_settings()
         logging.basicConfig(
