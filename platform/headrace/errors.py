@@ -17,7 +17,8 @@
         ├── BadRequest 400      ├── Unauthorized 401     ├── Forbidden 403
         ├── NotFound 404 (EndpointNotFound, VersionNotFound)
         ├── Conflict 409        ├── BodyTooLarge 413     ├── ValidationFailed 422
-        ├── QueueFull 429       ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
+        ├── QueueFull, RateLimited 429
+        ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
         ├── EndpointFailed 503  ├── NoCapacity 503       ├── ControlAway 503
         ├── CircuitOpen 503
         └── DeadlineExceeded 504
@@ -185,6 +186,12 @@ class QueueFull(RequestError):
     """The endpoint's queue is at its bound."""
 
     status, type, title = 429, "queue-full", "Queue is full"
+
+
+class RateLimited(RequestError):
+    """The key sends more requests than its rate limit allows; ``retry_after`` says when to come again."""
+
+    status, type, title = 429, "rate-limited", "The key's rate limit is reached"
 
 
 class HandlerFailed(RequestError):

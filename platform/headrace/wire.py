@@ -323,6 +323,15 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hash: str
     project: str = "default"
     scopes: tuple[str, ...] = ("admin",)
+    name: str = ""
+    """For people."""
+    endpoints: tuple[str, ...] = ()
+    """Names that it may call; empty: all of its project."""
+    rate: float = 0.0
+    """Requests per second that each gateway takes from it; 0: no limit."""
+    burst: int = 0
+    """Requests that it may send at once, before ``rate`` holds."""
+    created_at: float = 0.0
 
 
 class Snapshot(Message, frozen=True, kw_only=True):
