@@ -133,6 +133,11 @@ class Routes:
         for start in range(CHUNK, len(routes), CHUNK):
             self._send(wire.RouteDelta(epoch=self.epoch, endpoints=routes[start : start + CHUNK]))
 
+    def publish_keys(self, keys: list[wire.KeyRecord]) -> None:
+        """These are all keys from now on: tell all gateways, at once."""
+        self.keys = keys
+        self._send(wire.RouteDelta(epoch=self.epoch, keys=keys))
+
     def derive(self, endpoint: Endpoint) -> None:
         """Bring the endpoint's state in step with the facts, without telling anybody."""
         new = state.endpoint_state(endpoint.facts())

@@ -202,14 +202,24 @@ class Store:
 
         def run(db: sqlite3.Connection) -> list[wire.KeyRecord]:
             rows = db.execute(_Q["keys_all"])
-            return [wire.KeyRecord(id=i, hash=h, project=p, scopes=tuple(s.split())) for i, h, p, s in rows]
+            return [_key(row) for row in rows]
 
         return await self._db.read(run)
 
     async def put_key(self, key: wire.KeyRecord) -> None:
         """Add a key, or replace the one of that id."""
-        args = {"id": key.id, "project": key.project, "hash": key.hash, "scopes": " ".join(key.scopes)}
-        await self._db.write(lambda db: db.execute(_Q["key_put"], args | {"at": time.time()}))
+        args = msgspec.structs.asdict(key) | {
+            "scopes": " ".join(key.scopes),
+            "endpoints": " ".join(key.endpoints),
+            "at": key.created_at or time.time(),
+        }
+        del args["created_at"]
+        await self._db.write(lambda db: db.execute(_Q["key_put"], args))
+
+    async def delete_key(self, project: str, id: str) -> bool:
+        """Remove a key; whether it was there."""
+        args = {"project": project, "id": id}
+        return await self._db.write(lambda db: db.execute(_Q["key_delete"], args).rowcount > 0)
 
     # -- intents and nodes (written by the node manager) -----------------------------------
 
@@ -247,6 +257,21 @@ class Store:
             return [_row(NodeRow, r) for r in db.execute(_Q["nodes_all"])]
 
         return await self._db.read(run)
+
+
+def _key(row: Sequence[Any]) -> wire.KeyRecord:
+    id, digest, project, scopes, name, endpoints, rate, burst, created_at = row
+    return wire.KeyRecord(
+        id=id,
+        hash=digest,
+        project=project,
+        scopes=tuple(scopes.split()),
+        name=name,
+        endpoints=tuple(endpoints.split()),
+        rate=rate,
+        burst=burst,
+        created_at=created_at,
+    )
 
 
 def _row(kind: type[T], row: Sequence[Any]) -> T:

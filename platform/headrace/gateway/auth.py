@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import hmac
 import ipaddress
 import re
+import time
 from collections.abc import Iterable
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
-from headrace.errors import Forbidden, Unauthorized
+from headrace.errors import Forbidden, RateLimited, Unauthorized
 from headrace.gateway.head import Head, UnsupportedMediaType
+from headrace.gateway.ratelimit import RateLimits, whole_seconds
 from headrace.wire import KeyRecord
 
 MAX_KEY_BYTES = 512
@@ -24,10 +27,12 @@ class Keys:
 
     def __init__(self) -> None:
         self._by_hash: dict[str, KeyRecord] = {}
+        self._limits = RateLimits()
 
     def replace(self, records: Iterable[KeyRecord]) -> None:
         """These are all keys."""
         self._by_hash = {record.hash.lower(): record for record in records}
+        self._limits.keep(record for record in self._by_hash.values() if record.rate)
 
     def find(self, key: bytes) -> KeyRecord | None:
         """The record of a presented key."""
@@ -41,7 +46,10 @@ class Keys:
         return record
 
     def who(self, authorization: bytes) -> KeyRecord:
-        """The record of an ``Authorization`` header: ``Bearer K`` or the bare key. Raises `Unauthorized`."""
+        """The record of an ``Authorization`` header: ``Bearer K`` or the bare key; counts as one request.
+
+        Raises `Unauthorized`, `RateLimited`.
+        """
         if not authorization:
             raise Unauthorized("no API key.", hint="Send it as `Authorization: Bearer <key>`.")
         value = authorization.strip()
@@ -49,6 +57,12 @@ class Keys:
         if record is None:
             raise Unauthorized(
                 "the API key is not known.", hint="The admin key of a platform is in <data-dir>/admin.key."
+            )
+        if record.rate and (wait := self._limits.take(record, time.monotonic())):
+            raise RateLimited(
+                f"this key may send {record.rate:g} requests per second.",
+                hint="Send fewer, or ask for a key with a higher rate limit.",
+                retry_after=whole_seconds(wait),
             )
         return record
 
@@ -74,6 +88,32 @@ def require(record: KeyRecord, scopes: tuple[str, ...], what: str) -> None:
     raise Forbidden(
         f"this key may not {what}.", hint=f"Use one with the scope {' or '.join(scopes)} or admin."
     )
+
+
+def may_call(record: KeyRecord, name: str) -> bool:
+    """Whether the key may call (and see) the endpoint of that name."""
+    return not record.endpoints or name in record.endpoints
+
+
+def require_endpoint(record: KeyRecord, name: str) -> None:
+    """Raises `Forbidden`, naming only what the key may call, whether or not the endpoint exists."""
+    if may_call(record, name):
+        return
+    close = difflib.get_close_matches(name[:80], record.endpoints, n=1, cutoff=0.5)
+    hint = (
+        f"Did you mean {close[0]!r}?" if close else "It may call: " + ", ".join(record.endpoints[:10]) + "."
+    )
+    raise Forbidden(f"this key may not call endpoint {name[:80]!r}.", hint=hint)
+
+
+def named_endpoint(path: str) -> str:
+    """The endpoint that a path (without its query) names; empty when it names none."""
+    parts = path.split("/", 6)
+    if len(parts) > 2 and parts[1] in ("e", "v2", "cog"):
+        return unquote(parts[2]).partition("@")[0]
+    if parts[1:4] == ["api", "v1", "endpoints"] and parts[5:] == ["purge"]:
+        return unquote(parts[4])
+    return ""
 
 
 def check_keyless(head: Head) -> None:

@@ -20,7 +20,15 @@ from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.jobs import Route as JobsRoute
 from headrace.gateway.api.native import NativeApi, Target
-from headrace.gateway.auth import KEYLESS, Keys, check_json, check_keyless, require
+from headrace.gateway.auth import (
+    KEYLESS,
+    Keys,
+    check_json,
+    check_keyless,
+    named_endpoint,
+    require,
+    require_endpoint,
+)
 from headrace.gateway.client import ClientConnection, sweep_all
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
@@ -194,7 +202,7 @@ class Gateway:
                 cookie = self._keys.clean_cookies(head.cookie)
                 if cookie and b"\n" not in cookie and b"\r" not in cookie and b"\0" not in cookie:
                     head.forward += b"Cookie: %b\r\n" % cookie
-            return self._native.admit(request, record.project)
+            return self._native.admit(request, record.project, record.endpoints)
         path = target.partition(b"?")[0]
         if path in _HEALTH_PATHS:
             if head.method not in (b"GET", b"HEAD"):
@@ -281,7 +289,12 @@ class Gateway:
         if not self._settings.keyless:
             if not self.table.complete:
                 raise ControlAway("the gateway has just started and knows no keys yet.", hint="Try again.")
-            return self._keys.who(request.head.authorization)
+            record = self._keys.who(request.head.authorization)
+            if record.endpoints:
+                path = request.head.target.partition(b"?")[0].decode("latin-1")
+                if name := named_endpoint(path):
+                    require_endpoint(record, name)
+            return record
         check_keyless(request.head)
         return KEYLESS
 

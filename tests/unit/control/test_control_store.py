@@ -67,7 +67,16 @@ async def test_pages_go_by_name_within_a_project(store):
 
 
 async def test_keys_scale_intents_and_nodes(store):
-    key = wire.KeyRecord(id="k", hash="h", scopes=("admin", "call"))
+    key = wire.KeyRecord(
+        id="k",
+        hash="h",
+        scopes=("admin", "call"),
+        name="n",
+        endpoints=("a", "b"),
+        rate=2.5,
+        burst=4,
+        created_at=7.0,
+    )
     await store.put_key(key)
     await store.put_key(key)
     assert await store.keys() == [key]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace import wire
-from headrace.control.api import endpoints, logs, platform
+from headrace.control.api import endpoints, keys, logs, platform
 from headrace.control.api.replies import problem, reply
 from headrace.control.parts import Parts
 from headrace.errors import BadRequest, Forbidden, HeadraceError, NotFound, RequestError
@@ -30,6 +30,8 @@ class Route:
     status: int = 200
     body: str = ""
     """Media type of its body; empty: none."""
+    scope: str = "deploy"
+    """What a key needs for it; ``admin`` may do everything."""
 
 
 _PAGE = ("limit", "cursor")
@@ -63,6 +65,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/nodes/{id}", platform.nodes, "Describe a node"),
     Route("DELETE", "/nodes/{id}", platform.nodes, "Drain and terminate a node", status=202),
     Route("GET", "/providers", platform.nodes, "List providers and their offers"),
+    Route("GET", "/keys", keys.list_keys, "List API keys", _PAGE, scope="admin"),
+    Route("POST", "/keys", keys.create, "Create an API key, shown once", (), 201, _JSON, "admin"),
+    Route("DELETE", "/keys/{id}", keys.revoke, "Revoke an API key", scope="admin"),
 )  # fmt: skip
 
 
@@ -76,8 +81,9 @@ _COMPILED = tuple((route, _pattern(route.path)) for route in ROUTES)
 async def handle(parts: Parts, call: wire.ApiCall) -> wire.ApiReply:
     """Answer one request; what goes wrong is a problem document, never an exception."""
     try:
-        _allowed(call)
+        _allowed(call, "deploy")
         route, params = _find(call)
+        _allowed(call, route.scope)
         return await route.handler(parts, call, params)
     except RequestError as error:
         return problem(error)
@@ -90,9 +96,10 @@ async def handle(parts: Parts, call: wire.ApiCall) -> wire.ApiReply:
         )
 
 
-def _allowed(call: wire.ApiCall) -> None:
-    if call.scopes and "admin" not in call.scopes:
-        raise Forbidden("this key may not manage the platform.", hint="Use a key with the scope admin.")
+def _allowed(call: wire.ApiCall, scope: str) -> None:
+    if call.scopes and "admin" not in call.scopes and scope not in call.scopes:
+        what = "manage keys" if scope == "admin" else "manage the platform"
+        raise Forbidden(f"this key may not {what}.", hint=f"Use a key with the scope {scope}.")
 
 
 def _find(call: wire.ApiCall) -> tuple[Route, dict[str, str]]:

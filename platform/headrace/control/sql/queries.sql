@@ -75,12 +75,18 @@ SELECT DISTINCT bundle FROM versions;
 
 -- name: keys_all
 -- All API keys (their hashes).
-SELECT id, hash, project, scopes FROM keys ORDER BY id;
+SELECT id, hash, project, scopes, name, endpoints, rate, burst, created_at FROM keys ORDER BY id;
 
 -- name: key_put
 -- Add a key, or replace the one of that id.
-INSERT INTO keys (id, project, hash, scopes, created_at) VALUES (:id, :project, :hash, :scopes, :at)
-ON CONFLICT (id) DO UPDATE SET project = excluded.project, hash = excluded.hash, scopes = excluded.scopes;
+INSERT INTO keys (id, project, hash, scopes, name, endpoints, rate, burst, created_at)
+VALUES (:id, :project, :hash, :scopes, :name, :endpoints, :rate, :burst, :at)
+ON CONFLICT (id) DO UPDATE SET project = excluded.project, hash = excluded.hash, scopes = excluded.scopes,
+    name = excluded.name, endpoints = excluded.endpoints, rate = excluded.rate, burst = excluded.burst;
+
+-- name: key_delete
+-- Remove a key of a project; it is refused from now on.
+DELETE FROM keys WHERE id = :id AND project = :project;
 
 -- name: intent_put
 -- Write what is about to be done to a node, before it is done.

@@ -64,3 +64,9 @@ CREATE TABLE nodes (
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL
 ) WITHOUT ROWID;
+
+-- migration: 2
+ALTER TABLE keys ADD COLUMN name TEXT NOT NULL DEFAULT '';
+ALTER TABLE keys ADD COLUMN endpoints TEXT NOT NULL DEFAULT '';  -- names it may call, separated by spaces; '': all
+ALTER TABLE keys ADD COLUMN rate REAL NOT NULL DEFAULT 0;        -- requests per second and gateway; 0: no limit
+ALTER TABLE keys ADD COLUMN burst INTEGER NOT NULL DEFAULT 0;

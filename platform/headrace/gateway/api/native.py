@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -39,8 +40,11 @@ class NativeApi:
         self._table = table
         self._dispatcher = dispatcher
 
-    def admit(self, request: Request, project: str) -> int:
-        """Resolve the path; gives the endpoint's ``max_body``. Raises `RequestError`."""
+    def admit(self, request: Request, project: str, allowed: Sequence[str] = ()) -> int:
+        """Resolve the path; gives the endpoint's ``max_body``. Raises `RequestError`.
+
+        ``allowed``: names that the key may call, and is told of; empty: all.
+        """
         head = request.head
         target = head.target
         end = _segment_end(target, 3)
@@ -53,7 +57,7 @@ class NativeApi:
         name, at, wanted = text.partition("@")
         state = self._dispatcher.state(f"{project}/{name}")
         if state is None or state.route.state == "deleting":
-            raise self._unknown(project, name)
+            raise self._unknown(project, name, allowed)
         route = state.route
         version: int | None = None
         if at:
@@ -88,12 +92,15 @@ class NativeApi:
             )
         )
 
-    def _unknown(self, project: str, name: str) -> EndpointNotFound:
+    def _unknown(self, project: str, name: str, allowed: Sequence[str]) -> EndpointNotFound:
         shown = name[:80]
         near = (
             other
             for other in self._table.names(project)
-            if abs(len(other) - len(name)) <= 3 and name and (other[0] == name[0] or other[-1] == name[-1])
+            if (not allowed or other in allowed)
+            and abs(len(other) - len(name)) <= 3
+            and name
+            and (other[0] == name[0] or other[-1] == name[-1])
         )
         close = (
             difflib.get_close_matches(name, list(islice(near, MAX_SUGGESTED_FROM)), n=1, cutoff=0.5)
