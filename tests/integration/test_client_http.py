@@ -26,6 +26,7 @@ from headrace.errors import (
     UsageError,
     ValidationFailed,
 )
+from headrace.sdk import background
 from headrace.sdk.client import Client, default_client
 from headrace.sdk.inspect import inspect_file
 
@@ -432,10 +433,7 @@ def test_a_decorated_function_calls_the_platform(remote: Server) -> None:
     assert size.remote(b"123") == [3, "application/octet-stream"]
 
 
-def test_jobs_run_beside_each_other_and_map_keeps_the_order(remote: Server) -> None:
-    jobs = [add.submit(n) for n in range(5)]
-    assert [job.result(10) for job in jobs] == [1, 2, 3, 4, 5]
-    assert all(job.done() for job in jobs)
+def test_map_keeps_the_order(remote: Server) -> None:
     assert list(add.map(range(20), concurrency=4)) == list(range(1, 21))
     assert list(add.map([])) == []
     with pytest.raises(HandlerFailed):
@@ -458,7 +456,7 @@ def test_map_takes_inputs_as_results_are_consumed(remote: Server) -> None:
     results.close()  # type: ignore[attr-defined]
 
 
-def test_a_cancelled_job_hangs_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_call_in_the_background_hangs_up(serve: Serve) -> None:
     arrived, stop = threading.Event(), threading.Event()
 
     def answer(request: Request) -> Answer:
@@ -467,8 +465,8 @@ def test_a_cancelled_job_hangs_up(serve: Serve, monkeypatch: pytest.MonkeyPatch)
         return None
 
     server = serve(answer)
-    monkeypatch.setenv("HEADRACE_URL", server.url)
-    job = add.submit(1)
+    client = Client(server.url, "key")
+    job = background.submit(lambda cancel: client.call("add", 1, cancel=cancel))
     assert arrived.wait(10)
     assert job.cancel()
     with pytest.raises(RequestError, match="cancelled"):

@@ -21,12 +21,15 @@ import msgspec
 
 from headrace.config import client_url, load_settings
 from headrace.errors import UsageError
-from headrace.sdk.job import Cancel
+from headrace.jobs.model import Priority
+from headrace.sdk.background import Cancel
+from headrace.sdk.job import Job
 from headrace.sdk.manage import Management
 from headrace.sdk.stream import EVENTS, NDJSON, Stream
 from headrace.sdk.transport import Reply, Transport
 
 DEFAULT_TIMEOUT_S = 600.0
+SUBMIT_TIMEOUT_S = 30.0
 MARGIN_S = 10.0
 """The client waits this much longer than it asks the platform to, so that the platform says what was late."""
 JSON = "application/json"
@@ -99,6 +102,49 @@ class Client(Management):
             cancel=cancel,
         )
         return decode(reply)
+
+    def submit(
+        self,
+        endpoint: str,
+        *args: Any,
+        json: Any = _UNSET,
+        priority: Priority = "normal",
+        webhook: str | None = None,
+        ttl: float | None = None,
+        idempotency_key: str | None = None,
+        **kwargs: Any,
+    ) -> Job:
+        """Store a call as a `Job` (the input is given as in `call`); returns when it is stored.
+
+        ``webhook`` is told (signed) when it ends. ``ttl``: it must have ended after so many seconds. The same
+        ``idempotency_key`` gives the same job, for as long as it is kept.
+        """
+        key = idempotency_key or uuid.uuid4().hex
+        body, sent_type = _encode(args, kwargs, json, None, "application/octet-stream")
+        if webhook is None and ttl is None:
+            headers = {"Idempotency-Key": key, "Prefer": "respond-async", "X-Headrace-Priority": priority}
+            if sent_type:
+                headers["Content-Type"] = sent_type
+            path = f"/e/{quote(endpoint, safe='@')}"
+            reply = self.request("POST", path, body=body, headers=headers, timeout=SUBMIT_TIMEOUT_S)
+        else:
+            if sent_type not in (None, JSON):
+                raise UsageError("webhook= and ttl= need an input in JSON.", hint="Send the bytes in base64.")
+            document: dict[str, Any] = {"endpoint": endpoint, "priority": priority}
+            document["input"] = msgspec.Raw(body or b"{}")
+            document |= {"webhook": webhook} if webhook is not None else {}
+            document |= {"ttl_s": ttl} if ttl is not None else {}
+            headers = {"Idempotency-Key": key, "Content-Type": JSON}
+            data = msgspec.json.encode(document)
+            reply = self.request("POST", "/api/v1/jobs", body=data, headers=headers, timeout=SUBMIT_TIMEOUT_S)
+        reply.raise_for_problem()
+        return Job(self, reply.json())
+
+    def job(self, job_id: str) -> Job:
+        """A job by its id. Raises `headrace.errors.NotFound`."""
+        job = Job(self, {"id": job_id})
+        job.refresh()
+        return job
 
     def request(
         self,
@@ -174,6 +220,21 @@ def call_endpoint(
     endpoint: Any, args: Sequence[Any], kwargs: Mapping[str, Any], cancel: Cancel | None
 ) -> Any:
     """`Client.call` of a decorated handler: its positional arguments are sent by their names."""
+    spec, given = endpoint.spec, _given(endpoint, args, kwargs)
+    return default_client().call(
+        spec.name, **given, timeout=spec.timeout, idempotent=spec.idempotent, cancel=cancel
+    )
+
+
+def submit_endpoint(endpoint: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+    """`Client.submit` of a decorated handler: its positional arguments are sent by their names."""
+    given = _given(endpoint, args, kwargs)
+    client, name = default_client(), endpoint.spec.name
+    return client.submit(name, given["data"]) if "data" in given else client.submit(name, json=given["json"])
+
+
+def _given(endpoint: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The input of a call of a decorated handler, as ``json`` or ``data``."""
     spec, handler = endpoint.spec, endpoint.handler
     if len(args) > len(handler.parameters):
         raise UsageError(
@@ -184,14 +245,11 @@ def call_endpoint(
     if twice:
         raise UsageError(f"{spec.name}: {sorted(twice)[0]!r} was given twice.")
     named.update(kwargs)
-    given: dict[str, Any] = {"json": named}
     if len(handler.parameters) == 1 and len(named) == 1:
         value = named.get(handler.parameters[0])
         if isinstance(value, bytes | bytearray | memoryview):
-            given = {"data": bytes(value)}
-    return default_client().call(
-        spec.name, **given, timeout=spec.timeout, idempotent=spec.idempotent, cancel=cancel
-    )
+            return {"data": bytes(value)}
+    return {"json": named}
 
 
 def default_client() -> Client:

@@ -86,16 +86,15 @@ class Endpoint(Generic[P, R]):
         """
         return self._call(args, kwargs, None)
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
-        """Start a call in the background and return a `Job`.
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Store a call as a job and return it: from then on it is never lost, and finished at most once.
 
-        **Not durable yet**: the call is made by a thread of this process (a pool of 32, 1000 may wait), and
-        is lost with it. Durable jobs keep this signature when they come. Raises `headrace.errors.QueueFull`.
+        `headrace.Client.submit` has more options: priority, webhook, time to live.
         """
-        from headrace.sdk.job import submit  # noqa: PLC0415 - threads and sockets are not for a sandbox
+        from headrace.sdk.client import submit_endpoint  # noqa: PLC0415 - sockets are not for a sandbox
 
         self._refuse_asgi()
-        return submit(lambda cancel: self._call(args, kwargs, cancel))
+        return submit_endpoint(self, args, kwargs)
 
     def map(self, inputs: Iterable[Any], *, concurrency: int = 8) -> Iterator[Any]:
         """Call once per input, at most ``concurrency`` at once, and give the results in order.
@@ -115,9 +114,9 @@ class Endpoint(Generic[P, R]):
         return openapi_of(self)
 
     def _map(self, inputs: Iterator[Any], concurrency: int) -> Iterator[Any]:
-        from headrace.sdk.job import submit  # noqa: PLC0415 - as in `submit`
+        from headrace.sdk.background import Background, submit  # noqa: PLC0415 - as in `submit`
 
-        running: list[Job[Any]] = []
+        running: list[Background[Any]] = []
         try:
             for item in inputs:
                 running.append(submit(functools.partial(self._call, (item,), {})))

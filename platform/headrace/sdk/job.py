@@ -1,122 +1,116 @@
-"""Calls in the background, by threads of this process: what ``submit`` and ``map`` are made of until jobs
-are durable."""
+"""A stored call, as its submitter sees it."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from headrace.errors import QueueFull
+import msgspec
 
-R = TypeVar("R")
+from headrace.errors import DeadlineExceeded, RequestError, from_problem
 
-WORKERS = 32
-MAX_WAITING = 1000
-"""Jobs that run or wait in this process; more are refused."""
+if TYPE_CHECKING:
+    from headrace.sdk.client import Client
+    from headrace.sdk.transport import Reply
+
+LONGEST_WAIT_S = 30.0
+"""One long poll."""
+POLL_MARGIN_S = 10.0
+FINAL = ("succeeded", "failed", "cancelled", "timed_out")
+JSON = "application/json"
 
 
-class Cancel:
-    """Ends a call that runs in another thread, by closing its connection."""
+class Job:
+    """A job. ``id`` finds it again from anywhere: ``headrace.Client().job(id)``.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._event = threading.Event()
+    ``state`` is ``queued``, ``running``, ``succeeded``, ``failed``, ``cancelled`` or ``timed_out``, as of the
+    last look; ``document`` is all that the platform said then (attempts, timings, why it waits).
+    """
+
+    def __init__(self, client: Client, document: dict[str, Any]) -> None:
+        self._client = client
+        self.document = document
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.state}>"
 
     @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._event.is_set()
+    def id(self) -> str:
+        """Its id."""
+        return str(self.document["id"])
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep; True at once when the call is cancelled."""
-        return self._event.wait(seconds)
+    @property
+    def state(self) -> str:
+        """Its state as of the last look."""
+        return str(self.document.get("state", "queued"))
 
-    def watch(self, connection: socket.socket | None) -> None:
-        """This connection carries the call now."""
-        with self._lock:
-            self._socket = connection
-            if self.cancelled:
-                self._close()
-
-    def cancel(self) -> None:
-        """End the call; closing its connection frees the slot of the instance that works on it."""
-        with self._lock:
-            self._event.set()
-            self._close()
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # it is closed already
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket = None
-
-
-class Job(Generic[R]):
-    """A call in the background. Not durable yet: it ends with this process."""
-
-    def __init__(self, future: Future[R], cancel: Cancel) -> None:
-        self._future = future
-        self._cancel = cancel
-
-    def result(self, timeout: float | None = None) -> R:
-        """Wait for the answer, at most ``timeout`` seconds.
-
-        Raises what the call raised, ``TimeoutError``, or ``concurrent.futures.CancelledError``.
-        """
-        return self._future.result(timeout)
+    def refresh(self, wait: float = 0.0) -> str:
+        """Look again, waiting at most ``wait`` seconds (30 at once) for its end; the state."""
+        wait = min(wait, LONGEST_WAIT_S)
+        reply = self._ask("GET", f"?wait={wait:g}" if wait > 0 else "", timeout=wait + POLL_MARGIN_S)
+        self.document = reply.json()
+        return self.state
 
     def done(self) -> bool:
         """Whether it has ended, well or not."""
-        return self._future.done()
+        return self.state in FINAL or self.refresh() in FINAL
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the output: a JSON value or bytes; the items of a generator are a list.
+
+        Raises what the job failed with (a `headrace.errors.RequestError`), ``DeadlineExceeded`` when it timed
+        out, ``concurrent.futures.CancelledError``, or ``TimeoutError`` after ``timeout`` seconds.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while self.state not in FINAL:
+            left = LONGEST_WAIT_S if until is None else until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"job {self.id} is still {self.state} after {timeout:g} s")
+            self.refresh(max(0.05, left))
+        if self.state == "cancelled":
+            raise CancelledError(f"job {self.id} was cancelled")
+        if self.state == "succeeded":
+            return self._output()
+        error = self.document.get("error")
+        if error:
+            raise from_problem(int(error.get("status", 500)), error)
+        if self.state == "timed_out":
+            raise DeadlineExceeded(f"job {self.id} timed out.")
+        raise RequestError(f"job {self.id} failed: {self.document.get('reason') or 'no reason is known'}.")
+
+    def stream(self) -> Iterator[Any]:
+        """The items of a generator's job as they come. After a new attempt they come again from the first."""
+        reply = self._ask("GET", "/stream?format=ndjson", timeout=self._client.timeout)
+        for line in reply.lines():
+            found = msgspec.json.decode(line)
+            if "end" in found:
+                self.document |= {"state": found["end"]["state"], "error": found["end"]["error"]}
+                return
+            yield found["item"]
 
     def cancel(self) -> bool:
-        """Stop it; False when it has ended already."""
-        if self._future.done():
-            return False
-        self._future.cancel()
-        self._cancel.cancel()
-        return True
+        """Stop it, wherever it is; False when it has ended already."""
+        ended = self.state in FINAL
+        self.document = self._ask("POST", "/cancel").json()
+        return not ended and self.state == "cancelled"
 
-    def cancelled(self) -> bool:
-        """Whether `cancel` came in time."""
-        return self._cancel.cancelled
+    def retry(self) -> None:
+        """Run a failed or timed-out job again, under its id. Raises ``Conflict`` for others."""
+        self.document = self._ask("POST", "/retry").json()
 
+    def _output(self) -> Any:
+        if self.document.get("output") is not None:
+            return self.document["output"]
+        reply = self._ask("GET", "/output", timeout=self._client.timeout)
+        if reply.content_type == JSON or reply.content_type.endswith("+json"):
+            return msgspec.json.decode(reply.body) if reply.body else None
+        return reply.body
 
-class _Pool:
-    """Threads and their bound; made at the first submit, so that importing starts nothing."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
-        self._waiting = 0
-
-    def submit(self, call: Callable[[Cancel], R]) -> Job[R]:
-        cancel = Cancel()
-        with self._lock:
-            if self._waiting >= MAX_WAITING:
-                raise QueueFull(
-                    f"{MAX_WAITING} jobs wait in this process.", hint="Collect some results first."
-                )
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="headrace-job")
-            self._waiting += 1
-            future = self._executor.submit(call, cancel)
-        future.add_done_callback(self._ended)
-        return Job(future, cancel)
-
-    def _ended(self, _future: Future[R]) -> None:
-        with self._lock:
-            self._waiting -= 1
-
-
-_pool = _Pool()
-
-
-def submit(call: Callable[[Cancel], R]) -> Job[R]:
-    """Run ``call`` in the pool. Raises `QueueFull`."""
-    return _pool.submit(call)
+    def _ask(self, method: str, path: str, timeout: float = 30.0) -> Reply:
+        target = f"/api/v1/jobs/{quote(self.id, safe='')}{path}"
+        reply = self._client.request(method, target, timeout=timeout)
+        reply.raise_for_problem()
+        return reply

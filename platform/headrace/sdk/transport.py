@@ -31,7 +31,7 @@ from headrace.errors import (
     UsageError,
     from_problem,
 )
-from headrace.sdk.job import Cancel
+from headrace.sdk.background import Cancel
 
 MAX_IDLE = 16
 """Idle connections kept for reuse."""
