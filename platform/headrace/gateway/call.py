@@ -31,6 +31,8 @@ Why = Literal["reset", "own", "host"]
 """Why an attempt was lost: the connection broke, the instance died, or its host did."""
 ALONE_AFTER = 2
 """Instance deaths that a request was present at, before it runs with no neighbour."""
+MAX_LOSSES = 1000
+"""So many requests per instance are paid back when its host turns out to be lost."""
 VERDICT_S = 0.15
 """Before a request fails because its instance broke off: so long for control to say that the host is lost."""
 
@@ -376,7 +378,8 @@ class Call:
     def _charge(self, attempt: Attempt, detail: str) -> RequestError | None:
         """It was there when an instance died. Gives why it may not go on, or None."""
         attempt.charged = True
-        attempt.instance.losses.append(attempt)
+        if len(attempt.instance.losses) < MAX_LOSSES:
+            attempt.instance.losses.append(attempt)
         self.deaths += 1
         self.retries_used += 1
         if self.alone:

@@ -100,10 +100,11 @@ class Dispatcher:
     def remove(self, call: Call) -> None:
         """The request does not want to wait any more."""
         state = call.state
-        if state.queue.remove(call):
-            if call.alone:
-                state.unreserve(call)
-                self._pump(state)
+        left = state.queue.remove(call)
+        if call.alone:
+            state.unreserve(call)
+            self._pump(state)
+        if left:
             self._end_episodes(state)
 
     def release(self, attempt: Attempt, *, answered: bool, refill: bool = True) -> None:
@@ -297,8 +298,10 @@ class Dispatcher:
         if call.size > route.queue_bytes:
             return False
         other = queue.shed(call.key)
-        if other is None or not queue.fits(
-            call.size - other.size, route.queue_requests + 1, route.queue_bytes
+        if (
+            other is None
+            or other.attempts
+            or not queue.fits(call.size - other.size, route.queue_requests + 1, route.queue_bytes)
         ):
             return False
         other.fail(full_error(call.state))

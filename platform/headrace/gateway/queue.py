@@ -153,7 +153,7 @@ class WaitQueue(Generic[W]):
     def shed(self, key: str) -> W | None:
         """When full: the youngest request of the greediest key, if that has more here than ``key`` would.
 
-        Only what has never been sent; it is not taken out. None: ``key`` itself has to go.
+        It is not taken out. None: ``key`` itself has to go.
         """
         greedy = max(self._by_key, key=lambda k: self._by_key[k], default=key)
         if greedy == key or self._by_key[greedy] <= self._by_key.get(key, 0) + 1:
