@@ -6,7 +6,9 @@ import asyncio
 import os
 import random
 import signal
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +55,21 @@ class Cancelled:
             self.seen += 1
             raise
         return self.seen
+
+@headrace.endpoint(name="stuck", timeout=30, scaling=headrace.Scaling(min=1, max=1))
+def stuck(seconds: float = 0.0) -> bool:
+    time.sleep(seconds)
+    return True
+
+@headrace.endpoint(name="copied", timeout=30, hedge_after=0.2, scaling=headrace.Scaling(min=2, max=2))
+async def copied(marker: str) -> bool:
+    import os
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return True
+    await asyncio.sleep(25)
+    return False
 
 @headrace.endpoint(name="lines", timeout=30)
 def lines(n: int):
@@ -188,3 +205,37 @@ async def test_a_stream_whose_instance_is_killed_ends_with_an_error_event(platfo
             assert type(error).__name__ == "ClientPayloadError"  # noqa: PT017
     assert b"event: error\ndata: {" in got
     assert b"instance-died" in got
+
+
+async def test_a_sync_handler_that_ignores_its_cancellation_does_not_hold_the_slot_for_ever(
+    platform: Platform,
+) -> None:
+    await deployed(platform)
+    assert await platform.call("stuck") is True
+    (before,) = await platform.instances("stuck")
+    task = asyncio.create_task(platform.request("POST", "/e/stuck", json={"seconds": 600.0}))
+
+    async def at_work() -> Any:
+        return any(i["in_flight"] for i in await platform.instances("stuck"))
+
+    await until(at_work)
+    task.cancel()
+    assert await platform.call("stuck") is True
+    assert before["id"] not in [i["id"] for i in await platform.instances("stuck")]
+
+
+async def test_a_slow_request_is_answered_by_its_copy(platform: Platform) -> None:
+    await deployed(platform)
+    await until(lambda: ready(platform, "copied", 2))
+    # Instances run under uids of their own.
+    with tempfile.TemporaryDirectory(prefix="hrt-") as folder:
+        Path(folder).chmod(0o777)
+        status, headers, value = await platform.request(
+            "POST", "/e/copied", json={"marker": f"{folder}/first"}
+        )
+    assert (status, value, headers["X-Headrace-Attempt"]) == (200, True, "2")
+
+    async def idle() -> bool:
+        return not any(i["in_flight"] for i in await platform.instances("copied"))
+
+    await until(idle)
