@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "dev": "headrace.cli.dev",
     "deploy": "headrace.cli.endpoints",
     "call": "headrace.cli.call",
+    "jobs": "headrace.cli.jobs",
     "logs": "headrace.cli.logs",
     "list": "headrace.cli.endpoints",
     "describe": "headrace.cli.endpoints",
@@ -31,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "nodes": "headrace.cli.nodes",
     "hosts": "headrace.cli.nodes",
     "instances": "headrace.cli.nodes",
+    "keys": "headrace.cli.keys",
     "doctor": "headrace.cli.doctor",
 }
 # The same one line that each command shows in its own help; kept here so that help imports nothing.
@@ -41,6 +43,7 @@ SUMMARIES: dict[str, str] = {
     "dev": "Serve a file's endpoints without Ray, reloading on save.",
     "deploy": "Deploy the endpoints of a Python file.",
     "call": "Call an endpoint and print its answer.",
+    "jobs": "Submit, list, show, cancel and retry stored calls.",
     "logs": "Print an endpoint's output.",
     "list": "List endpoints.",
     "describe": "Show all that is known of an endpoint.",
@@ -50,6 +53,7 @@ SUMMARIES: dict[str, str] = {
     "nodes": "List, add or remove nodes.",
     "hosts": "List hosts: one per node, with what they can take.",
     "instances": "List running instances.",
+    "keys": "Create, list or revoke API keys.",
     "doctor": "Check this machine and say what would be in the way.",
 }
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130

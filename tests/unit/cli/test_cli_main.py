@@ -33,9 +33,15 @@ def test_every_command_is_there_with_the_summary_that_help_shows() -> None:
         assert command.help == SUMMARIES[name]
 
 
-@pytest.mark.parametrize(
-    "name", [*(n for n in COMMANDS if n != "nodes"), "nodes list", "nodes add", "nodes remove"]
-)
+GROUPS = {
+    "nodes": ("list", "add", "remove"),
+    "jobs": ("submit", "list", "show", "cancel", "retry", "purge"),
+    "keys": ("create", "list", "revoke"),
+}
+LEAVES = [f"{name} {leaf}".strip() for name in COMMANDS for leaf in GROUPS.get(name, ("",))]
+
+
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_command_takes_json_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*name.split(), "--help"]) == 0
     assert "--json" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""``headrace jobs``: stored calls, one or many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from headrace.cli.app import SUMMARIES
+from headrace.cli.options import Session, session_options
+from headrace.cli.output import moment, table
+
+Row = Mapping[str, Any]
+STATES = ("queued", "running", "succeeded", "failed", "cancelled", "timed_out")
+
+
+@click.group("jobs", help=SUMMARIES["jobs"])
+def jobs_command() -> None:
+    """A job is a call that was stored before it ran: see `headrace jobs submit`."""
+
+
+@jobs_command.command("submit")
+@click.argument("name")
+@click.argument("input", default="{}")
+@click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", show_default=True)
+@click.option("--webhook", help="Told, signed, when the job ends.")
+@click.option("--wait", is_flag=True, help="Stay until it ends and print its output.")
+@session_options
+def jobs_submit(
+    session: Session, *, name: str, input: str, priority: Any, webhook: str | None, wait: bool
+) -> None:
+    """Store a call of endpoint NAME with INPUT (JSON); done when it is stored."""
+    try:
+        value = json.loads(input)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint="INPUT") from None
+    with session.client() as client:
+        with session.out.progress(f"submitting to {name}"):
+            job = client.submit(name, json=value, priority=priority, webhook=webhook)
+        if not wait:
+            session.out.answer(job.document, job.id)
+            return
+        with session.out.progress(f"waiting for {job.id}"):
+            result = job.result()
+        session.out.answer(job.document, lambda: json.dumps(result, ensure_ascii=False, default=repr))
+
+
+@jobs_command.command("list")
+@click.option("--endpoint", help="Only of this endpoint.")
+@click.option("--state", type=click.Choice(STATES), help="Only in this state.")
+@click.option("-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most.")
+@session_options
+def jobs_list(session: Session, *, endpoint: str | None, state: str | None, limit: int) -> None:
+    """List jobs, newest first."""
+    given = {"endpoint": endpoint, "state": state, "limit": limit}
+    query = "&".join(f"{name}={quote(str(value))}" for name, value in given.items() if value is not None)
+    found = _ask(session, "GET", f"?{query}", "asking the platform")
+    session.out.answer(found, lambda: _jobs(found["items"]))
+
+
+@jobs_command.command("show")
+@click.argument("job")
+@session_options
+def jobs_show(session: Session, job: str) -> None:
+    """Show all that is known of JOB: attempts, times, and why it waits."""
+    found = _ask(session, "GET", f"/{quote(job, safe='')}", "asking the platform")
+    session.out.answer(found, lambda: _job(found))
+
+
+@jobs_command.command("cancel")
+@click.argument("job")
+@session_options
+def jobs_cancel(session: Session, job: str) -> None:
+    """Stop JOB, wherever it is."""
+    found = _ask(session, "POST", f"/{quote(job, safe='')}/cancel", f"cancelling {job}")
+    session.out.answer(found, lambda: f"{job} is {found['state']}")
+
+
+@jobs_command.command("retry")
+@click.argument("job")
+@session_options
+def jobs_retry(session: Session, job: str) -> None:
+    """Run a failed or timed-out JOB again, under its id."""
+    found = _ask(session, "POST", f"/{quote(job, safe='')}/retry", f"retrying {job}")
+    session.out.answer(found, lambda: f"{job} is {found['state']}")
+
+
+@jobs_command.command("purge")
+@click.argument("name")
+@session_options
+def jobs_purge(session: Session, name: str) -> None:
+    """Remove all queued jobs of endpoint NAME; those that run go on."""
+    with session.out.progress(f"purging {name}"), session.client() as client:
+        reply = client.request("POST", f"/api/v1/endpoints/{quote(name, safe='')}/purge")
+        reply.raise_for_problem()
+        found = reply.json()
+    session.out.answer(found, lambda: f"removed {found['removed']} queued jobs of {name}")
+
+
+def _ask(session: Session, method: str, path: str, what: str) -> Any:
+    with session.out.progress(what), session.client() as client:
+        reply = client.request(method, f"/api/v1/jobs{path}")
+        reply.raise_for_problem()
+        return reply.json()
+
+
+def _jobs(items: list[Row]) -> Any:
+    rows = [
+        (
+            item["id"],
+            item["endpoint"],
+            item["state"],
+            item["priority"],
+            moment(item["created_at"]),
+            _seconds(item),
+            (item.get("error") or {}).get("detail") or (item.get("waiting") or {}).get("reason") or "-",
+        )
+        for item in items
+    ]
+    return table(("job", "endpoint", "state", "priority", "created", "took", "reason"), rows, "no jobs")
+
+
+def _job(item: Row) -> str:
+    lines = [f"{item['id']}  {item['endpoint']}  {item['state']}"]
+    if item.get("waiting"):
+        waiting = item["waiting"]
+        lines.append(f"  waits for {waiting['for']} since {waiting['seconds']:.1f} s: {waiting['reason']}")
+    for name, value in (item.get("receipt") or {}).items():
+        lines.append(f"  {name}: {value}")
+    for attempt in item["attempts"]:
+        words = f"  attempt {attempt['number']}: {attempt['outcome']} on {attempt['instance'] or '-'}"
+        lines.append(f"{words} {attempt['detail']}".rstrip())
+    if item.get("error"):
+        lines.append(f"  error: {item['error'].get('detail')}")
+    if item.get("output") is not None:
+        lines.append(f"  output: {json.dumps(item['output'], ensure_ascii=False)[:2000]}")
+    return "\n".join(lines)
+
+
+def _seconds(item: Row) -> str:
+    if item.get("started_at") is None or item.get("finished_at") is None:
+        return "-"
+    return f"{item['finished_at'] - item['started_at']:.2f} s"
