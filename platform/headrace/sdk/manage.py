@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -224,6 +224,34 @@ class Management:
     def remove_node(self, node: str) -> None:
         """Drain and terminate a node."""
         _doc(self._manage("DELETE", f"/nodes/{quote(node, safe='')}", timeout=120.0))
+
+    # -- keys ------------------------------------------------------------------------------
+
+    def keys(self) -> list[Doc]:
+        """All API keys, without the keys themselves. Needs the scope ``admin``, as do the two below."""
+        return self._all("/keys")
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[str] = ("invoke",),
+        endpoints: Sequence[str] = (),
+        requests_per_s: float | None = None,
+        burst: int | None = None,
+    ) -> Doc:
+        """A new API key; ``key`` of the answer is shown this once only.
+
+        Without ``endpoints`` it may call all. ``requests_per_s`` holds per gateway process.
+        """
+        body: Doc = {"name": name, "scopes": list(scopes), "endpoints": list(endpoints)}
+        if requests_per_s is not None:
+            body["rate_limit"] = {"requests_per_s": requests_per_s, "burst": burst}
+        return _doc(self._manage("POST", "/keys", json=body))
+
+    def revoke_key(self, id: str) -> None:
+        """Refuse the key from now on; what runs under it goes on."""
+        _doc(self._manage("DELETE", f"/keys/{quote(id, safe='')}"))
 
     def _all(self, path: str) -> list[Doc]:
         found: list[Doc] = []

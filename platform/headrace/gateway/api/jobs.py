@@ -18,15 +18,17 @@ from headrace.errors import (
     BodyTooLarge,
     Conflict,
     EndpointNotFound,
+    Forbidden,
     NotFound,
     ValidationFailed,
     VersionNotFound,
 )
 from headrace.gateway.api.exchange import TaskExchange, json_response
 from headrace.gateway.api.native import Target
-from headrace.gateway.auth import require
+from headrace.gateway.auth import may_call, require, require_endpoint
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.attempt import FORWARD
+from headrace.gateway.jobs.lanes import SYNC_PREFIX
 from headrace.gateway.jobs.service import JobService
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response
@@ -157,6 +159,8 @@ class JobsApi:
         request = exchange.request
         route: Route = request.target
         project = route.record.project
+        if route.record.endpoints:
+            await self._guard(request, route)
         match route.kind:
             case "jobs" if request.head.method == b"POST":
                 return await self._create(request, project)
@@ -180,6 +184,22 @@ class JobsApi:
         count = await self._service.purge(project, route.name)
         return json_response(request, 200, {"endpoint": route.name, "removed": count})
 
+    async def _guard(self, request: Request, route: Route) -> None:
+        """A key with a list of endpoints knows no jobs of others. Raises `Forbidden`, `NotFound`."""
+        record = route.record
+        if route.kind == "jobs":
+            if request.head.method != b"POST":
+                name = _query(request).get("endpoint", "")
+                if not name:
+                    raise Forbidden(
+                        "this key sees jobs of some endpoints only.", hint="Ask with ?endpoint=NAME."
+                    )
+                require_endpoint(record, name)
+        elif route.kind not in ("purge", "secret"):
+            job = _known(await self._service.get(record.project, route.name), route.name)
+            if not may_call(record, job.endpoint.removeprefix(SYNC_PREFIX)):
+                _known(None, route.name)
+
     async def _create(self, request: Request, project: str) -> bytes:
         try:
             body = msgspec.json.decode(request.body, type=JobBody)
@@ -188,6 +208,7 @@ class JobsApi:
         except msgspec.DecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}.") from None
         name, at, wanted = body.endpoint.partition("@")
+        require_endpoint(request.target.record, name)
         state = self._service.endpoint(project, name) if ":" not in name else None
         if state is None or state.route.state == "deleting":
             raise EndpointNotFound(f"no endpoint {name[:80]!r}.", hint="`headrace list` shows what there is.")
