@@ -13,17 +13,11 @@ from headrace.jobs.state import FINAL, RETRYABLE, may_move
 from headrace.jobs.store import MAX_LOST
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    invariant,
-    multiple,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 WORKERS = st.sampled_from(["w1", "w2"])
+RECENT = st.integers(0, 4)
+"""Which job or lease: counted back from the newest one, over all that there ever were."""
 LEASE_S = 10.0
 
 
@@ -59,9 +53,6 @@ class Known:
 
 
 class Jobs(RuleBasedStateMachine):
-    jobs = Bundle("jobs")
-    leases = Bundle("leases")
-
     @initialize()
     def start(self):
         self.loop = asyncio.new_event_loop()
@@ -70,8 +61,11 @@ class Jobs(RuleBasedStateMachine):
         self.now = 1000.0
         self.known: dict[str, Known] = {}
         self.removed: list[Known] = []
+        self.leases: list[tuple[str, int]] = []
         self.dropped = 0
         self.turn = 0
+        for priority in ("normal", "low", "high"):
+            self.submit(priority, 2, None, 1)
 
     def do(self, coroutine):
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, 20))
@@ -83,12 +77,16 @@ class Jobs(RuleBasedStateMachine):
         return self.stores[self.turn % 2]
 
     @rule(
-        target=jobs,
         priority=st.sampled_from(["low", "normal", "high"]),
         max_attempts=st.integers(1, 3),
         ttl=st.sampled_from([None, None, 5.0, 30.0]),
+        number=st.integers(1, 3),
     )
-    def submit(self, priority, max_attempts, ttl):
+    def submit(self, priority, max_attempts, ttl, number):
+        for _ in range(number):
+            self.submit_one(priority, max_attempts, ttl)
+
+    def submit_one(self, priority, max_attempts, ttl):
         order = len(self.known) + len(self.removed)
         new = NewJob(
             id=f"j{order}",
@@ -112,9 +110,11 @@ class Jobs(RuleBasedStateMachine):
             created_at=self.now,
             deadline_at=None if ttl is None else self.now + ttl,
         )
-        return new.id
 
-    @rule(target=leases, owner=WORKERS, limit=st.integers(0, 3))
+    def id_of(self, recent):
+        return f"j{max(0, len(self.known) + len(self.removed) - 1 - recent)}"
+
+    @rule(owner=WORKERS, limit=st.integers(0, 4))
     def lease(self, owner, limit):
         free = [
             k
@@ -133,25 +133,35 @@ class Jobs(RuleBasedStateMachine):
             k.attempts += 1
             k.owner, k.until = owner, self.now + LEASE_S
             assert lease.fence == k.attempts
-        return multiple(*((lease.job.id, lease.fence) for lease in taken))
+            self.leases.append((lease.job.id, lease.fence))
 
-    def holder(self, lease):
-        """The job, when the lease is the one that holds it."""
+    def pick(self, recent):
+        """A lease that was given once (none: one that never was), and the job that it still holds."""
+        lease = self.leases[max(0, len(self.leases) - 1 - recent)] if self.leases else ("none", 1)
         k = self.known.get(lease[0])
-        return k if k is not None and k.state == "running" and k.attempts == lease[1] else None
+        return lease, k if k is not None and k.state == "running" and k.attempts == lease[1] else None
 
-    @rule(lease=leases, state=st.sampled_from(["succeeded", "failed", "cancelled", "timed_out"]))
-    def finish(self, lease, state):
-        k = self.holder(lease)
+    @rule(recent=RECENT, state=st.sampled_from(["succeeded", "failed", "cancelled", "timed_out"]))
+    def finish(self, recent, state):
+        lease, k = self.pick(recent)
         assert self.do(self.store.finish(*lease, Result(state=state), self.now)) == (k is not None)
         if k is None:
             self.dropped += 1
         else:
             k.move(state, self.now)
 
-    @rule(lease=consumes(leases), lost=st.booleans(), delay=st.sampled_from([0.0, 0.0, 7.0]))
-    def release(self, lease, lost, delay):
-        k = self.holder(lease)
+    @rule(owner=WORKERS, state=st.sampled_from(["succeeded", "failed", "timed_out"]), twice=st.booleans())
+    def work(self, owner, state, twice):
+        self.lease(owner, 2)
+        self.finish(1, state)
+        if twice:
+            self.finish(1, "succeeded")
+        if state in RETRYABLE:
+            self.retry(0, True)
+
+    @rule(recent=RECENT, lost=st.booleans(), delay=st.sampled_from([0.0, 0.0, 7.0]))
+    def release(self, recent, lost, delay):
+        lease, k = self.pick(recent)
         done = self.do(self.store.release(*lease, self.now, reason="r", lost=lost, delay_s=delay))
         assert done == (k is not None)
         if k is not None:
@@ -165,32 +175,39 @@ class Jobs(RuleBasedStateMachine):
         k.move("failed" if over else "queued", self.now)
         k.available_at = self.now + delay
 
-    @rule(lease=leases, owner=WORKERS)
-    def heartbeat(self, lease, owner):
-        k = self.holder(lease)
+    @rule(recent=RECENT, owner=WORKERS, fresh=st.booleans())
+    def heartbeat(self, recent, owner, fresh):
+        if fresh:
+            self.lease(owner, 1)
+            owner = "w2" if owner == "w1" else owner
+        lease, k = self.pick(recent)
         valid = k is not None and k.owner == owner
         gone = self.do(self.store.heartbeat(owner, [lease], self.now + LEASE_S))
         assert list(gone) == ([] if valid else [lease[0]])
         if valid:
             k.until = self.now + LEASE_S
 
-    @rule(lease=leases)
-    def append(self, lease):
-        held = self.holder(lease) is not None
+    @rule(recent=RECENT)
+    def append(self, recent):
+        lease, k = self.pick(recent)
+        held = k is not None
         assert self.do(self.store.append(*lease, 0, [b"%d" % lease[1]])) == held
         if held:
             assert [c.data for c in self.do(self.store.chunks(lease[0]))] == [b"%d" % lease[1]]
 
-    @rule(job=jobs)
-    def cancel(self, job):
+    @rule(recent=RECENT)
+    def cancel(self, recent):
+        job = self.id_of(recent)
         found = self.do(self.store.cancel("p", job, self.now))
         k = self.known.get(job)
         assert (found is None) == (k is None)
         if k is not None and k.state in ("queued", "running"):
             k.move("cancelled", self.now)
 
-    @rule(job=jobs)
-    def retry(self, job):
+    @rule(recent=RECENT, dead=st.booleans())
+    def retry(self, recent, dead):
+        found = [k.id for k in self.known.values() if k.state in RETRYABLE]
+        job = found[-1 - recent % len(found)] if found and dead else self.id_of(recent)
         found = self.do(self.store.retry("p", job, self.now))
         k = self.known.get(job)
         assert (found is None) == (k is None)
@@ -208,14 +225,16 @@ class Jobs(RuleBasedStateMachine):
         for k in held:
             self.ended_without_result(k, True, 0.0)
 
-    @rule()
-    def purge(self):
+    @rule(really=st.integers(0, 3))
+    def purge(self, really):
+        if really != 3:
+            return
         queued = [k for k in self.known.values() if k.state == "queued"]
         assert self.do(self.store.purge("p", "e", self.now)) == len(queued)
         for k in queued:
             self.removed.append(self.known.pop(k.id))
 
-    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0, 61.0]))
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0, 11.0, 61.0]))
     def time_passes(self, seconds):
         self.now += seconds
 
@@ -250,6 +269,7 @@ class Jobs(RuleBasedStateMachine):
                 k.retried,
             )
             assert (job.finished_at is not None) == (job.state in FINAL)
+            assert job.created_at == k.created_at
             assert len(k.ends) == len(set(k.ends)), "two ends in one generation"
         counts = self.do(self.store.counts("p", "e"))
         for state in ("queued", "running", "succeeded", "failed", "cancelled", "timed_out"):
