@@ -172,6 +172,8 @@ class ProcessSandbox:
         seen = procs.stat(self.pid)
         if seen is None or not self.child.alive:
             raise self._is_gone()
+        if seen.stopped:
+            return Stats(rss, seen.cpu_s, stopped=True)
         packet = await self._first(answer, STATS_TIMEOUT_S)
         in_flight = packet.get("in_flight") if packet else None
         return Stats(rss, seen.cpu_s, in_flight if isinstance(in_flight, int) else None)
