@@ -169,7 +169,7 @@ def delete_command(session: Session, name: str, yes: bool) -> None:
 @click.argument("name")
 @click.option("--min", "at_least", type=click.IntRange(0), help="Instances kept at any time.")
 @click.option("--max", "at_most", type=click.IntRange(1), help="Instances at most.")
-@click.option("--to", type=click.IntRange(0), help="Have so many now; 0 releases all that are idle.")
+@click.option("--to", type=click.IntRange(0), help="Have so many now; busy ones go when they become idle.")
 @session_options
 def scale_command(
     session: Session, name: str, at_least: int | None, at_most: int | None, to: int | None
@@ -183,9 +183,10 @@ def scale_command(
         found = client.scale(name, min=at_least, max=at_most, to=to)
 
     def text() -> str:
-        scaling = (found.get("spec") or {}).get("scaling") or {}
+        scaling = found.get("scale") or {}
         bounds = f"min {scaling['min']}, max {scaling['max']}" if "max" in scaling else ""
-        return f"{name}: {_shown(found.get('instances'))} instances; {bounds}".rstrip("; ")
+        stay = [i for i in found.get("instances") or [] if i.get("state") != "draining"]
+        return f"{name}: {len(stay)} instances; {bounds}".rstrip("; ")
 
     session.out.answer(found, text)
 

@@ -24,6 +24,11 @@ UNUSED = EndpointState()
 DEMAND_VALID_S = 5.0
 """What a gateway said of an endpoint counts this long without being said again (it says so every 0.5 s)."""
 
+BEAT_COUNTS_AFTER_S = 4.0
+"""A host's count of an instance's requests is a sample, up to 2 s old and said again until the next one:
+it counts only when no gateway has reported on the instance for longer than that."""
+NEVER = float("-inf")
+
 
 class DecisionNote(msgspec.Struct, frozen=True):
     """One decision, for people."""
@@ -60,8 +65,10 @@ class Instance:
     ready_since: float | None = None
     last_used: float | None = None
     used_by: dict[Link, int] = field(default_factory=dict)
+    told: float = NEVER
+    """When a gateway reported on it last."""
     beating: int = 0
-    """Requests in flight by the host's last heartbeat."""
+    """Requests in flight by the host's last heartbeat, when gateways say nothing."""
     outcome: asyncio.Future[wire.Death | None] | None = None
     """Set when somebody waits for its start: None when ready, else why not."""
 
@@ -125,6 +132,16 @@ class Host:
 
 
 @dataclass(slots=True)
+class Shrink:
+    """``scale --to``: of the instances that there were, all but ``count`` go as they become idle."""
+
+    count: int
+    ids: frozenset[str]
+    until: float
+    """After this the rest stays."""
+
+
+@dataclass(slots=True)
 class Failing:
     """Starts (or fresh instances) of an endpoint that failed in a row."""
 
@@ -170,6 +187,7 @@ class Endpoint:
     """Versions being verified: their instances take no requests."""
     rollout_from: int | None = None
     """Set while instances of the version before are being replaced."""
+    shrink: Shrink | None = None
     pins: dict[int, Pin] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
     demand: dict[Link, Seen] = field(default_factory=dict)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from headrace import wire
 from headrace.control import state
@@ -14,6 +15,9 @@ from headrace.link import Link
 log = logging.getLogger("headrace.control")
 CHUNK = 2000
 """Endpoints per delta, so that a bulk deploy is no single huge frame."""
+NONE: Mapping[str, str] = {}
+FRESH_S = 0.25
+"""A gateway that takes longer to report is not waited for."""
 
 
 def endpoint_route(endpoint: Endpoint, now: float) -> wire.EndpointRoute:
@@ -108,10 +112,10 @@ class Routes:
         *,
         instances: Iterable[Instance] = (),
         removed: Iterable[str] = (),
-        dead: Iterable[str] = (),
+        dead: Mapping[str, str] = NONE,
         removed_endpoints: Iterable[str] = (),
     ) -> None:
-        """Push changes to all gateways, at once."""
+        """Push changes to all gateways, at once. ``dead``: id -> why."""
         now = self._world.now()
         routes = []
         for endpoint in endpoints:
@@ -124,10 +128,22 @@ class Routes:
             instances=[instance_route(i) for i in instances],
             removed_instances=list(removed),
             dead_instances=list(dead),
+            dead_reasons=dict(dead),
         )
         self._send(first)
         for start in range(CHUNK, len(routes), CHUNK):
             self._send(wire.RouteDelta(epoch=self.epoch, endpoints=routes[start : start + CHUNK]))
+
+    def ask(self, eager_s: float) -> None:
+        """Let gateways report demand now, and for ``eager_s`` as soon as something becomes idle."""
+        self._send(wire.AskDemand(eager_s=eager_s))
+
+    async def fresh(self) -> None:
+        """Return when all gateways have reported what has happened so far (late ones are left out)."""
+        links = [link for link, told in self._gateways.items() if told]
+        await asyncio.gather(
+            *(link.call(wire.AskDemand(), FRESH_S) for link in links), return_exceptions=True
+        )
 
     def derive(self, endpoint: Endpoint) -> None:
         """Bring the endpoint's state in step with the facts, without telling anybody."""
@@ -153,7 +169,7 @@ class Routes:
         self._gateways[link] = True
         self._send_to(link, snapshot)
 
-    def _send(self, message: wire.RouteDelta) -> None:
+    def _send(self, message: wire.RouteDelta | wire.AskDemand) -> None:
         for link, told in list(self._gateways.items()):
             if told:
                 self._send_to(link, message)

@@ -107,6 +107,7 @@ class Control:
                 await self._nodes.stop()
         await self._cut("control stops")
         if self._parts is not None:
+            self._parts.reconciler.shortage.stop()
             await self._parts.deployer.stop()
             await self._parts.lifecycle.stop()
             await self._parts.history.stop()
@@ -266,6 +267,7 @@ class Control:
                         parts.reconciler.wake(endpoint, version, received)
             case wire.Demand():
                 demand.demand(parts.world, link, message)
+                parts.reconciler.shortage.changed()
             case wire.ApiCall():
                 return handle(parts, message)
             case wire.InstanceTrouble():

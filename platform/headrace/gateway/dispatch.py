@@ -15,7 +15,8 @@ from typing import Any, Literal
 from headrace import wire
 from headrace.errors import EndpointFailed, EndpointNotFound, QueueFull
 from headrace.gateway.call import Call
-from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance, demand_of
+from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance
+from headrace.gateway.reports import Reports
 from headrace.gateway.routing import Changes, RoutingTable
 
 log = logging.getLogger("headrace.gateway")
@@ -24,8 +25,6 @@ Trouble = Literal["refused", "reset", "timeout"]
 WAKE_AGAIN_S = 2.0
 TROUBLE_HOLD_S = 1.0
 """Without control, an instance in trouble is left out for so long."""
-BURST_REPORT_S = 0.02
-"""After a wake, control hears so soon how many requests came with the first one."""
 
 
 class Dispatcher:
@@ -37,9 +36,8 @@ class Dispatcher:
         self._send = send
         self._states: dict[str, EndpointState] = {}
         self._instances: dict[str, Instance] = {}
-        self._active: set[EndpointState] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._report: asyncio.TimerHandle | None = None
+        self.reports = Reports(self.loop, send)
         self._holding = False
 
     # -- requests ---------------------------------------------------------------------------
@@ -57,7 +55,7 @@ class Dispatcher:
     def submit(self, call: Call) -> None:
         """Send the request to an instance, or let it wait, or fail it with the reason."""
         state = call.state
-        self._active.add(state)
+        self.reports.active(state)
         if not state.queue:
             instance = state.pick(call.version)
             if instance is not None:
@@ -101,6 +99,8 @@ class Dispatcher:
         instance.in_flight -= 1
         state = call.state
         state.in_flight -= 1
+        if not instance.in_flight:
+            self.reports.idle(state)
         if answered and instance.full_until:
             instance.full_until = 0.0
         if not instance.usable and not instance.calls and instance.route.id not in state.instances:
@@ -170,35 +170,18 @@ class Dispatcher:
                 state.wakes.clear()
                 self._wake(state)
             if state.in_flight or state.queue:
-                self._active.add(state)
-        self.report()
+                self.reports.active(state)
+        self.reports.all()
 
     def tick(self) -> None:
         """Every 0.5 s: report demand, wake again where nothing came."""
-        for state in list(self._active):
-            if state.queue:
-                self._pump(state)
-        self.report()
-
-    def report(self) -> None:
-        """Send what changed since the last report; zeros once when an endpoint goes quiet."""
-        if self._report is not None:
-            self._report.cancel()
-            self._report = None
-        if not self._active:
-            return
-        now = time.monotonic()
-        items = [demand_of(state, now) for state in self._active]
-        if not self._send(wire.Demand(items=items)):
-            return
-        for state in list(self._active):
-            if not (state.in_flight or state.queue or state.finished):
-                self._active.discard(state)
-            state.finished = state.failed = 0
-            state.service_s = 0.0
+        for state in self.reports.waiting():
+            self._pump(state)
+        self.reports.all()
 
     async def close(self) -> None:
         """End all that is still under way."""
+        self.reports.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -215,6 +198,7 @@ class Dispatcher:
 
     def _assign(self, call: Call, instance: Instance) -> None:
         instance.in_flight += 1
+        instance.used = True
         instance.calls.add(call)
         call.state.in_flight += 1
         call.run(instance)
@@ -242,10 +226,10 @@ class Dispatcher:
             last = state.wakes.get(version)
             if last is not None and now - last < WAKE_AGAIN_S:
                 continue
+            self.reports.ahead()
             if self._send(wire.Wake(endpoint=state.key, version=version, queued=len(line))):
                 state.wakes[version] = now
-                if self._report is None:
-                    self._report = self.loop.call_later(BURST_REPORT_S, self.report)
+                self.reports.woken(state)
 
     def _end_episodes(self, state: EndpointState) -> None:
         for version in [v for v in state.wakes if v not in state.queue.lines]:

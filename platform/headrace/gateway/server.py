@@ -24,7 +24,7 @@ from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.request import Request
-from headrace.gateway.routing import RoutingTable
+from headrace.gateway.routing import Changes, RoutingTable
 
 log = logging.getLogger("headrace.gateway")
 
@@ -128,7 +128,7 @@ class Gateway:
             await asyncio.wait([self._empty], timeout=grace)
         for client in list(self._clients):
             client.abort()
-        self.dispatcher.report()
+        self.dispatcher.reports.all()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -252,14 +252,20 @@ class Gateway:
             ) from error
         return sock
 
-    def _heard(self, msg: wire.AnyMessage) -> None:
+    def _heard(self, msg: wire.AnyMessage) -> wire.AnyMessage | None:
+        """Do what control says; gives the reply, if it asked."""
+        if isinstance(msg, wire.AskDemand):
+            self.dispatcher.reports.ask(msg.eager_s)
+            return wire.Demand(items=[])
         if isinstance(msg, wire.RouteDelta):
-            changes = self.table.apply_delta(msg)
+            self._changed(self.table.apply_delta(msg))
         elif isinstance(msg, wire.Snapshot):
-            changes = self.table.apply_snapshot(msg)
+            self._changed(self.table.apply_snapshot(msg))
         else:
             log.warning("control sent %s, which means nothing here", type(msg).__name__)
-            return
+        return None
+
+    def _changed(self, changes: Changes | None) -> None:
         if changes is None:
             log.warning("refused a routing message of an old leader")
             return

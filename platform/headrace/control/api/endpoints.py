@@ -98,6 +98,9 @@ async def scale(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRep
         parts.world.touch(endpoint)
         parts.reconciler.again(endpoint)
     if to is not None:
+        # A request that was answered just now must not keep its instance.
+        await parts.routes.fresh()
+        endpoint = _usable(parts, call, params)
         parts.reconciler.scale_to(endpoint, to)
     return reply(await described(parts, endpoint))
 
