@@ -151,6 +151,8 @@ class Failing:
     version: int
     reason: str
     traceback: str = ""
+    lived: bool = False
+    """They had been ready: only starts that no request asks for are held back."""
 
 
 @dataclass(slots=True)
@@ -269,7 +271,9 @@ class Endpoint:
             trial=bool(self.trials),
             old_instances=bool(self.old_instances()),
             ready=sum(1 for i in self.instances.values() if self.routable(i)),
-            failing=self.failing is not None and self.failing.version == self.version,
+            failing=self.failing is not None
+            and self.failing.version == self.version
+            and not self.failing.lived,
         )
 
 

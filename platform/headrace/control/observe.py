@@ -20,6 +20,7 @@ from headrace_autoscaler.spec import (
 
 from headrace import wire
 from headrace.control.claims import base_of
+from headrace.control.failures import blocked_until
 from headrace.control.model import Endpoint, Host, Instance, World, gpu_pairs
 from headrace.sdk.spec import EndpointSpec
 
@@ -55,8 +56,6 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
     low, high = endpoint.bounds
     if least is not None:
         low = min(high, max(low, least))
-    failing = endpoint.failing
-    blocked = failing.until if failing is not None and failing.version == endpoint.version else 0.0
     return Lane(
         key=endpoint.key,
         version=endpoint.version,
@@ -66,7 +65,7 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
         in_flight=max(0, in_flight),
         queued=queued,
         oldest_wait_s=oldest,
-        blocked_until=blocked,
+        blocked_until=blocked_until(endpoint.failing, endpoint.version, queued),
         rollout_from=endpoint.rollout_from,
     )
 
@@ -75,7 +74,6 @@ def pinned_lane(endpoint: Endpoint, version: int) -> Lane:
     """A version that callers name."""
     pin = endpoint.pins[version]
     mine = tuple(instance_seen(i) for i in endpoint.instances.values() if i.version == version and i.alive)
-    failing = endpoint.failing
     return Lane(
         key=f"{endpoint.key}@{version}",
         version=version,
@@ -84,7 +82,7 @@ def pinned_lane(endpoint: Endpoint, version: int) -> Lane:
         instances=mine,
         in_flight=sum(i.in_flight for i in mine),
         queued=pin.queued,
-        blocked_until=failing.until if failing is not None and failing.version == version else 0.0,
+        blocked_until=blocked_until(endpoint.failing, version, pin.queued),
     )
 
 
@@ -180,14 +178,15 @@ def _alone(scaling: ScalingSpec) -> ScalingSpec:
 
 
 def scaling_of(spec: EndpointSpec, low: int, high: int) -> ScalingSpec:
-    """The scaling wish of a spec between these bounds."""
+    """The scaling wish of a spec between these bounds. A batch counts as one: else none would ever fill."""
+    batch = spec.batch.max_size if spec.batch else 1
     return ScalingSpec(
         min=low,
         max=high,
-        target_concurrency=spec.scaling.target_concurrency,
+        target_concurrency=spec.scaling.target_concurrency * batch,
         idle_timeout_s=spec.scaling.idle_timeout,
         warm=spec.scaling.warm,
-        concurrency=spec.concurrency,
+        concurrency=spec.concurrency * batch,
         cpu=spec.cpu,
         memory=spec.memory,
         gpu=gpu_pairs(spec.gpu),
