@@ -13,6 +13,7 @@ from typing import Any, get_args
 from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.image import image_of_option
 from headrace.sdk.spec import (
+    MIB,
     NAME_PATTERN,
     Api,
     Batch,
@@ -29,6 +30,8 @@ from headrace.sdk.spec import (
 
 MAX_RETRIES = 10
 MAX_CONCURRENCY = 1000
+MIN_MEMORY = 16 * MIB
+"""Bytes; less is a forgotten unit."""
 MAX_NAMES = 200
 """Entries of a list option (``env``, ``preload``, ``retry_on``)."""
 
@@ -90,7 +93,12 @@ def _one_gpu(item: Any) -> Gpu:
 
 
 def _memory(value: Any, fields: dict[str, Any]) -> None:
-    fields["memory"] = fields["memory_limit"] = parse_size(value, "memory")
+    size = parse_size(value, "memory")
+    if size < MIN_MEMORY:
+        raise SpecError(
+            f'memory={value!r} is {size} bytes, and no instance runs in less than 16 MiB: write "2GiB" or so.'
+        )
+    fields["memory"] = fields["memory_limit"] = size
 
 
 def _max_body(value: Any, fields: dict[str, Any]) -> None:

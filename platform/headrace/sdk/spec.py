@@ -66,7 +66,28 @@ def _checked_names(owner: msgspec.Struct, field: str) -> None:
     msgspec.structs.force_setattr(owner, field, tuple(value))
 
 
-class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=True):
+class _ValueType(msgspec.StructMeta):
+    """Makes an option that is not there a `SpecError` that names the closest one."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        for option in options.keys() - set(cls.__struct_fields__):
+            import difflib  # noqa: PLC0415 - only for an error; keeps `import headrace` cheap in a sandbox
+
+            close = difflib.get_close_matches(option, cls.__struct_fields__, n=1, cutoff=0.5)
+            known = ", ".join(cls.__struct_fields__)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Options are: {known}."
+            raise SpecError(f"{cls.__name__} has no option {option!r}.", hint=hint)
+        return super().__call__(*args, **options)
+
+
+class _Value(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=False,
+    forbid_unknown_fields=True,
+    metaclass=_ValueType,
+):
     """Base of all parts of a spec: immutable, comparable, serialisable."""
 
 
@@ -235,6 +256,15 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 _decoder = msgspec.json.Decoder(EndpointSpec)
 
 
+class _Version(msgspec.Struct):
+    """Read first: a newer spec may have members that this version does not know."""
+
+    spec_version: int = SPEC_VERSION
+
+
+_version_decoder = msgspec.json.Decoder(_Version)
+
+
 def dump_spec(spec: EndpointSpec) -> bytes:
     """Canonical JSON: equal specs give equal bytes."""
     return _encoder.encode(spec)
@@ -243,12 +273,12 @@ def dump_spec(spec: EndpointSpec) -> bytes:
 def load_spec(data: bytes | str) -> EndpointSpec:
     """Read `dump_spec`'s output. Raises `SpecError` when it is not one, or of a newer version."""
     try:
-        spec = _decoder.decode(data)
+        version = _version_decoder.decode(data).spec_version
+        if version > SPEC_VERSION:
+            newer = f"spec version {version} is newer than this platform's {SPEC_VERSION}"
+            raise SpecError(f"{newer}: upgrade it.")
+        return _decoder.decode(data)
     except msgspec.ValidationError as error:
         raise SpecError(f"this is not a spec of version {SPEC_VERSION}: {error}") from error
     except msgspec.DecodeError as error:
         raise SpecError(f"this is not JSON: {error}") from error
-    if spec.spec_version > SPEC_VERSION:
-        newer = f"spec version {spec.spec_version} is newer than this platform's {SPEC_VERSION}"
-        raise SpecError(f"{newer}: upgrade it.")
-    return spec
