@@ -103,7 +103,8 @@ def describe_command(session: Session, name: str) -> None:
 def describe(found: Mapping[str, Any]) -> str:
     """An endpoint for people."""
     spec: Mapping[str, Any] = found.get("spec") or {}
-    scaling = spec.get("scaling") or {}
+    # What `scale` changed is not in the spec.
+    scaling = (spec.get("scaling") or {}) | (found.get("scale") or {})
     parts = [
         facts(
             {
@@ -142,8 +143,9 @@ def describe(found: Mapping[str, Any]) -> str:
         for v in found.get("versions") or ()
     ]
     parts.append(table(("VERSION", "CREATED", "BUNDLE"), versions, "no versions"))
+    # The newest come first.
     decisions = [
-        (moment(d.get("at")), d.get("action"), d.get("reason")) for d in (found.get("decisions") or ())[-10:]
+        (moment(d.get("at")), d.get("action"), d.get("reason")) for d in (found.get("decisions") or ())[:10]
     ]
     if decisions:
         parts.append(table(("DECIDED", "ACTION", "REASON"), decisions, ""))

@@ -197,6 +197,20 @@ def test_describe_shows_what_there_is_and_stands_what_there_is_not() -> None:
         assert expected in full
 
 
+def test_describe_shows_the_newest_decisions_and_the_bounds_that_hold() -> None:
+    shown = describe(
+        {
+            "name": "echo",
+            "spec": {"scaling": {"min": 0, "max": 10}},
+            "scale": {"min": 2, "max": 3},
+            "decisions": [{"at": 100 - n, "action": "start", "reason": f"reason-{n}"} for n in range(20)],
+        }
+    )
+    assert "min 2, max 3" in shown
+    assert "reason-0" in shown
+    assert "reason-19" not in shown
+
+
 def test_log_lines_mark_stderr() -> None:
     assert line(
         {"at": 1_700_000_000.5, "instance": "i-123456789", "stream": "stderr", "text": "oh"}
