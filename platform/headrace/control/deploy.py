@@ -341,3 +341,5 @@ def _note(part: Part, report: wire.WarmReport | None) -> None:
     part.notes += [f"{module} is not preloaded: {why}" for module, why in sorted(report.refused.items())]
     if report.detail:
         part.notes.append(report.detail)
+    # An instance may have told the same already.
+    part.notes[:] = dict.fromkeys(part.notes)

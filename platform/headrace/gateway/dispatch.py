@@ -152,7 +152,7 @@ class Dispatcher:
         for route in changes.removed:
             if (instance := self._detach(route.id)) is not None:
                 touched.add(instance.state)
-        self._bury(changes.dead, touched)
+        self._bury(changes, touched)
         for key in changes.removed_endpoints:
             state = self._states.pop(key, None)
             if state is not None:
@@ -254,16 +254,17 @@ class Dispatcher:
         state.regroup()
         state.wakes.clear()
 
-    def _bury(self, routes: list[wire.InstanceRoute], touched: set[EndpointState]) -> None:
-        dead = [i for route in routes if (i := self._instances.get(route.id)) is not None]
+    def _bury(self, changes: Changes, touched: set[EndpointState]) -> None:
+        dead = [i for route in changes.dead if (i := self._instances.get(route.id)) is not None]
         for instance in dead:
             self._detach(instance.route.id)
             touched.add(instance.state)
         # All of a dead host are out of the table before any of their requests looks for another place,
         # and the youngest goes back first, so that the oldest ends up in front.
         self._holding = True
-        for call in sorted((c for i in dead for c in i.calls), key=lambda c: c.order, reverse=True):
-            call.instance_dead()
+        calls = [(c, changes.reasons.get(i.route.id, "")) for i in dead for c in i.calls]
+        for call, reason in sorted(calls, key=lambda one: one[0].order, reverse=True):
+            call.instance_dead(reason)
         self._holding = False
 
     def _fail_hopeless(self, state: EndpointState) -> None:
@@ -296,6 +297,6 @@ def failed_error(route: wire.EndpointRoute) -> EndpointFailed:
     name = route.endpoint.partition("/")[2]
     return EndpointFailed(
         route.reason or "the endpoint cannot start.",
-        hint=f"`headrace logs {name}` has the traceback.",
+        hint=f"`headrace logs {name}` and `headrace describe {name}` say more.",
         retry_after=5,
     )

@@ -96,6 +96,8 @@ async def test_unknown_names_say_the_closest(rig):
     assert answer.status == 404
     assert answer.json()["type"] == "urn:headrace:endpoint-not-found"
     assert answer.json()["suggestion"] == "embedder"
+    assert (await rig.call("/e/EMBEDDER")).json()["suggestion"] == "embedder"
+    assert (await rig.call("/e/bedder-v2")).json()["suggestion"] == "embedder"
     version = await rig.call("/e/embedder@7")
     assert version.status == 404
     assert version.json()["versions"] == [2, 3]

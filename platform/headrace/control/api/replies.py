@@ -95,14 +95,16 @@ def find(world: World, project: str, name: str) -> Endpoint:
 def closest(world: World, project: str, name: str) -> str | None:
     """The name nearest to a wrong one. Bounded: among tens of thousands only likely ones are compared."""
     likely: list[str] = []
+    name = name[:80].lower()
     few = len(world.endpoints) < 200
     for endpoint in world.endpoints.values():
         other = endpoint.name
-        if endpoint.project != project or abs(len(other) - len(name)) > 3:
+        if endpoint.project != project:
             continue
-        if few or other[:2] == name[:2] or other[-3:] == name[-3:]:
+        alike = other[:2] == name[:2] or other[-3:] == name[-3:]
+        if few or (alike and abs(len(other) - len(name)) <= 3):
             likely.append(other)
             if len(likely) == 500:
                 break
-    found = difflib.get_close_matches(name, likely, n=1)
+    found = difflib.get_close_matches(name, likely, n=1, cutoff=0.5)
     return found[0] if found else None

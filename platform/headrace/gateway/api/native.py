@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -75,12 +76,17 @@ class NativeApi:
         )
 
     def _unknown(self, project: str, name: str) -> EndpointNotFound:
-        shown = name[:80]
-        near = (
-            other
-            for other in self._table.names(project)
-            if abs(len(other) - len(name)) <= 3 and name and (other[0] == name[0] or other[-1] == name[-1])
-        )
+        # Names are lower case.
+        shown, name = name[:80], name.lower()
+        near: Iterable[str] = self._table.names(project)
+        if len(self._table.endpoints) > MAX_SUGGESTED_FROM:
+            near = (
+                other
+                for other in near
+                if abs(len(other) - len(name)) <= 3
+                and name
+                and (other[0] == name[0] or other[-1] == name[-1])
+            )
         close = (
             difflib.get_close_matches(name, list(islice(near, MAX_SUGGESTED_FROM)), n=1, cutoff=0.5)
             if len(name) < 80
