@@ -74,8 +74,13 @@ def error_tail(media: bytes, error: RequestError, request_id: str, last_byte: by
     return tail if last_byte == b"\n" else b"\n\n" + tail
 
 
-def lost_error(detail: str, why: Literal["began", "once", "retries"], attempts: int = 1) -> InstanceDied:
-    """Why a request whose instance is lost is not sent to another."""
+Fate = Literal["began", "once", "retries"]
+"""Why a request whose instance is lost is not sent to another: its answer had begun, it may run only once,
+or it has been sent often enough."""
+
+
+def lost_error(detail: str, why: Fate, attempts: int = 1) -> InstanceDied:
+    """What the client is told then; ``detail``: why the instance died, or what was seen of it."""
     if why == "began":
         return InstanceDied(f"the instance died in the middle of its answer: {detail}.")
     if why == "once":

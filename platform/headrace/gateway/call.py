@@ -1,8 +1,9 @@
 """One request to an endpoint, from its place in the queue to its last byte, over all its attempts.
 
     queued -> connecting -> running -> answering -> done
-       ^__________|____________|   (never again after the first byte of an answer)
+       ^__________|____________|___(lost)___^   (never again after the first byte of an answer)
 
+A request whose instance died, and that no other gets, is *lost*: its error waits a moment for the reason.
 Everything is a callback: there is no task per request, only one per new connection.
 """
 
@@ -15,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from headrace.errors import DeadlineExceeded, RequestError
-from headrace.gateway.answer import answer_head, error_tail, length_line, lost_error, server_timing
+from headrace.gateway.answer import Fate, answer_head, error_tail, length_line, lost_error, server_timing
 from headrace.gateway.head import Answer, read_answer
 from headrace.gateway.request import Request
 from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.gateway")
 
-QUEUED, CONNECTING, RUNNING, ANSWERING, DONE = range(5)
+QUEUED, CONNECTING, RUNNING, ANSWERING, LOST, DONE = range(6)
+REASON_WAIT_S = 0.15
+"""The host sees why an instance died and tells control, which tells us: so long an error waits for it."""
 SMALL_ANSWER = 256 << 10
 """Answers up to this size are forwarded in one write."""
 
@@ -36,6 +39,12 @@ _REQUEST = (
     b"X-Headrace-Attempt: %d\r\nX-Headrace-Deadline-Ms: %d\r\n%b\r\n%b"
 )
 _order = itertools.count(1)
+HOST_LOST = "its instance's host or process died"
+
+
+def _counts(reason: str) -> bool:
+    """Whether a death uses up a retry: the end of a host is not the request's doing, nor is our own word."""
+    return bool(reason) and not reason.startswith(("host-lost", "stopped"))
 
 
 class Call:
@@ -48,6 +57,7 @@ class Call:
         "_deadline",
         "_detour",
         "_dispatcher",
+        "_fate",
         "_last_byte",
         "_path",
         "_serial",
@@ -102,6 +112,7 @@ class Call:
         self._chunked = False
         self._detour = ""
         self._last_byte = b"\n"
+        self._fate: tuple[str, Fate] = ("", "began")
         self._started = time.monotonic()
         self._deadline = self._started + timeout_s
         request.exchange = self
@@ -131,11 +142,12 @@ class Call:
         self._done(ok=False)
         self.request.client.fail(self.request, error, self._attempt_line())
 
-    def instance_dead(self) -> None:
-        """Control says that the instance is gone: go elsewhere at once, at no cost."""
-        up = self._up
-        began = self.head_sent or (up is not None and (up.got_bytes or up.answering))
-        self._lose("its instance's host or process died", began=began, count=False)
+    def instance_dead(self, reason: str) -> None:
+        """Control says that the instance is gone, and why: go elsewhere at once."""
+        if self.phase == LOST:
+            self._give_up(reason)
+            return
+        self._lose(reason or HOST_LOST, began=self._began(), count=_counts(reason), known=True)
 
     # -- Exchange (the client) --------------------------------------------------------------
 
@@ -223,7 +235,7 @@ class Call:
         self._up = None
         instance = cast("Instance", self.instance)
         self._dispatcher.trouble(instance, "reset", detail)
-        self._lose(detail, began=self.phase == ANSWERING or up.got_bytes, count=True)
+        self._lose(detail, began=self.phase == ANSWERING or up.got_bytes, count=True, known=False)
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -326,20 +338,42 @@ class Call:
             self._dispatcher.full(instance)
         self._back_to_queue()
 
-    def _lose(self, detail: str, *, began: bool, count: bool) -> None:
-        """The instance is lost under the request: send it elsewhere, or say why not."""
+    def _began(self) -> bool:
+        up = self._up
+        return self.head_sent or (up is not None and (up.got_bytes or up.answering))
+
+    def _lose(self, detail: str, *, began: bool, count: bool, known: bool) -> None:
+        """The instance is lost under the request: send it elsewhere, or say why not.
+
+        ``known``: all that control will say of its death is in the detail.
+        """
         route = self.state.route
+        fate: Fate
         if began:
-            self.fail(lost_error(detail, "began"))
+            fate = "began"
         elif self.phase == RUNNING and not route.idempotent:
-            self.fail(lost_error(detail, "once"))
+            fate = "once"
         elif count and self.retries_used >= route.retries:
-            self.fail(lost_error(detail, "retries", self.attempt))
+            fate = "retries"
         else:
             self.retries_used += count
             self.attempt += self.phase == RUNNING
             self._close_upstream()
             self._back_to_queue()
+            return
+        self._fate = detail, fate
+        if known:
+            self._give_up(detail)
+            return
+        self._close_upstream()
+        self.phase = LOST
+        self._timer.cancel()
+        self._timer = self._dispatcher.loop.call_later(REASON_WAIT_S, self._give_up, "")
+
+    def _give_up(self, reason: str) -> None:
+        """No other instance gets it: tell the client why, as far as that is known."""
+        detail, fate = self._fate
+        self.fail(lost_error(reason or detail, fate, self.attempt))
 
     def _back_to_queue(self, *, answered: bool = False) -> None:
         instance, self.instance = self.instance, None

@@ -24,6 +24,8 @@ class Changes:
     """Take no new requests; what runs there ends by itself."""
     dead: list[wire.InstanceRoute] = field(default_factory=list)
     """Gone, with all that ran there."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why the dead ones ended, by id."""
     keys: bool = False
 
 
@@ -78,7 +80,7 @@ class RoutingTable:
         if msg.epoch < self.epoch:
             return None
         self.epoch = msg.epoch
-        changes = Changes(keys=msg.keys is not None)
+        changes = Changes(keys=msg.keys is not None, reasons=msg.dead_reasons)
         for endpoint in msg.endpoints:
             self.endpoints[endpoint.endpoint] = endpoint
             changes.endpoints.add(endpoint.endpoint)

@@ -98,15 +98,14 @@ class TunnelCall(Call):
             self._done(ok=True)
             return
         self._dispatcher.trouble(cast("Instance", self.instance), "reset", detail)
-        self._lose(detail, began=False, count=True)
+        self._lose(detail, began=False, count=True, known=False)
 
     def on_nonsense(self) -> None:
         """The instance's answer is no HTTP."""
         self.fail(InstanceDied("the instance's answer to the upgrade is not well-formed HTTP."))
 
-    def instance_dead(self) -> None:
-        """Control says that the instance is gone."""
-        self._lose("its instance's host or process died", began=self.head_sent, count=False)
+    def _began(self) -> bool:
+        return self.head_sent
 
     def pause(self) -> None:
         """The client reads slowly."""
