@@ -27,6 +27,8 @@ DEMAND_VALID_S = 5.0
 BEAT_COUNTS_AFTER_S = 4.0
 """A host's count of an instance's requests is a sample, up to 2 s old and said again until the next one:
 it counts only when no gateway has reported on the instance for longer than that."""
+LEAVES_WITHIN_S = 2.0
+"""What was idle and takes longer than this to end keeps its room until it has."""
 NEVER = float("-inf")
 
 
@@ -99,6 +101,8 @@ class Host:
     used_cpu: float = 0.0
     used_memory: int = 0
     used_gpu: dict[str, int] = field(default_factory=dict)
+    leaving: dict[Instance, float] = field(default_factory=dict)
+    """Instances that were idle when they were told to end, and when that was."""
 
     @property
     def id(self) -> str:
@@ -124,6 +128,11 @@ class Host:
         if instance.gpu is not None:
             name, count = instance.gpu
             self.used_gpu[name] = self.used_gpu.get(name, 0) + sign * count
+
+    def soon_free(self, now: float) -> tuple[float, int]:
+        """(cpu, memory) of idle instances that end this moment. An accelerator is free when they have."""
+        going = [i for i, at in self.leaving.items() if now - at < LEAVES_WITHIN_S]
+        return sum(i.cpu for i in going), sum(i.memory for i in going)
 
     def warm_for(self, base: wire.BaseSpec) -> bool:
         """Whether the zygote for ``base`` is ready here."""
@@ -297,6 +306,7 @@ class World:
         """Forget an instance that ended."""
         self.instances.pop(instance.id, None)
         instance.endpoint.instances.pop(instance.id, None)
+        instance.host.leaving.pop(instance, None)
         if instance.host.instances.pop(instance.id, None) is not None:
             instance.host.book(instance, -1)
 

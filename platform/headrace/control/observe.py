@@ -113,7 +113,9 @@ def trial_lane(endpoint: Endpoint, version: int) -> Lane:
 def observe(world: World, endpoint: Endpoint, lane: Lane) -> Observation:
     """The input of one decision. Idle instances elsewhere are listed only when no host has room."""
     base = base_of(lane.spec, lane.version)
-    hosts = tuple(seen for h in world.living_hosts() if (seen := host_seen(h, lane.key, base)) is not None)
+    now = world.now()
+    found = (host_seen(host, lane.key, base, now) for host in world.living_hosts())
+    hosts = tuple(seen for seen in found if seen is not None)
     donors: tuple[Donor, ...] = ()
     if (
         hosts
@@ -152,11 +154,12 @@ def instance_seen(instance: Instance) -> InstanceObservation:
     )
 
 
-def host_seen(host: Host, lane: str, base: wire.BaseSpec) -> HostObservation | None:
+def host_seen(host: Host, lane: str, base: wire.BaseSpec, now: float) -> HostObservation | None:
     """One host as the autoscaler sees it; None when it is not (yet, any more) part of anything."""
     if host.state in ("joining", "dead"):
         return None
     cpu, memory, gpu = host.free()
+    soon_cpu, soon_memory = host.soon_free(now)
     return HostObservation(
         host=host.id,
         provider=host.hello.provider,
@@ -164,8 +167,8 @@ def host_seen(host: Host, lane: str, base: wire.BaseSpec) -> HostObservation | N
         spot=host.hello.spot,
         price=host.hello.price,
         state="ready" if host.usable else "draining" if host.state == "draining" else "suspect",
-        cpu_free=cpu,
-        memory_free=memory,
+        cpu_free=cpu + soon_cpu,
+        memory_free=memory + soon_memory,
         gpu_free=gpu,
         runtimes=host.hello.runtimes,
         warm=(lane,) if host.warm_for(base) else (),

@@ -164,3 +164,21 @@ async def test_gateways_are_told_why_an_instance_died(platform):
     host.cut()
     await platform.until(lambda: route.id in gateway.dead)
     assert gateway.reasons[route.id].startswith("host-lost: ")
+
+
+async def test_one_gives_way_for_one_although_what_gave_way_before_has_not_ended_yet(platform):
+    host = await platform.new_host(cpu=3.0)
+    gateway = platform.gateway
+    names = ("one", "two", "three")
+    specs = [platform.spec(name, cpu=1.0, scaling=LONG) for name in (*names, "four", "five")]
+    await gateway.deploy(*specs, verify=False)
+    for name in names:
+        gateway.wake(name)
+        route = (await platform.until(lambda name=name: gateway.of(name)))[0]
+        gateway.demand(name, finished=1, instances={route.id: 0})
+    host.hold_stops = True
+    for name in ("four", "five"):
+        gateway.wake(name)
+        await platform.until(lambda name=name: gateway.of(name))
+    assert len(host.stopped) == 2
+    assert gateway.of("three"), "the one that was used last stays"
