@@ -77,7 +77,7 @@ class Book:
         return any(self._fit(room, scaling) is not None for room in self._rooms.values())
 
     def make_room(self, scaling: ScalingSpec, donors: Sequence[Donor]) -> tuple[str, list[Donor]] | None:
-        """Give up idle instances of others: the fewest on one host, the longest idle first, unused ones last.
+        """Give up idle instances of others: the fewest on one host, the longest idle first.
 
         Returns the host and whom to release, with the room already taken; None when nothing helps.
         """
@@ -85,7 +85,7 @@ class Book:
         for room in self._rooms.values():
             if not qualifies(room.host, scaling):
                 continue
-            here = sorted((d for d in donors if d[1].host == room.host.host), key=_gives_way)
+            here = sorted((d for d in donors if d[1].host == room.host.host), key=lambda d: idle_since(d[1]))
             trial = _Room(room.host, room.cpu, room.memory, dict(room.gpu))
             given: list[Donor] = []
             for donor in here:
@@ -161,10 +161,6 @@ class Book:
 def idle_since(instance: InstanceObservation) -> float:
     """Since when it has nothing to do: its last use, or its start when it was never used."""
     return instance.started_at if instance.last_used_at is None else instance.last_used_at
-
-
-def _gives_way(donor: Donor) -> tuple[bool, float]:
-    return donor[1].last_used_at is None, idle_since(donor[1])
 
 
 def _preference(room: _Room, scaling: ScalingSpec, endpoint: str, rank: int) -> tuple[object, ...]:

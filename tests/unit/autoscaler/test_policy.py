@@ -295,6 +295,34 @@ def test_a_rollout_without_room_drains_one_old_and_says_so():
     assert waits(decision)
 
 
+def test_an_unused_instance_gives_way_only_when_its_first_request_has_had_time_to_come():
+    full = HostObservation(host="h1", cpu_free=0.0, memory_free=1 << 30)
+    scaling = ScalingSpec(cpu=1.0, idle_timeout_s=600.0)
+
+    def donors(started):
+        return [("default/x", ready("x1", started=started), scaling)]
+
+    young = see(ScalingSpec(cpu=1.0), [full], donors(100.0 - CONFIG.unused_hold_s / 2), queued=1)
+    (wait,) = do(young).actions
+    assert isinstance(wait, Wait)
+    old = see(ScalingSpec(cpu=1.0), [full], donors(100.0 - CONFIG.unused_hold_s), queued=1)
+    assert [r.instance for r in releases(do(old))] == ["x1"]
+
+
+def test_a_wait_says_whether_room_is_what_is_missing():
+    full = HostObservation(host="h1", cpu_free=0.0, memory_free=1 << 30)
+
+    def no_room(hosts, **scaling):
+        (wait,) = do(see(ScalingSpec(**scaling), hosts, queued=1)).actions
+        return wait.no_room
+
+    assert no_room([full])
+    assert not no_room([])
+    assert not no_room([full], regions=("mars",))
+    assert not no_room([full], gpu=(("H100", 1),))
+    assert no_room([msgspec.structs.replace(full, gpu_free={"H100": 0})], gpu=(("H100", 1),))
+
+
 def test_equal_input_gives_equal_output_and_survives_json():
     observation = see(ScalingSpec(max=3), queued=2)
     again = msgspec.json.decode(msgspec.json.encode(observation), type=Observation)
