@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from headrace_autoscaler.placement import Book, Donor, idle_since
 from headrace_autoscaler.spec import (
     Action,
@@ -104,10 +106,7 @@ def _starts(
             if made is None and rollout:
                 return actions + _drain_first(endpoint, old, missing - done, book)
             if made is None:
-                why = book.why_not(endpoint.scaling)
-                full = book.could_run(endpoint.scaling)
-                wait = Wait(endpoint=endpoint.endpoint, wanted=missing - done, reason=why, no_room=full)
-                return [*actions, wait]
+                return [*actions, _no_room(endpoint, missing - done, book)]
             host, given = made
             for donor in given:
                 donors.remove(donor)
@@ -120,7 +119,7 @@ def _starts(
 def _drain_first(
     endpoint: EndpointObservation, old: Sequence[InstanceObservation], missing: int, book: Book
 ) -> list[Action]:
-    """A rollout without room: one old instance makes place, one at a time."""
+    """A rollout without room: one old instance makes place, one at a time, if that can help."""
     why = book.why_not(endpoint.scaling)
     leaving = any(i.state == "draining" and i.version != endpoint.version for i in endpoint.instances)
     starting = any(i.state == "starting" and i.version == endpoint.version for i in endpoint.instances)
@@ -129,9 +128,24 @@ def _drain_first(
     )
     if leaving or starting:
         return [wait]
-    first = min(old, key=lambda i: (i.in_flight, idle_since(i), i.id))
+    donors = [_as_donor(endpoint, i) for i in sorted(old, key=lambda i: (i.in_flight, idle_since(i), i.id))]
+    alone = (book.make_room(endpoint.scaling, [donor]) for donor in donors)
+    made = next(filter(None, alone), None) or book.make_room(endpoint.scaling, donors)
+    if made is None:
+        return [_no_room(endpoint, missing, book)]
+    first = made[1][0][1]
     text = f"rollout to version {endpoint.version}: {why}, so one of version {first.version} drains first"
     return [Release(endpoint=endpoint.endpoint, instance=first.id, reason=text), wait]
+
+
+def _as_donor(endpoint: EndpointObservation, old: InstanceObservation) -> Donor:
+    scaling = msgspec.structs.replace(endpoint.scaling, cpu=old.cpu, memory=old.memory, gpu=old.gpu)
+    return endpoint.endpoint, old, scaling
+
+
+def _no_room(endpoint: EndpointObservation, missing: int, book: Book) -> Wait:
+    why, full = book.why_not(endpoint.scaling), book.could_run(endpoint.scaling)
+    return Wait(endpoint=endpoint.endpoint, wanted=missing, reason=why, no_room=full)
 
 
 def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, book: Book) -> list[Action]:

@@ -45,6 +45,10 @@ class InstanceObservation(Value, frozen=True, kw_only=True):
     started_at: float = 0.0
     last_used_at: float | None = None
     """None: it has not had its first request yet."""
+    cpu: float = 0.0
+    """With ``memory`` and ``gpu`` what it gives back when it goes."""
+    memory: int = 0
+    gpu: tuple[tuple[str, int], ...] = ()
 
 
 class EndpointObservation(Value, frozen=True, kw_only=True):

@@ -196,6 +196,10 @@ class Endpoint:
     deleting: bool = False
     trials: dict[int, EndpointSpec] = field(default_factory=dict)
     """Versions being verified: their instances take no requests."""
+    making_room: int | None = None
+    """The trial that an old instance has made room for: nothing else of the endpoint may take that room."""
+    tried: Instance | None = None
+    """The instance of the trial that runs, until the deployer has taken note of it."""
     rollout_from: int | None = None
     """Set while instances of the version before are being replaced."""
     shrink: Shrink | None = None

@@ -56,6 +56,10 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
     low, high = endpoint.bounds
     if least is not None:
         low = min(high, max(low, least))
+    if endpoint.making_room is not None:
+        # One of these has left, or leaves, for the version on trial: it is not replaced by its like.
+        high = min(high, sum(1 for i in mine if i.state != "draining"))
+        low = min(low, high)
     return Lane(
         key=endpoint.key,
         version=endpoint.version,
@@ -151,6 +155,9 @@ def instance_seen(instance: Instance) -> InstanceObservation:
         in_flight=instance.in_flight,
         started_at=instance.started if instance.ready_since is None else instance.ready_since,
         last_used_at=instance.last_used,
+        cpu=instance.cpu,
+        memory=instance.memory,
+        gpu=(instance.gpu,) if instance.gpu else (),
     )
 
 

@@ -6,6 +6,7 @@ it adopts what hosts report, and neither fills up minimums nor releases anything
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -85,6 +86,9 @@ class Reconciler:
         """Something about the endpoint changed: decide now, drop it from the ticks when it is quiet."""
         if endpoint.deleting:
             return
+        if endpoint.making_room is not None:
+            # Before anything else gets the room that was made for it.
+            self.trial(endpoint, endpoint.making_room)
         if endpoint.version is not None and (not self.adopting or endpoint.demand):
             self._main(endpoint, None)
             for version in list(endpoint.pins):
@@ -167,12 +171,26 @@ class Reconciler:
 
     def trial(self, endpoint: Endpoint, version: int) -> tuple[Instance | None, str]:
         """Try to start the instance of a version on trial: (it, "") or (None, why it must wait)."""
-        decision = self._decide(endpoint, observe.trial_lane(endpoint, version), None)
+        if endpoint.tried is not None:
+            return endpoint.tried, ""
+        lane = observe.trial_lane(endpoint, version)
+        decision = self._decide(endpoint, lane, None)
         reason = next((a.reason for a in decision.actions if isinstance(a, Wait)), "")
         if any(isinstance(a, Wait) and a.no_room for a in decision.actions):
             # The deployer asks again soon.
             self.shortage.ask()
         found = next((i for i in endpoint.instances.values() if i.version == version and i.alive), None)
+        drains = endpoint.making_room == version and any(
+            i.state == "draining" and i.version != version for i in endpoint.instances.values()
+        )
+        made = any(isinstance(a, Release) and a.endpoint == lane.key for a in decision.actions)
+        endpoint.making_room = version if found is None and (made or drains) else None
+        if found is not None:
+            # Known from its start on, since it may end before the deployer asks again.
+            endpoint.tried = found
+            found.outcome = asyncio.get_running_loop().create_future()
+            if found.state == "ready":
+                found.outcome.set_result(None)
         return found, reason
 
     def _rollout(self, endpoint: Endpoint) -> None:

@@ -25,8 +25,9 @@ CONFIG = Config(tick_s=0.5, scale_down_delay_s=5.0)
 HOST = HostObservation(host="h1", cpu_free=64.0, memory_free=1 << 40)
 
 
-def ready(id="a", host="h1", version=1, in_flight=0, started=0.0, used=None, state="ready"):
+def ready(id="a", host="h1", version=1, in_flight=0, started=0.0, used=None, state="ready", **size):
     return InstanceObservation(
+        **size,
         id=id,
         host=host,
         version=version,
@@ -285,7 +286,7 @@ def test_when_giving_way_would_not_help_nobody_is_released():
 def test_a_rollout_without_room_drains_one_old_and_says_so():
     full = msgspec.structs.replace(HOST, cpu_free=0.0)
     scaling = ScalingSpec(max=2, cpu=1.0)
-    there = (ready("o1", in_flight=2), ready("o2", in_flight=1))
+    there = (ready("o1", in_flight=2, cpu=1.0), ready("o2", in_flight=1, cpu=1.0))
     decision = do(see(scaling, [full], version=2, rollout_from=1, queued=1, instances=there))
     assert [a.instance for a in releases(decision)] == ["o2"]
     assert "drains first" in waits(decision)[0].reason
@@ -321,6 +322,30 @@ def test_a_wait_says_whether_room_is_what_is_missing():
     assert not no_room([full], regions=("mars",))
     assert not no_room([full], gpu=(("H100", 1),))
     assert no_room([msgspec.structs.replace(full, gpu_free={"H100": 0})], gpu=(("H100", 1),))
+
+
+def test_a_rollout_drains_nothing_where_that_cannot_help():
+    full = msgspec.structs.replace(HOST, cpu_free=0.5, gpu_free={"L4": 0})
+    other = msgspec.structs.replace(full, host="h2", cpu_free=0.0)
+    small = (ready("o1", cpu=0.25), ready("o2", host="h2", cpu=0.25))
+    held = (ready("o1", cpu=0.25, gpu=(("L4", 1),)), ready("o2", host="h2", cpu=0.25))
+    for scaling, there in (
+        (ScalingSpec(max=2, gpu=(("H100", 1),)), small),
+        (ScalingSpec(max=2, gpu=(("L4", 1),)), small),
+        (ScalingSpec(max=2, cpu=1.0), small),
+        (ScalingSpec(max=2, providers=("elsewhere",)), small),
+    ):
+        decision = do(see(scaling, [full, other], version=2, rollout_from=1, queued=1, instances=there))
+        assert not releases(decision)
+        assert waits(decision)
+        assert "drains first" not in waits(decision)[0].reason
+    # The one whose end helps goes, whatever else is less busy.
+    for scaling, there in (
+        (ScalingSpec(max=2, gpu=(("L4", 1),)), held),
+        (ScalingSpec(max=2, cpu=0.75), small),
+    ):
+        decision = do(see(scaling, [full, other], version=2, rollout_from=1, queued=1, instances=there))
+        assert [a.instance for a in releases(decision)] == ["o1"]
 
 
 def test_equal_input_gives_equal_output_and_survives_json():
