@@ -59,7 +59,7 @@ def _deployed(session: Session, part: Mapping[str, Any]) -> list[str]:
     words = "unchanged" if part.get("state") == "unchanged" else str(part.get("state"))
     name = str(part["endpoint"]).rpartition("/")[2]
     lines = [f"{name} version {part.get('version')} {words}: {session.url}/e/{name}"]
-    return [*lines, *(f"  note: {note}" for note in part.get("notes") or ())]
+    return [*lines, *(f"  note: {' '.join(note.split())}" for note in part.get("notes") or ())]
 
 
 @click.command("list", help=SUMMARIES["list"])

@@ -176,7 +176,8 @@ class _Follower:
     def _report(self, deployment: dict[str, Any], seconds: float) -> None:
         parts = deployment["endpoints"]
         names = tuple(part["endpoint"] for part in parts)
-        notes = tuple(note for part in parts for note in part.get("notes") or ())
+        # Several endpoints may have the same to tell.
+        notes = tuple(dict.fromkeys(note for part in parts for note in part.get("notes") or ()))
         for part in parts:
             if part["state"] == "failed":
                 detail = f"{part['endpoint']}: {part.get('detail') or 'it does not start'}"

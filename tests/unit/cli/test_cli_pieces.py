@@ -158,7 +158,7 @@ def test_a_failed_deployment_shows_the_traceback_and_fails(
         "id": "d1",
         "state": "failed",
         "endpoints": [
-            {"endpoint": "good", "version": 2, "state": "ready", "notes": ["loaded after the fork"]},
+            {"endpoint": "good", "version": 2, "state": "ready", "notes": ["loaded after\n the fork"]},
             {
                 "endpoint": "bad",
                 "version": 1,
