@@ -14,10 +14,11 @@ from pathlib import Path
 from headrace_runtimes.base import Runtime
 from headrace_runtimes.registry import load as load_runtime
 from headrace_runtimes.spec import BaseStatus, RuntimeSettings
+from headrace_runtimes.trees import remove_tree
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.host.bundles import Bundles, remove_tree
+from headrace.host.bundles import Bundles
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
