@@ -45,7 +45,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Home:
-    """Where a sandbox lives: ``path`` is its own directory; ``door``, its socket, lies where it cannot write."""
+    """Where a sandbox lives: ``path`` is its own directory; its socket, ``door``, lies out of its reach."""
 
     path: Path
     door: Path
