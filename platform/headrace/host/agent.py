@@ -215,15 +215,18 @@ class HostAgent:
                 if self.link.accepts(msg.epoch):
                     self._spawn(self.instances.drain(msg.grace_s))
             case wire.ReadLogs():
-                return self._logs(msg)
+                return self.logs(msg)
             case wire.Error():
                 pass
             case _:
                 log.warning("control sent %s, which is not for hosts", type(msg).__name__)
         return None
 
-    async def _logs(self, msg: wire.ReadLogs) -> wire.LogPage:
-        """Every runtime numbers its own lines; with one runtime per host its cursor is the host's."""
+    async def logs(self, msg: wire.ReadLogs) -> wire.LogPage:
+        """A page of what instances wrote, as soon as there is a line.
+
+        Every runtime numbers its own lines; with one runtime per host its cursor is the host's.
+        """
         runtime = next(iter(self._runtimes.values()))
         lines, cursor = await runtime.logs(
             msg.endpoint,
