@@ -88,7 +88,9 @@ def lost_error(detail: str, why: Fate, attempts: int = 1) -> InstanceDied:
             f"the instance died at work on it ({detail}), and the endpoint is not idempotent.",
             hint="It may have run: check before you send it again.",
         )
-    return InstanceDied(
-        f"{attempts} instances died while they worked on the request; the last: {detail}.",
-        hint="`headrace logs` shows what they printed.",
+    died = (
+        f"{attempts} instances died while they worked on the request; the last"
+        if attempts > 1
+        else "the instance died while it worked on the request"
     )
+    return InstanceDied(f"{died}: {detail}.", hint="`headrace logs NAME` shows what was printed.")
