@@ -37,7 +37,15 @@ MAX_PRINTED = 64
 LOG_WAIT_S = 20.0
 
 DevKind = Literal[
-    "starting", "ready", "changed", "deploying", "deployed", "unchanged", "failed", "removed", "printed",
+    "starting",
+    "ready",
+    "changed",
+    "deploying",
+    "deployed",
+    "unchanged",
+    "failed",
+    "removed",
+    "printed",
     "stopped",
 ]
 Signature = dict[str, tuple[int, int]]
