@@ -12,7 +12,7 @@ def test_a_result_that_is_late_says_how_late() -> None:
     go = threading.Event()
     job = submit(lambda cancel: go.wait(30))
     try:
-        with pytest.raises(TimeoutError, match="not done within 0.01 s"):
+        with pytest.raises(TimeoutError, match=r"not done within 0\.01 s"):
             job.result(timeout=0.01)
         assert not job.done()
     finally:
