@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import secrets
 import socket
 from collections.abc import Callable
@@ -33,7 +34,7 @@ SWEEP_PERIOD_S = 1.0
 BACKLOG = 4096
 FIRST_TABLE_S = 2.0
 MAX_CLIENTS = 20_000
-"""Open client connections; more are closed at once."""
+"""Open client connections; for one more the oldest goes on which nobody is known, or else the new one."""
 _HEALTH_PATHS = (b"/healthz", b"/readyz", b"/")
 
 
@@ -69,7 +70,9 @@ class Gateway:
         self._keys = Keys()
         self._held = 0
         self._empty: asyncio.Future[None] | None = None
-        self._clients: set[ClientConnection] = set()
+        self._clients: dict[ClientConnection, None] = {}
+        # Half of the descriptors are for the connections to instances.
+        self._max_clients = min(MAX_CLIENTS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._unconfirmed: asyncio.TimerHandle | None = None
@@ -210,13 +213,13 @@ class Gateway:
 
     def opened(self, client: ClientConnection) -> None:
         """A connection came."""
-        self._clients.add(client)
-        if len(self._clients) > MAX_CLIENTS:
-            client.abort()
+        self._clients[client] = None
+        if len(self._clients) > self._max_clients:
+            next((known for known in self._clients if known.stranger), client).abort()
 
     def closed(self, client: ClientConnection) -> None:
         """A connection went."""
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         if self._empty is not None and not self._clients and not self._empty.done():
             self._empty.set_result(None)
 

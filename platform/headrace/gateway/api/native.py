@@ -64,7 +64,9 @@ class NativeApi:
                 )
             version = int(wanted)
         timeout = _timeout(head.timeout, route.timeout_s)
-        request.target = Target(state, version, path, timeout, bool(head.upgrade) and route.handler == "asgi")
+        # Nothing else is ever switched to: what an app does not know it would answer as a plain request.
+        upgrade = head.upgrade.strip().lower() == b"websocket" and route.handler == "asgi"
+        request.target = Target(state, version, path, timeout, upgrade)
         return route.max_body
 
     def start(self, request: Request) -> None:
