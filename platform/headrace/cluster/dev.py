@@ -229,7 +229,6 @@ class _Follower:
 
     def _report(self, deployment: dict[str, Any], seconds: float) -> None:
         parts = deployment["endpoints"]
-        names = tuple(part["endpoint"] for part in parts)
         # Several endpoints may have the same to tell.
         notes = tuple(dict.fromkeys(note for part in parts for note in part.get("notes") or ()))
         for part in parts:
@@ -238,7 +237,8 @@ class _Follower:
                 traceback = part.get("traceback") or ""
                 self._told.update(("", *traceback.splitlines()))
                 self._on_event(DevEvent("failed", detail=detail, traceback=traceback))
-        if deployment["state"] == "succeeded":
+        names = tuple(part["endpoint"] for part in parts if part["state"] != "failed")
+        if names:
             same = all(part["state"] == "unchanged" for part in parts)
             kind: DevKind = "unchanged" if same else "deployed"
             self._on_event(

@@ -13,6 +13,8 @@ from headrace.errors import LinkClosed
 from headrace.link import Link
 
 log = logging.getLogger("headrace.control")
+DOUBT_S = 0.3
+"""After this long an instance in trouble is told again, unless its host has said that it ended."""
 CHUNK = 2000
 """Endpoints per delta, so that a bulk deploy is no single huge frame."""
 NONE: Mapping[str, str] = {}
@@ -105,6 +107,20 @@ class Routes:
     def remove(self, link: Link) -> None:
         """A gateway's link ended."""
         self._gateways.pop(link, None)
+
+    def doubt(self, id: str) -> None:
+        """A gateway had trouble with an instance and uses it no more, until it is told again.
+
+        Was it the end of the instance, its host says so within a moment; otherwise it was only one
+        connection (an ASGI app that fails in the middle of its answer breaks it off), and nothing is wrong.
+        """
+        asyncio.get_running_loop().call_later(DOUBT_S, self._tell_again, id)
+
+    def _tell_again(self, id: str) -> None:
+        instance = self._world.instances.get(id)
+        # A host that is suspect has all its instances told again when it is back.
+        if instance is not None and instance.host.usable and instance.endpoint.routable(instance):
+            self.publish(instances=[instance])
 
     def publish(
         self,

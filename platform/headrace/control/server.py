@@ -278,6 +278,7 @@ class Control:
                     message.what,
                     message.detail,
                 )
+                parts.routes.doubt(message.instance)
             case wire.FetchBlob():
                 return self._chunk(message)
             case _:
