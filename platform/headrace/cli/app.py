@@ -154,6 +154,10 @@ def _words(error: Exception) -> str:
         return str(error)
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
+        if isinstance(error, click.NoSuchOption) and context is not None and context.parent is None:
+            option = error.option_name
+            if option in ("--json", "--url", "--data-dir"):
+                return f"{option} goes behind the command, as in `headrace list {option}`."
         words = error.format_message()
         if context is not None and context.parent is not None:
             end = "" if words.endswith((".", "?")) else "."

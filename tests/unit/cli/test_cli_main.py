@@ -88,6 +88,7 @@ def test_no_command_imports_ray() -> None:
         (["up", "--port", "70000"], "--port"),
         (["list", "--url", "nonsense"], "is not an address"),
         (["deploy", "missing.py"], "missing.py"),
+        (["--url", "http://x", "list"], "goes behind the command"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
