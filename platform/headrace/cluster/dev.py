@@ -141,6 +141,7 @@ class _Follower:
         self._began = time.time()
         self._printing: dict[str, asyncio.Task[None]] = {}
         self._settled = asyncio.Event()
+        self._shown = False
         self._told: set[str] = set()
         """Lines of tracebacks that were shown as a failure: endpoints print them, too."""
 
@@ -240,7 +241,9 @@ class _Follower:
         names = tuple(part["endpoint"] for part in parts if part["state"] != "failed")
         if names:
             same = all(part["state"] == "unchanged" for part in parts)
-            kind: DevKind = "unchanged" if same else "deployed"
+            # In a data directory that was kept, the first deployment may be none: say what is served.
+            kind: DevKind = "unchanged" if same and self._shown else "deployed"
+            self._shown = True
             self._on_event(
                 DevEvent(kind, endpoints=names, notes=notes, url=self._cluster.url, seconds=seconds)
             )

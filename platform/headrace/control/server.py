@@ -216,7 +216,7 @@ class Control:
                     name=row.name, project=row.project, entry="unknown:unknown", handler="function"
                 )
                 endpoint = Endpoint(key=f"{row.project}/{row.name}", spec=spec)
-                endpoint.reason = "its first deployment did not finish: deploy it again."
+                endpoint.reason = "its first deployment failed or did not finish: deploy it again."
             else:
                 spec = slim(msgspec.json.decode(row.spec, type=EndpointSpec))
                 endpoint = Endpoint(
