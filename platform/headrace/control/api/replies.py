@@ -37,9 +37,9 @@ def limit_of(call: wire.ApiCall, default: int = DEFAULT_LIMIT) -> int:
     text = call.query.get("limit")
     if text is None:
         return default
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or not text.strip("0"):
         raise ValidationFailed(f"limit={text!r}: use a number from 1 to {MAX_LIMIT}.")
-    return min(MAX_LIMIT, int(text))
+    return min(MAX_LIMIT, int(text[:9]))
 
 
 def wait_of(call: wire.ApiCall) -> float:
@@ -67,7 +67,7 @@ def unpack_cursor(call: wire.ApiCall, type: type[T]) -> T | None:
     try:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         return msgspec.json.decode(raw, type=type)
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+    except (binascii.Error, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise ValidationFailed("cursor: use the `next` of the page before.") from error
 
 
