@@ -73,7 +73,7 @@ class Ours:
         asked = 0.0
 
         def gone() -> bool:
-            # Control hears of the end of a request with the gateway's next report: until then it is not idle.
+            # One that is just being started is not among those that the last call released.
             nonlocal asked
             if time.monotonic() - asked > 0.25:
                 self.api("POST", f"/endpoints/{name}/scale", {"to": 0})

@@ -1,6 +1,6 @@
 """An ASGI app: any framework's app object works; this one needs no framework.
 
-    headrace deploy examples/asgi_app.py
+    headrace dev examples/asgi_app.py     # with `headrace up`: headrace deploy, and curl needs the key
     curl http://127.0.0.1:8700/e/api/time
     curl -d 'some text' http://127.0.0.1:8700/e/api/count
 

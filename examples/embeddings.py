@@ -1,7 +1,7 @@
 """Sentence embeddings with a real model: all-MiniLM-L6-v2, its forward pass written out in PyTorch.
 
     pip install "headrace[examples-torch]"
-    headrace deploy examples/embeddings.py
+    headrace dev examples/embeddings.py   # with `headrace up`: headrace deploy, and curl needs the key
     curl -d '["a cat on a mat", "stock markets fell"]' -H 'content-type: application/json' \\
         http://127.0.0.1:8700/e/embeddings
 

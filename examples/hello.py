@@ -1,6 +1,6 @@
 """The smallest endpoint: a function with type hints.
 
-headrace deploy examples/hello.py
+headrace dev examples/hello.py        # with `headrace up`: headrace deploy, and curl needs the key
 headrace call hello name=Ada
 curl -d '{"name": "Ada"}' -H 'content-type: application/json' http://127.0.0.1:8700/e/hello
 """

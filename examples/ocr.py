@@ -1,7 +1,7 @@
 """Read the text in an image: a real OCR model (RapidOCR on ONNX Runtime), loaded once per instance.
 
     pip install "headrace[examples]"
-    headrace deploy examples/ocr.py
+    headrace dev examples/ocr.py          # with `headrace up`: headrace deploy, and curl needs the key
     curl --data-binary @examples/data/receipt.png -H 'content-type: image/png' http://127.0.0.1:8700/e/ocr
 
 The image is the raw request body, or base64 in JSON: ``{"image": "iVBORw0..."}``. The answer has one entry

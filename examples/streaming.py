@@ -1,6 +1,6 @@
 """A generator: each item is sent as soon as it is made.
 
-    headrace deploy examples/streaming.py
+    headrace dev examples/streaming.py    # with `headrace up`: headrace deploy, and curl needs the key
     curl -N -d '{"text": "one word at a time"}' -H 'content-type: application/json' \\
         http://127.0.0.1:8700/e/words
 

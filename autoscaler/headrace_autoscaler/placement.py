@@ -104,6 +104,14 @@ class Book:
         self._take(room, scaling)
         return room.host.host, given
 
+    def could_run(self, scaling: ScalingSpec) -> bool:
+        """Whether some host would run it, were it not full."""
+        return any(
+            qualifies(room.host, scaling)
+            and (not scaling.gpu or any(name in room.gpu for name, _ in scaling.gpu))
+            for room in self._rooms.values()
+        )
+
     def why_not(self, scaling: ScalingSpec) -> str:
         """Why `place` found nothing, in words."""
         if not self._rooms:

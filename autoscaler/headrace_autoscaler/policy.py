@@ -4,8 +4,8 @@ Wanted = ceil((in flight + queued) / target concurrency), plus ``warm`` while th
 min and max. It scales up at once. What it remembers (`EndpointState.desired`) is the most that was
 wanted during the last ``scale_down_delay_s``: while there is demand, idle instances beyond that go;
 without demand each goes ``idle_timeout_s`` after its last use (or its start, when it was never used),
-down to min. A busy instance is never released, except an old version's when a rollout has no room:
-that one drains, its requests finish.
+down to min. On full hosts, when others wait, the longest idle ones give way sooner. A busy instance is
+never released, except an old version's when a rollout has no room: that one drains, its requests finish.
 
 During a rollout only instances of the new version count, and together with the old ones they may
 exceed max by one. Draining the old ones when enough new are ready is the platform's (`rollout`).
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+import msgspec
 
 from headrace_autoscaler.placement import Book, Donor, idle_since
 from headrace_autoscaler.spec import (
@@ -35,7 +37,7 @@ from headrace_autoscaler.spec import (
 def decide(now: float, observation: Observation, state: State, config: Config) -> Decision:
     """What to do now. Equal arguments give equal results; actions are in the order to carry out."""
     book = Book(observation.hosts)
-    donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d)]
+    donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
     actions: list[Action] = []
     states = dict(state.endpoints)
     for endpoint in observation.endpoints:
@@ -104,8 +106,7 @@ def _starts(
             if made is None and rollout:
                 return actions + _drain_first(endpoint, old, missing - done, book)
             if made is None:
-                why = book.why_not(endpoint.scaling)
-                return [*actions, Wait(endpoint=endpoint.endpoint, wanted=missing - done, reason=why)]
+                return [*actions, _no_room(endpoint, missing - done, book)]
             host, given = made
             for donor in given:
                 donors.remove(donor)
@@ -118,7 +119,7 @@ def _starts(
 def _drain_first(
     endpoint: EndpointObservation, old: Sequence[InstanceObservation], missing: int, book: Book
 ) -> list[Action]:
-    """A rollout without room: one old instance makes place, one at a time."""
+    """A rollout without room: one old instance makes place, one at a time, if that can help."""
     why = book.why_not(endpoint.scaling)
     leaving = any(i.state == "draining" and i.version != endpoint.version for i in endpoint.instances)
     starting = any(i.state == "starting" and i.version == endpoint.version for i in endpoint.instances)
@@ -127,9 +128,24 @@ def _drain_first(
     )
     if leaving or starting:
         return [wait]
-    first = min(old, key=lambda i: (i.in_flight, idle_since(i), i.id))
+    donors = [_as_donor(endpoint, i) for i in sorted(old, key=lambda i: (i.in_flight, idle_since(i), i.id))]
+    alone = (book.make_room(endpoint.scaling, [donor]) for donor in donors)
+    made = next(filter(None, alone), None) or book.make_room(endpoint.scaling, donors)
+    if made is None:
+        return [_no_room(endpoint, missing, book)]
+    first = made[1][0][1]
     text = f"rollout to version {endpoint.version}: {why}, so one of version {first.version} drains first"
     return [Release(endpoint=endpoint.endpoint, instance=first.id, reason=text), wait]
+
+
+def _as_donor(endpoint: EndpointObservation, old: InstanceObservation) -> Donor:
+    scaling = msgspec.structs.replace(endpoint.scaling, cpu=old.cpu, memory=old.memory, gpu=old.gpu)
+    return endpoint.endpoint, old, scaling
+
+
+def _no_room(endpoint: EndpointObservation, missing: int, book: Book) -> Wait:
+    why, full = book.why_not(endpoint.scaling), book.could_run(endpoint.scaling)
+    return Wait(endpoint=endpoint.endpoint, wanted=missing, reason=why, no_room=full)
 
 
 def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, book: Book) -> list[Action]:
@@ -160,10 +176,15 @@ def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, b
     return actions
 
 
-def _may_give_way(now: float, donor: Donor) -> bool:
+def _may_give_way(now: float, donor: Donor, config: Config) -> bool:
+    """Idle, and not just started for a request that is about to reach it.
+
+    One that stays unused (its client hung up, or it was only verified) must not keep others waiting.
+    """
     _, instance, scaling = donor
-    served = instance.last_used_at is not None or now - instance.started_at >= scaling.idle_timeout_s
-    return instance.state == "ready" and not instance.in_flight and served
+    held = min(scaling.idle_timeout_s, config.unused_hold_s)
+    settled = instance.last_used_at is not None or now - instance.started_at >= held
+    return instance.state == "ready" and not instance.in_flight and settled
 
 
 def _why_start(endpoint: EndpointObservation, target: int, rollout: bool) -> str:

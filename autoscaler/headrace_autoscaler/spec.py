@@ -45,6 +45,10 @@ class InstanceObservation(Value, frozen=True, kw_only=True):
     started_at: float = 0.0
     last_used_at: float | None = None
     """None: it has not had its first request yet."""
+    cpu: float = 0.0
+    """With ``memory`` and ``gpu`` what it gives back when it goes."""
+    memory: int = 0
+    gpu: tuple[tuple[str, int], ...] = ()
 
 
 class EndpointObservation(Value, frozen=True, kw_only=True):
@@ -113,6 +117,8 @@ class Wait(Value, frozen=True, kw_only=True, tag=True):
     endpoint: str
     wanted: int
     reason: str
+    no_room: bool = False
+    """A host that could run it is there, and is full."""
 
 
 Action = Start | Release | Wait
@@ -138,6 +144,9 @@ class Config(Value, frozen=True, kw_only=True):
     tick_s: float = 0.5
     scale_down_delay_s: float = 5.0
     """Surplus instances above what demand asks for are kept at least this long."""
+    unused_hold_s: float = 1.0
+    """An instance that nobody has used yet does not give way to others within this time of its start, and
+    never while requests wait for it."""
 
 
 class Decision(Value, frozen=True, kw_only=True):

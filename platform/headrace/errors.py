@@ -50,7 +50,10 @@ class HeadraceError(Exception):
         return str(self.args[0])
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip() if self.hint else self.message
+        if not self.hint:
+            return self.message
+        end = "" if self.message.endswith((".", "?", "!", ":", ";")) else "."
+        return f"{self.message}{end} {self.hint}"
 
 
 class UsageError(HeadraceError):

@@ -19,7 +19,7 @@ from typing import cast
 import msgspec
 
 from headrace import wire
-from headrace.errors import LinkClosed, LinkRefused
+from headrace.errors import LinkClosed, LinkError, LinkRefused
 
 log = logging.getLogger("headrace.link")
 
@@ -28,6 +28,8 @@ MAX_UNACKED = 50_000
 """Frames sent and not acknowledged above which the peer is taken for stuck and the link is closed."""
 MAX_BUFFERED = wire.MAX_FRAME + (8 << 20)
 """Bytes waiting to be written above which the link is closed: one frame of the largest size fits."""
+MAX_STRANGERS = 64
+"""Connections without a handshake yet, above which the oldest one goes."""
 ACK_EVERY = 64
 """Send a bare acknowledgement after this many frames without traffic of our own."""
 
@@ -83,7 +85,7 @@ class Link(asyncio.Protocol):
             self._dispatch(envelope)
 
     def send(self, msg: wire.AnyMessage) -> None:
-        """Send without waiting. Raises `LinkClosed` when the link is down."""
+        """Send without waiting. Raises `LinkClosed`, or `LinkError` for what cannot be encoded."""
         self._send(msg)
 
     async def call(self, msg: wire.AnyMessage, timeout: float) -> wire.AnyMessage:  # noqa: ASYNC109
@@ -151,9 +153,15 @@ class Link(asyncio.Protocol):
     def _send(self, msg: wire.AnyMessage, *, call: int = 0, reply: int = 0) -> None:
         if self._transport is None or self.closed.done():
             raise LinkClosed("the link is closed.", hint="It is opened again by itself; try again.")
+        try:
+            frame = wire.encode(wire.Envelope(self._seq + 1, self._received, msg, call, reply))
+        except (OverflowError, ValueError, TypeError) as error:
+            # One value that does not fit must not end the link, or the loop that tells of others as well.
+            log.exception("a %s cannot be sent", type(msg).__name__)
+            raise LinkError(f"a {type(msg).__name__} cannot be sent: {error}.") from error
         self._seq += 1
         self._acked_by_us = self._received
-        self._transport.write(wire.encode(wire.Envelope(self._seq, self._received, msg, call, reply)))
+        self._transport.write(frame)
         if self._seq - self._acked_by_peer > MAX_UNACKED:
             self._finish(f"the peer has not acknowledged {MAX_UNACKED} frames")
         elif self._transport.get_write_buffer_size() > MAX_BUFFERED:
@@ -210,8 +218,14 @@ class Link(asyncio.Protocol):
             self._reply(envelope.call, answer)
 
     def _reply(self, number: int, msg: wire.AnyMessage) -> None:
-        if self.is_open:
+        if not self.is_open:
+            return
+        try:
             self._send(msg, reply=number)
+        except LinkClosed:
+            return
+        except LinkError as error:
+            self._send(wire.Error(slug="internal", detail=error.message), reply=number)
 
     def _handshake(self, msg: wire.AnyMessage) -> None:
         if self._accept is None:
@@ -287,6 +301,16 @@ async def listen(
     A leftover unix socket is replaced. Raises ``OSError`` when an address is taken.
     """
     loop = asyncio.get_running_loop()
+    strangers: dict[Link, None] = {}
+
+    def meet() -> Link:
+        link = Link(accept=accept, epoch=epoch)
+        strangers[link] = None
+        for end in (link.ready, link.closed):
+            end.add_done_callback(lambda _: strangers.pop(link, None))
+        if len(strangers) > MAX_STRANGERS:
+            next(iter(strangers)).close("too many connections wait for their handshake")
+        return link
 
     def accept(link: Link, hello: wire.Hello) -> str | None:
         if not hmac.compare_digest(hello.token.encode(), token.encode()):
@@ -305,11 +329,11 @@ async def listen(
             path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at the start
             old = os.umask(0o177)
             try:
-                server = await loop.create_unix_server(lambda: Link(accept=accept, epoch=epoch), str(path))
+                server = await loop.create_unix_server(meet, str(path))
             finally:
                 os.umask(old)
         else:
             host, _, port = address.removeprefix("tcp:").rpartition(":")
-            server = await loop.create_server(lambda: Link(accept=accept, epoch=epoch), host, int(port))
+            server = await loop.create_server(meet, host, int(port))
         servers.append(server)
     return servers

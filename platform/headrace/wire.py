@@ -233,11 +233,15 @@ class EndpointDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     service_s: float = 0.0
     """Sum of service times of ``finished`` requests."""
     instances: dict[str, int] = {}
-    """Instance id -> requests in flight there from this gateway."""
+    """Instance id -> requests in flight there from this gateway; 0: used since the last report, idle now."""
 
 
 class Demand(Message, frozen=True, kw_only=True):
-    """Sent every 0.5 s for endpoints with anything to say, and once with zeros when one goes quiet."""
+    """Sent every 0.5 s for endpoints with anything to say, and once with zeros when one goes quiet.
+
+    Ahead of each `Wake`, and while room is short (`AskDemand`), endpoints are reported that have an
+    instance that became idle. What is not mentioned has not changed.
+    """
 
     items: list[EndpointDemand]
 
@@ -357,6 +361,15 @@ class RouteDelta(Message, frozen=True, kw_only=True):
     dead_reasons: dict[str, str] = {}
     """Instance id of ``dead_instances`` -> why it ended: ``<reason of its Death>: <detail>``."""
     keys: list[KeyRecord] | None = None
+
+
+class AskDemand(Message, frozen=True, kw_only=True):
+    """Report `Demand` now; the reply to a call (an empty `Demand`) comes after it.
+
+    For ``eager_s`` more seconds room is short: report within milliseconds what became idle.
+    """
+
+    eager_s: float = 0.0
 
 
 # --- host -> control -------------------------------------------------------------------------
@@ -481,7 +494,7 @@ class DrainHost(Message, frozen=True, kw_only=True):
 AnyMessage = (
     Hello | Welcome | Reject | Error
     | Wake | Demand | InstanceTrouble | ApiCall | ApiReply
-    | Snapshot | RouteDelta
+    | Snapshot | RouteDelta | AskDemand
     | HostHello | Heartbeat | InstanceEvent | WarmEvent | FetchBlob | BlobChunk
     | StartInstance | StopInstance | SetWarm | ReadLogs | LogPage | DrainHost
 )  # fmt: skip

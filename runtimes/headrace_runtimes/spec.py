@@ -137,6 +137,8 @@ class Stats:
     """Proportional set size, bytes."""
     cpu_s: float
     in_flight: int | None = None
+    stopped: bool = False
+    """Its main process was stopped by a signal (SIGSTOP): it does nothing until it is continued."""
 
 
 @dataclass(frozen=True)

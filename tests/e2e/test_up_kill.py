@@ -121,6 +121,19 @@ def test_a_killed_driver_brings_a_new_ray(deployed):
     assert until(lambda: answers(deployed), 60)
 
 
+@pytest.mark.parametrize("server", ["raylet/raylet", "gcs_server"])
+def test_a_killed_server_of_the_head_brings_a_new_ray(deployed, server):
+    driver = until(lambda: deployed.child("driver"))
+    old = [p.pid for name in ("Control", "Host") for p in deployed.replica(name)]
+    (found,) = [p for p in deployed.processes() if server in p.cmdline()[0]]
+    found.kill()
+    # Ray alone would go on without it for a minute or for ever, with nobody to replace what ends.
+    until(lambda: all(gone(pid) for pid in old))
+    until(lambda: (now := deployed.child("driver")) is not None and now.pid != driver.pid)
+    until(lambda: {len(deployed.replica(name)) for name in ("Control", "Host")} == {1})
+    assert until(lambda: answers(deployed), 60)
+
+
 def test_after_a_kill_of_everything_the_next_start_cleans_up_and_goes_on(deployed):
     before = deployed.get("/endpoints")["items"]
     old = deployed.processes()

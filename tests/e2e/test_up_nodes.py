@@ -43,6 +43,9 @@ def test_a_node_joins_on_loopback_and_a_lost_one_takes_only_its_own_host(up):
     node, host = add(up)
     assert host["resources"]["cpu"] == 1
     assert host["resources"]["memory"] == 512 << 20
+    status, value = up.request("GET", "/api/v1/nodes")
+    shown = next(n for n in value["items"] if n["id"] == node)
+    assert (status, shown["cpu"], shown["memory"]) == (200, 1, 512 << 20)
     assert supervisor.doctor_ports(up.settings) == []
     until(lambda: raylet(up, node)).kill()
     until(lambda: [h["id"] for h in up.hosts()] == [head])

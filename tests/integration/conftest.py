@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from headrace import wire
 from headrace.cluster.dev import inspect
 from headrace.cluster.local import LocalCluster
 from headrace.config import Settings, default_run_dir
@@ -124,10 +125,12 @@ class Platform:
 
 
 @contextlib.asynccontextmanager
-async def running_platform(settings: Settings, work: Path) -> AsyncIterator[Platform]:
+async def running_platform(
+    settings: Settings, work: Path, *, resources: wire.Resources | None = None
+) -> AsyncIterator[Platform]:
     """A platform and its client."""
     async with (
-        LocalCluster(settings) as cluster,
+        LocalCluster(settings, resources=resources) as cluster,
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
         ) as http,

@@ -46,9 +46,9 @@ class Dev:
 
 
 @contextlib.asynccontextmanager
-async def running_dev(file: Path) -> AsyncIterator[Dev]:
+async def running_dev(file: Path, data_dir: Path | None = None) -> AsyncIterator[Dev]:
     dev = Dev(file)
-    task = asyncio.create_task(run_dev(file, Settings(port=0), dev.events.append))
+    task = asyncio.create_task(run_dev(file, Settings(port=0), dev.events.append, data_dir=data_dir))
     try:
         yield dev
     finally:
@@ -95,6 +95,60 @@ async def test_starts_with_a_broken_file_and_recovers(tmp_path: Path) -> None:
         file.write_text(GOOD)
         await dev.seen("deployed")
         assert await dev.post("/e/greet", json={}) == (200, "late")
+
+
+TALKS = """
+import headrace
+
+@headrace.endpoint
+class Talks:
+    def load(self) -> None:
+        print("loading")
+        {load}
+
+    def __call__(self, fail: bool = False) -> str:
+        print("called")
+        if fail:
+            raise ValueError("no such luck")
+        return "done"
+"""
+
+
+async def test_what_the_code_prints_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(TALKS.format(load="pass"))
+    async with running_dev(file) as dev:
+        await dev.seen("deployed")
+        assert await dev.post("/e/talks", json={}) == (200, "done")
+        assert (await dev.post("/e/talks", json={"fail": True}))[0] == 500
+
+        def printed() -> list[str]:
+            return [e.detail for e in dev.events if e.kind == "printed" and e.endpoints == ("talks",)]
+
+        await until(lambda: "ValueError: no such luck" in printed())
+        assert [line for line in printed() if line in ("loading", "called")][:3] == [
+            "loading",
+            "called",
+            "called",
+        ]
+
+        # What a deployment's failure showed is not shown again as output.
+        file.write_text(TALKS.format(load="raise RuntimeError('broken load')"))
+        failed = await dev.seen("failed")
+        assert "broken load" in failed.traceback
+        file.write_text(TALKS.format(load="print('mended')"))
+        await until(lambda: "mended" in printed())
+        assert not [line for line in printed() if "broken load" in line]
+
+
+async def test_a_kept_data_directory_says_again_what_is_served(tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    (tmp_path / "words.py").write_text('WORD = "kept"\n')
+    file.write_text(GOOD)
+    for _ in range(2):
+        async with running_dev(file, tmp_path / "data") as dev:
+            assert (await dev.seen("deployed")).endpoints == ("greet",)
+            assert await dev.post("/e/greet", json={}) == (200, "kept")
 
 
 async def test_keyless_only_for_this_machine(tmp_path: Path) -> None:

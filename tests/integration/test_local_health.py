@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 from headrace.host.watch import Watch
@@ -48,3 +50,26 @@ async def test_an_ill_instance_is_replaced(platform: Platform) -> None:
     assert await platform.call("sound") == other
     described = await platform.endpoint("moody")
     assert any("unhealthy" in d["reason"] for d in described["decisions"]), described["decisions"]
+
+
+async def test_a_stopped_process_loses_its_requests_to_another(platform: Platform) -> None:
+    done = await platform.deploy("""
+        import asyncio, os
+
+        @headrace.endpoint(name="frozen", concurrency=2)
+        async def frozen() -> int:
+            await asyncio.sleep(0.2)
+            return os.getpid()
+    """)
+    assert done["state"] == "succeeded", done
+    pid = await platform.call("frozen")
+    calls = [asyncio.create_task(platform.call("frozen")) for _ in range(2)]
+
+    async def running() -> bool:
+        return sum(i["in_flight"] for i in await platform.instances("frozen")) > 0
+
+    await until(running)
+    os.kill(pid, signal.SIGSTOP)
+    # Neither hangs until its own timeout of ten minutes.
+    assert pid not in await asyncio.gather(*calls)
+    assert pid not in {i["pid"] for i in await platform.instances("frozen")}

@@ -135,6 +135,24 @@ async def test_a_crash_kills_only_its_instance(platform: Platform) -> None:
     assert await platform.call("hello") == "hello world"
 
 
+async def test_requests_that_kill_do_not_shut_out_their_neighbours(platform: Platform) -> None:
+    await platform.deploy("""
+        import os
+
+        @headrace.endpoint(name="poisoned", retries=1)
+        def poisoned(die: bool = False) -> int:
+            if die:
+                os._exit(3)
+            return os.getpid()
+    """)
+    for _ in range(5):
+        status, _, problem = await platform.request("POST", "/e/poisoned", json={"die": True})
+        # Each is tried to its end: the endpoint itself starts, so it never is `failed`.
+        assert (status, problem["type"]) == (502, "urn:headrace:instance-died"), problem
+        await platform.call("poisoned")
+    assert (await platform.endpoint("poisoned"))["state"] != "failed"
+
+
 async def test_a_leak_ends_its_instance_only(platform: Platform) -> None:
     await platform.deploy("""
         import time

@@ -104,7 +104,7 @@ async def test_sigkill_of_the_owner_takes_all_and_the_next_open_sweeps(root, how
         await asyncio.to_thread(owner.wait)
         owner.stdout.close()
     await gone(pids)
-    assert (root / "r/s/i0/http.sock").exists()  # what no kernel removes
+    assert (root / "r/k/i0").exists()  # what no kernel removes
 
     runtime = ProcessRuntime()
     await runtime.open(settings(root), lambda status: None)

@@ -103,7 +103,7 @@ async def test_user_code_cannot_reach_what_is_not_its_own(place):
         ("list", f"{path}/r/s/{other.id}"),
         ("list", f"{path}/r/s"),
         ("read", f"{path}/r/s/{other.id}/home"),
-        ("connect", f"{path}/r/s/{other.id}/http.sock"),
+        ("connect", f"{path}/r/k/{other.id}"),
         ("read", f"{path}/secret"),
         ("read", f"{path}/data/file"),
         ("list", f"{path}/logs"),

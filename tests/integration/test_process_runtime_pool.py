@@ -112,7 +112,7 @@ async def test_a_cancelled_claim_leaves_nothing(opened):
     runtime = await make()
     await runtime.assign(Base("x"), assignment(path, "warm-up"))
     claim = asyncio.create_task(runtime.assign(Base("x"), assignment(path, "i0", "hangs:f")))
-    await eventually((path / "r0/s/i0/http.sock").exists)
+    await eventually((path / "r0/k/i0").exists)
     claim.cancel()
     with pytest.raises(asyncio.CancelledError):
         await claim
@@ -217,7 +217,7 @@ async def test_a_start_that_close_interrupts_is_told_to_its_caller(opened):
     path, make = opened
     runtime = await make()
     claim = asyncio.create_task(runtime.assign(Base("x"), assignment(path, "i0", "hangs:f")))
-    await eventually((path / "r0/s/i0/http.sock").exists)
+    await eventually((path / "r0/k/i0").exists)
     await runtime.close()
     with pytest.raises(AssignFailed, match="closed while it started"):
         await claim

@@ -93,8 +93,9 @@ async def test_control_socket_is_closed(platform: Platform) -> None:
 async def test_other_instances_are_closed(platform: Platform) -> None:
     (victim,) = await platform.instances("victim")
     socket = victim["address"].removeprefix("unix:")
-    folder = os.path.dirname(socket)
+    folder = str(platform.cluster.host.run_dir / "p" / "s" / victim["id"])
     assert os.path.exists(socket)
+    assert os.path.exists(folder)
     assert (await ask(platform, "connect", socket))[0] == "refused"
     assert (await ask(platform, "list", folder))[0] == "refused"
     assert (await ask(platform, "write", folder + "/x"))[0] == "refused"

@@ -135,13 +135,20 @@ def _failed(error: Exception, as_json: bool) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message())
         return WRONG_USE
-    code = WRONG_USE if isinstance(error, click.ClickException | UsageError) else FAILED
+    traceback = str(getattr(error, "traceback", ""))
+    # Code that raises while it is imported has failed, as one whose load() raises; it is no wrong use.
+    wrong = isinstance(error, click.ClickException | UsageError) and not traceback
+    code = WRONG_USE if wrong else FAILED
     words = _one_line(_words(error))
+    if traceback:
+        click.echo(traceback.rstrip(), err=True)
     click.echo(f"headrace: {words}", err=True)
     if as_json:
         about: dict[str, Any] = {"message": words, "type": type(error).__name__, "exit_code": code}
         if isinstance(error, RequestError):
             about["problem"] = error.to_problem()
+        if traceback:
+            about["traceback"] = traceback
         click.echo(json.dumps({"error": about}, indent=2, default=str))
     return code
 
@@ -151,6 +158,10 @@ def _words(error: Exception) -> str:
         return str(error)
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
+        if isinstance(error, click.NoSuchOption) and context is not None and context.parent is None:
+            option = error.option_name
+            if option in ("--json", "--url", "--data-dir"):
+                return f"{option} goes behind the command, as in `headrace list {option}`."
         words = error.format_message()
         if context is not None and context.parent is not None:
             end = "" if words.endswith((".", "?")) else "."

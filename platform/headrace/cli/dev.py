@@ -68,6 +68,8 @@ def words(event: DevEvent) -> list[str]:
         return [*lines, *(f"note: {note}" for note in event.notes)]
     if event.kind == "failed":
         return [*event.traceback.rstrip().splitlines(), f"headrace: {event.detail}"]
+    if event.kind == "printed":
+        return [f"{event.endpoints[0]} | {event.detail}"]
     short = {
         "changed": f"changed: {event.detail}",
         "removed": f"removed {', '.join(event.endpoints)}",

@@ -59,7 +59,7 @@ def _deployed(session: Session, part: Mapping[str, Any]) -> list[str]:
     words = "unchanged" if part.get("state") == "unchanged" else str(part.get("state"))
     name = str(part["endpoint"]).rpartition("/")[2]
     lines = [f"{name} version {part.get('version')} {words}: {session.url}/e/{name}"]
-    return [*lines, *(f"  note: {note}" for note in part.get("notes") or ())]
+    return [*lines, *(f"  note: {' '.join(note.split())}" for note in part.get("notes") or ())]
 
 
 @click.command("list", help=SUMMARIES["list"])
@@ -103,7 +103,8 @@ def describe_command(session: Session, name: str) -> None:
 def describe(found: Mapping[str, Any]) -> str:
     """An endpoint for people."""
     spec: Mapping[str, Any] = found.get("spec") or {}
-    scaling = spec.get("scaling") or {}
+    # What `scale` changed is not in the spec.
+    scaling = (spec.get("scaling") or {}) | (found.get("scale") or {})
     parts = [
         facts(
             {
@@ -142,8 +143,9 @@ def describe(found: Mapping[str, Any]) -> str:
         for v in found.get("versions") or ()
     ]
     parts.append(table(("VERSION", "CREATED", "BUNDLE"), versions, "no versions"))
+    # The newest come first.
     decisions = [
-        (moment(d.get("at")), d.get("action"), d.get("reason")) for d in (found.get("decisions") or ())[-10:]
+        (moment(d.get("at")), d.get("action"), d.get("reason")) for d in (found.get("decisions") or ())[:10]
     ]
     if decisions:
         parts.append(table(("DECIDED", "ACTION", "REASON"), decisions, ""))
@@ -169,7 +171,7 @@ def delete_command(session: Session, name: str, yes: bool) -> None:
 @click.argument("name")
 @click.option("--min", "at_least", type=click.IntRange(0), help="Instances kept at any time.")
 @click.option("--max", "at_most", type=click.IntRange(1), help="Instances at most.")
-@click.option("--to", type=click.IntRange(0), help="Have so many now; 0 releases all that are idle.")
+@click.option("--to", type=click.IntRange(0), help="Have so many now; busy ones go when they become idle.")
 @session_options
 def scale_command(
     session: Session, name: str, at_least: int | None, at_most: int | None, to: int | None
@@ -183,9 +185,10 @@ def scale_command(
         found = client.scale(name, min=at_least, max=at_most, to=to)
 
     def text() -> str:
-        scaling = (found.get("spec") or {}).get("scaling") or {}
+        scaling = found.get("scale") or {}
         bounds = f"min {scaling['min']}, max {scaling['max']}" if "max" in scaling else ""
-        return f"{name}: {_shown(found.get('instances'))} instances; {bounds}".rstrip("; ")
+        stay = [i for i in found.get("instances") or [] if i.get("state") != "draining"]
+        return f"{name}: {len(stay)} instances; {bounds}".rstrip("; ")
 
     session.out.answer(found, text)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from headrace import wire
 from headrace.cluster.local import LocalCluster
 from headrace.config import Settings, default_run_dir
 from headrace.errors import HeadraceError, NotFound, UsageError
@@ -31,8 +32,21 @@ DEPLOY_WAIT_S = 5.0
 DEPLOY_TIMEOUT_S = 900.0
 MAX_WATCHED = 5000
 
+MAX_PRINTED = 64
+"""Endpoints whose output is shown; those beyond are in ``headrace logs`` only."""
+LOG_WAIT_S = 20.0
+
 DevKind = Literal[
-    "starting", "ready", "changed", "deploying", "deployed", "unchanged", "failed", "removed", "stopped"
+    "starting",
+    "ready",
+    "changed",
+    "deploying",
+    "deployed",
+    "unchanged",
+    "failed",
+    "removed",
+    "printed",
+    "stopped",
 ]
 Signature = dict[str, tuple[int, int]]
 
@@ -44,7 +58,8 @@ class DevEvent:
     ``starting``: nothing yet; ``ready``: ``url`` answers; ``changed``: a save was seen; ``deploying``;
     ``deployed``: ``endpoints`` serve the new code; ``unchanged``: the save changed nothing that is
     deployed; ``failed``: the old code, if any, goes on serving, ``detail`` and ``traceback`` say why;
-    ``removed``: ``endpoints`` are no more in the file.
+    ``removed``: ``endpoints`` are no more in the file; ``printed``: a line (``detail``) that an endpoint's
+    code wrote.
     """
 
     kind: DevKind
@@ -104,7 +119,11 @@ async def run_dev(
         try:
             async with LocalCluster(dev_settings(settings, data_dir)) as cluster:
                 on_event(DevEvent("ready", url=cluster.url, seconds=time.perf_counter() - began))
-                await _Follower(file, cluster, on_event, data_dir / "inspected").run(first, seen)
+                follower = _Follower(file, cluster, on_event, data_dir / "inspected")
+                try:
+                    await follower.run(first, seen)
+                finally:
+                    await follower.close()
         finally:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
@@ -119,6 +138,18 @@ class _Follower:
     ) -> None:
         self._file, self._cluster, self._on_event, self._out = file, cluster, on_event, out
         self._deployed = _Deployed(files={file})
+        self._began = time.time()
+        self._printing: dict[str, asyncio.Task[None]] = {}
+        self._settled = asyncio.Event()
+        self._shown = False
+        self._told: set[str] = set()
+        """Lines of tracebacks that were shown as a failure: endpoints print them, too."""
+
+    async def close(self) -> None:
+        """Print no more."""
+        for task in self._printing.values():
+            task.cancel()
+        await asyncio.gather(*self._printing.values(), return_exceptions=True)
 
     async def run(self, first: asyncio.Task[Inspection], seen: Signature) -> None:
         await self._deploy(first)
@@ -140,12 +171,15 @@ class _Follower:
 
     async def _deploy(self, inspection: asyncio.Task[Inspection]) -> None:
         began = time.perf_counter()
+        self._settled.clear()
+        self._told.clear()
         try:
             found = await inspection
             root = Path(found.root)
             self._deployed.files = {self._file, *(root / name for name in found.files)}
             names = tuple(spec.name for spec in found.specs)
             self._on_event(DevEvent("deploying", endpoints=names))
+            self._print_output_of(names)
             result = await self._send(found)
             await self._remove(self._deployed.names - set(names))
         except InspectionFailed as error:
@@ -155,6 +189,27 @@ class _Follower:
         else:
             self._deployed.names = set(names)
             self._report(result, time.perf_counter() - began)
+        finally:
+            self._settled.set()
+
+    def _print_output_of(self, names: tuple[str, ...]) -> None:
+        for gone in self._printing.keys() - set(names):
+            self._printing.pop(gone).cancel()
+        for name in names[:MAX_PRINTED]:
+            if name not in self._printing:
+                self._printing[name] = asyncio.create_task(self._print(name))
+
+    async def _print(self, name: str) -> None:
+        """Show what the endpoint's code writes, from now on; what a deployment's report says comes first."""
+        ask = wire.ReadLogs(endpoint=f"default/{name}", after=0, limit=1000, wait_s=LOG_WAIT_S)
+        while True:
+            # Straight from the host: a request that waits would hold a thread for each endpoint.
+            page = await self._cluster.host.logs(ask)
+            ask = msgspec.structs.replace(ask, after=page.next)
+            await self._settled.wait()
+            for line in page.lines:
+                if line.stream != "system" and line.at >= self._began and line.text not in self._told:
+                    self._on_event(DevEvent("printed", detail=line.text, endpoints=(name,)))
 
     async def _send(self, found: Inspection) -> dict[str, Any]:
         api = self._cluster.api
@@ -175,15 +230,20 @@ class _Follower:
 
     def _report(self, deployment: dict[str, Any], seconds: float) -> None:
         parts = deployment["endpoints"]
-        names = tuple(part["endpoint"] for part in parts)
-        notes = tuple(note for part in parts for note in part.get("notes") or ())
+        # Several endpoints may have the same to tell.
+        notes = tuple(dict.fromkeys(note for part in parts for note in part.get("notes") or ()))
         for part in parts:
             if part["state"] == "failed":
                 detail = f"{part['endpoint']}: {part.get('detail') or 'it does not start'}"
-                self._on_event(DevEvent("failed", detail=detail, traceback=part.get("traceback") or ""))
-        if deployment["state"] == "succeeded":
+                traceback = part.get("traceback") or ""
+                self._told.update(("", *traceback.splitlines()))
+                self._on_event(DevEvent("failed", detail=detail, traceback=traceback))
+        names = tuple(part["endpoint"] for part in parts if part["state"] != "failed")
+        if names:
             same = all(part["state"] == "unchanged" for part in parts)
-            kind: DevKind = "unchanged" if same else "deployed"
+            # In a data directory that was kept, the first deployment may be none: say what is served.
+            kind: DevKind = "unchanged" if same and self._shown else "deployed"
+            self._shown = True
             self._on_event(
                 DevEvent(kind, endpoints=names, notes=notes, url=self._cluster.url, seconds=seconds)
             )

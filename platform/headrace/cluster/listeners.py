@@ -61,9 +61,10 @@ def check_ports(settings: Settings) -> None:
             _bound(host, port).close()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
+                variable = f"HEADRACE_{option[2:].upper().replace('-', '_')}"
                 raise PortInUse(
                     f"port {port} on {host} is in use{_holder(port)}.",
-                    hint=f"Stop that or give another with {option}.",
+                    hint=f"Stop that or give another with {option} or {variable}.",
                 ) from None
             raise SettingsError(
                 f"{host}:{port} cannot be listened on: {error.strerror}.", hint=f"Change {option}."

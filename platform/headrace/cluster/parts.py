@@ -133,7 +133,7 @@ class Platform:
                 self._tell("waiting", "waiting for the gateway and a host", "gateway")
                 await self._poll("/readyz", lambda _: True)
                 self._tell("done", "gateway ready", "gateway")
-                await self._poll("/api/v1/status", _has_host)
+                await self._poll("/api/v1/status", lambda body: is_complete(body, len(self._gateways)))
         except TimeoutError:
             raise SetupError(
                 f"the platform was not ready within {START_DEADLINE_S:g} s: {self._missing}.",
@@ -282,13 +282,13 @@ class Platform:
         await self._driver.stop(DRIVER_GRACE_S, by_stdin=True)
 
 
-def _has_host(body: bytes) -> bool:
-    """Whether control's status names at least one host."""
+def is_complete(body: bytes, gateways: int) -> bool:
+    """Whether control's status names a host and all gateways: any of them may get the next request."""
     try:
-        hosts = json.loads(body).get("hosts")
-    except (ValueError, AttributeError):
+        found = json.loads(body)
+        return bool(found["hosts"]) and int(found["gateways"]) >= gateways
+    except (ValueError, TypeError, KeyError):
         return False
-    return bool(hosts)
 
 
 def _ending(code: int, child: Child | None = None) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import logging
-import logging.handlers
 import os
 import sys
 import time
@@ -25,6 +24,7 @@ from ray import serve
 
 from headrace import wire
 from headrace.cluster import ray_private
+from headrace.cluster.logs import log_to_file
 from headrace.cluster.ports import GENERIC, PROVIDER_LABEL
 from headrace.cluster.ray_nodes import APP, HOST_DEPLOYMENTS, RayNodes, known_nodes
 from headrace.cluster.sweep import TOKEN_FILE
@@ -52,7 +52,7 @@ class ControlReplica:
         from headrace.control.server import Control  # noqa: PLC0415
 
         self._settings = msgspec.json.decode(settings, type=Settings)
-        _log_to_file(self._settings, "control")
+        log_to_file(self._settings, "control")
         self._nodes = RayNodes()
         self._control = await self._started(Control, Nodes)
         self._watch = asyncio.create_task(self._nodes.watch(), name="hosts on nodes")
@@ -117,7 +117,7 @@ class HostReplica:
         node = await asyncio.to_thread(lambda: next(n for n in known_nodes() if n.id == node_id))
         labels = node.labels
         local = node.head or labels.get(PROVIDER_LABEL, "local") == "local"
-        _log_to_file(parsed, f"host-{node.name}")
+        log_to_file(parsed, f"host-{node.name}")
         config = HostConfig(
             settings=parsed,
             control_address=f"unix:{parsed.control_socket}"
@@ -201,21 +201,6 @@ def _head_address() -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _log_to_file(settings: Settings, name: str) -> None:
-    """The platform's own messages go to ``<data-dir>/logs``; on a machine without it Serve's log has them."""
-    logger = logging.getLogger("headrace")
-    logger.setLevel(settings.log_level.upper())
-    directory = settings.data / "logs"
-    if not directory.is_dir() or logger.handlers:
-        return
-    handler = logging.handlers.RotatingFileHandler(
-        directory / f"{name}.log", maxBytes=settings.log_bytes, backupCount=1, delay=True
-    )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.propagate = False
 
 
 __all__ = ["APP", "ControlReplica", "HostReplica", "application", "declared_resources"]

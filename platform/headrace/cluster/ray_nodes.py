@@ -89,7 +89,8 @@ class RayNodes:
         return str(ray.get_runtime_context().gcs_address)
 
     async def watch(self) -> None:
-        """Keep the number of hosts at the number of nodes, until cancelled. Trouble is logged."""
+        """Keep the number of hosts at the number of nodes, until cancelled. New trouble is logged."""
+        trouble = ""
         while True:
             try:
                 nodes = await self.nodes()
@@ -98,9 +99,12 @@ class RayNodes:
                     if self._told.get(kind) != wanted:
                         await self.set_hosts(kind, wanted)
                         log.info("hosts of kind %s: %d", kind, wanted)
-            except Exception:
+                trouble = ""
+            except Exception as error:
                 # Ray raises many types here, and all of them mean: not now.
-                log.warning("the cluster's nodes could not be read", exc_info=True)
+                if repr(error) != trouble:
+                    log.warning("the cluster's nodes could not be read", exc_info=True)
+                trouble = repr(error)
             await asyncio.sleep(WATCH_PERIOD_S)
 
     async def close(self) -> None:

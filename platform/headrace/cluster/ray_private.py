@@ -83,6 +83,17 @@ def head_is_dead() -> bool:
     return _QuietHead.gcs is not None and _QuietHead.gcs.poll() is not None
 
 
+def ended_server(node: Node) -> str:
+    """Which server of the head has ended and how, or "". Neither comes back by itself; Serve goes with it."""
+    for name in ("gcs_server", "raylet"):
+        for info in node.all_processes.get(name, ()):
+            code = info.process.poll()
+            if code is not None:
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                return f"its {name} {how}"
+    return ""
+
+
 def end_head(node: Node) -> None:
     """End the processes of `start_head`; the raylet first tells its agents and workers."""
     node.kill_all_processes(check_alive=False, allow_graceful=True)

@@ -37,6 +37,7 @@ OBJECT_STORE_BYTES = 100 << 20
 """Nothing of ours goes through Ray's object store."""
 DEPLOY_DEADLINE_S = 60.0
 POLL_S = 0.05
+WATCH_S = 0.5
 SERVE_STOP_S = 9.0
 RAY_STOP_S = 5.0
 
@@ -133,6 +134,12 @@ class Driver:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(RAY_STOP_S):
                 await self._call(self._disconnect)
+
+    async def broken(self) -> str:
+        """Wait until a server of our head has ended; which one. For ever in a cluster that is not ours."""
+        while self._head is None or not (found := self._importing.result().ended_server(self._head)):  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(WATCH_S)
+        return str(found)
 
     def _connect(self, preload: threading.Thread) -> None:
         settings = self._settings
@@ -253,19 +260,24 @@ async def run(settings: Settings, emit: Callable[[str, str], None], stdin: int) 
     driver = Driver(settings, emit)
     starting = asyncio.create_task(driver.start())
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    broken = asyncio.create_task(driver.broken())
+    await asyncio.wait({starting, stopping, broken}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if starting.done() and (error := starting.exception()) is not None:
         text = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
         emit("failed", " ".join(text.split()))
         sys.stderr.write(f"{text}\n")
         code = 1
-    elif not starting.done():
+    elif starting.done():
+        await asyncio.wait({stopping, broken}, return_when=asyncio.FIRST_COMPLETED)
+    if broken.done() and not stop.is_set():
+        # Nothing can be ended in order without it: whoever started us sweeps, and starts it all again.
+        emit("failed", broken.result())
+        return 1
+    if not starting.done():
         # Its thread is busy and cannot be interrupted: the head's processes end with this one.
         emit("stopped", "")
         return 1
-    else:
-        await stop.wait()
     await driver.stop()
     emit("stopped", "")
     return code

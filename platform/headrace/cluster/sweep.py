@@ -7,12 +7,12 @@ identities, a path of our run directory in the command line of a Ray server, and
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+from headrace_runtimes.trees import remove_tree
 
 from headrace.cluster.identity import Identity
 from headrace.errors import SetupError
@@ -124,7 +124,4 @@ def clear(run: Path) -> None:
     except OSError:
         return
     for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        remove_tree(entry)

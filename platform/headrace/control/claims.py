@@ -100,6 +100,8 @@ class Claims:
     def stop(self, instance: Instance, reason: str, grace_s: float) -> None:
         """Drain and end an instance. Gateways must have been told before."""
         instance.state = "draining"
+        if not instance.in_flight:
+            instance.host.leaving[instance] = self._world.now()
         self.stop_id(instance.host, instance.id, reason, grace_s)
 
     def stop_id(self, host: Host, id: str, reason: str, grace_s: float) -> None:

@@ -6,12 +6,12 @@ Jobs in the store are the exception: all gateways see the same ones, so the larg
 from __future__ import annotations
 
 from headrace import wire
-from headrace.control.model import Endpoint, Seen, World
+from headrace.control.model import NEVER, Endpoint, Seen, World
 from headrace.link import Link
 
 
 def demand(world: World, link: Link, message: wire.Demand) -> None:
-    """Take in one gateway's report."""
+    """Take in one gateway's report: what it does not mention has not changed."""
     now = world.now()
     for item in message.items:
         endpoint = world.endpoints.get(item.endpoint)
@@ -52,20 +52,17 @@ def forget(world: World, link: Link) -> None:
         endpoint.demand.pop(link, None)
         for instance in endpoint.instances.values():
             instance.used_by.pop(link, None)
+            instance.told = NEVER
 
 
 def _used(endpoint: Endpoint, link: Link, item: wire.EndpointDemand, now: float) -> None:
     for instance in endpoint.instances.values():
-        count = item.instances.get(instance.id, 0)
+        count = item.instances.get(instance.id)
         if count:
             instance.used_by[link] = count
         else:
             instance.used_by.pop(link, None)
-        if count or instance.id in item.instances:
+        if count is not None:
             instance.last_used = now
-    # Requests that came and went between two reports are in no instance's count: without knowing
-    # which instances had them, all that take requests count as used.
-    if item.finished and not item.instances:
-        for instance in endpoint.instances.values():
-            if endpoint.routable(instance):
-                instance.last_used = now
+        # Gateways know better than the samples of a host, which are seconds old.
+        instance.told, instance.beating = now, 0

@@ -186,6 +186,7 @@ class Deployer:
 
     def _leave(self, endpoint: Endpoint, part: Part) -> None:
         endpoint.trials.pop(part.version, None)
+        endpoint.making_room = endpoint.tried = None
         if part.state == "failed":
             if endpoint.version is None:
                 endpoint.reason = part.detail
@@ -253,24 +254,25 @@ class Deployer:
         """Start the trial; None when it became ready."""
         instance: Instance | None = None
         reason = ""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ROOM_TIMEOUT_S):
-                while not endpoint.deleting:
-                    instance, reason = self._reconciler.trial(endpoint, part.version)
-                    if instance is not None:
-                        break
-                    if "drains first" in reason and reason not in part.notes:
-                        part.notes.append(reason)
-                    part.detail = reason
-                    await asyncio.sleep(POLL_S)
+        began = self._world.now()
+        deadline = began + ROOM_TIMEOUT_S
+        while not endpoint.deleting and self._world.now() < deadline:
+            instance, reason = self._reconciler.trial(endpoint, part.version)
+            if instance is not None:
+                break
+            if "drains first" in reason and reason not in part.notes:
+                part.notes.append(reason)
+            if endpoint.making_room is not None:
+                # An old instance finishes its requests first; its host bounds that.
+                deadline = self._world.now() + ROOM_TIMEOUT_S
+            part.detail = reason
+            await asyncio.sleep(POLL_S)
         if instance is None:
-            raise TrialFailed(
-                f"it could not be started within {ROOM_TIMEOUT_S:g} s: {reason or 'no capacity'}."
-            )
+            waited = self._world.now() - began
+            raise TrialFailed(f"it could not be started within {waited:.0f} s: {reason or 'no capacity'}.")
+        endpoint.tried = None
+        assert instance.outcome is not None, "the reconciler made it with the instance"
         part.detail = f"instance {instance.id} starts on {instance.host.hello.node}"
-        instance.outcome = asyncio.get_running_loop().create_future()
-        if instance.state == "ready":
-            instance.outcome.set_result(None)
         limit = spec.load_timeout + START_MARGIN_S
         try:
             async with asyncio.timeout(limit):
@@ -341,3 +343,5 @@ def _note(part: Part, report: wire.WarmReport | None) -> None:
     part.notes += [f"{module} is not preloaded: {why}" for module, why in sorted(report.refused.items())]
     if report.detail:
         part.notes.append(report.detail)
+    # An instance may have told the same already.
+    part.notes[:] = dict.fromkeys(part.notes)

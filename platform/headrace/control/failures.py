@@ -17,7 +17,7 @@ FREE_DEATHS = 3
 
 def describe(death: wire.Death) -> str:
     """One line: the reason, and the detail."""
-    return f"{death.reason}: {death.detail}" if death.detail else death.reason
+    return " ".join((f"{death.reason}: {death.detail}" if death.detail else death.reason).split())
 
 
 def counts(death: wire.Death, ready_for_s: float | None) -> bool:
@@ -33,13 +33,21 @@ def another(
     """One more failure in a row: twice the backoff of the one before.
 
     Instances that were claimed together fail together: failures within a running backoff are one.
-    The first deaths of instances that were ready cause no backoff (``until`` is now): a request that
-    kills is given up before that by its gateway, and its neighbours shall not wait.
+    Deaths of instances that were ready are a row of their own: a request that kills must not make its
+    neighbours wait, so these hold back only starts that nobody asks for (`Failing.lived`), and the first
+    few not even those (``until`` is now).
     """
-    same = before is not None and before.version == version
+    same = before is not None and before.version == version and before.lived == was_ready
     if before is not None and same and now < before.until:
         return before
     count = before.count + 1 if before is not None and same else 1
     exponent = count - 1 - (FREE_DEATHS if was_ready else 0)
     wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(exponent, 16)) if exponent >= 0 else 0.0
-    return Failing(count, now + wait, version, describe(death), death.traceback)
+    return Failing(count, now + wait, version, describe(death), death.traceback, was_ready)
+
+
+def blocked_until(failing: Failing | None, version: int | None, queued: int) -> float:
+    """No start of this version before this time; 0: at once."""
+    if failing is None or failing.version != version or (failing.lived and queued):
+        return 0.0
+    return failing.until

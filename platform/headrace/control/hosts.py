@@ -14,7 +14,7 @@ from headrace_autoscaler.placement import pick_gpu
 from headrace import wire
 from headrace.control import state
 from headrace.control.claims import Claims
-from headrace.control.model import Endpoint, Host, Instance, World, gpu_pairs
+from headrace.control.model import BEAT_COUNTS_AFTER_S, Endpoint, Host, Instance, World, gpu_pairs
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.warm import Warm
@@ -73,7 +73,8 @@ class Hosts:
             self._move(host, "ready")
             self._mark(host)
         for instance in host.instances.values():
-            instance.beating = message.in_flight.get(instance.id, 0)
+            known = now - instance.told < BEAT_COUNTS_AFTER_S
+            instance.beating = 0 if known else message.in_flight.get(instance.id, 0)
             if instance.beating:
                 instance.last_used = now
 

@@ -24,6 +24,13 @@ UNUSED = EndpointState()
 DEMAND_VALID_S = 5.0
 """What a gateway said of an endpoint counts this long without being said again (it says so every 0.5 s)."""
 
+BEAT_COUNTS_AFTER_S = 4.0
+"""A host's count of an instance's requests is a sample, up to 2 s old and said again until the next one:
+it counts only when no gateway has reported on the instance for longer than that."""
+LEAVES_WITHIN_S = 2.0
+"""What was idle and takes longer than this to end keeps its room until it has."""
+NEVER = float("-inf")
+
 
 class DecisionNote(msgspec.Struct, frozen=True):
     """One decision, for people."""
@@ -62,8 +69,10 @@ class Instance:
     ready_since: float | None = None
     last_used: float | None = None
     used_by: dict[Link, int] = field(default_factory=dict)
+    told: float = NEVER
+    """When a gateway reported on it last."""
     beating: int = 0
-    """Requests in flight by the host's last heartbeat."""
+    """Requests in flight by the host's last heartbeat, when gateways say nothing."""
     outcome: asyncio.Future[wire.Death | None] | None = None
     """Set when somebody waits for its start: None when ready, else why not."""
 
@@ -94,6 +103,8 @@ class Host:
     used_cpu: float = 0.0
     used_memory: int = 0
     used_gpu: dict[str, int] = field(default_factory=dict)
+    leaving: dict[Instance, float] = field(default_factory=dict)
+    """Instances that were idle when they were told to end, and when that was."""
 
     @property
     def id(self) -> str:
@@ -120,10 +131,25 @@ class Host:
             name, count = instance.gpu
             self.used_gpu[name] = self.used_gpu.get(name, 0) + sign * count
 
+    def soon_free(self, now: float) -> tuple[float, int]:
+        """(cpu, memory) of idle instances that end this moment. An accelerator is free when they have."""
+        going = [i for i, at in self.leaving.items() if now - at < LEAVES_WITHIN_S]
+        return sum(i.cpu for i in going), sum(i.memory for i in going)
+
     def warm_for(self, base: wire.BaseSpec) -> bool:
         """Whether the zygote for ``base`` is ready here."""
         report = self.warm.get(base)
         return report is not None and report.state == "ready"
+
+
+@dataclass(slots=True)
+class Shrink:
+    """``scale --to``: of the instances that there were, all but ``count`` go as they become idle."""
+
+    count: int
+    ids: frozenset[str]
+    until: float
+    """After this the rest stays."""
 
 
 @dataclass(slots=True)
@@ -136,6 +162,8 @@ class Failing:
     version: int
     reason: str
     traceback: str = ""
+    lived: bool = False
+    """They had been ready: only starts that no request asks for are held back."""
 
 
 @dataclass(slots=True)
@@ -170,8 +198,13 @@ class Endpoint:
     deleting: bool = False
     trials: dict[int, EndpointSpec] = field(default_factory=dict)
     """Versions being verified: their instances take no requests."""
+    making_room: int | None = None
+    """The trial that an old instance has made room for: nothing else of the endpoint may take that room."""
+    tried: Instance | None = None
+    """The instance of the trial that runs, until the deployer has taken note of it."""
     rollout_from: int | None = None
     """Set while instances of the version before are being replaced."""
+    shrink: Shrink | None = None
     pins: dict[int, Pin] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
     demand: dict[Link, Seen] = field(default_factory=dict)
@@ -254,7 +287,9 @@ class Endpoint:
             trial=bool(self.trials),
             old_instances=bool(self.old_instances()),
             ready=sum(1 for i in self.instances.values() if self.routable(i)),
-            failing=self.failing is not None and self.failing.version == self.version,
+            failing=self.failing is not None
+            and self.failing.version == self.version
+            and not self.failing.lived,
         )
 
 
@@ -278,6 +313,7 @@ class World:
         """Forget an instance that ended."""
         self.instances.pop(instance.id, None)
         instance.endpoint.instances.pop(instance.id, None)
+        instance.host.leaving.pop(instance, None)
         if instance.host.instances.pop(instance.id, None) is not None:
             instance.host.book(instance, -1)
 

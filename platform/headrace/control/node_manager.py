@@ -139,6 +139,7 @@ class Nodes:
                     "id": name, "provider": hello.provider, "region": hello.region, "instance_type": "",
                     "kind": hello.kind, "spot": hello.spot, "price": hello.price, "state": host.state,
                     "host": hello.host, "managed": False, "detail": "", "created_at": None,
+                    "cpu": hello.resources.cpu, "memory": hello.resources.memory,
                 })  # fmt: skip
         return items
 
@@ -213,6 +214,8 @@ class Nodes:
             "state": row.state,
             "host": host.id if host else None, "managed": True, "detail": self._details.get(row.id, ""),
             "created_at": row.created_at,
+            "cpu": host.hello.resources.cpu if host else None,
+            "memory": host.hello.resources.memory if host else None,
         }  # fmt: skip
 
     def _find(self, node_id: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from headrace_autoscaler.spec import (
 
 from headrace import wire
 from headrace.control.claims import base_of
+from headrace.control.failures import blocked_until
 from headrace.control.model import Endpoint, Host, Instance, World, gpu_pairs
 from headrace.sdk.spec import EndpointSpec
 
@@ -55,8 +56,10 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
     low, high = endpoint.bounds
     if least is not None:
         low = min(high, max(low, least))
-    failing = endpoint.failing
-    blocked = failing.until if failing is not None and failing.version == endpoint.version else 0.0
+    if endpoint.making_room is not None:
+        # One of these has left, or leaves, for the version on trial: it is not replaced by its like.
+        high = min(high, sum(1 for i in mine if i.state != "draining"))
+        low = min(low, high)
     return Lane(
         key=endpoint.key,
         version=endpoint.version,
@@ -66,7 +69,7 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
         in_flight=max(0, in_flight),
         queued=queued,
         oldest_wait_s=oldest,
-        blocked_until=blocked,
+        blocked_until=blocked_until(endpoint.failing, endpoint.version, queued),
         rollout_from=endpoint.rollout_from,
     )
 
@@ -75,7 +78,6 @@ def pinned_lane(endpoint: Endpoint, version: int) -> Lane:
     """A version that callers name."""
     pin = endpoint.pins[version]
     mine = tuple(instance_seen(i) for i in endpoint.instances.values() if i.version == version and i.alive)
-    failing = endpoint.failing
     return Lane(
         key=f"{endpoint.key}@{version}",
         version=version,
@@ -84,7 +86,7 @@ def pinned_lane(endpoint: Endpoint, version: int) -> Lane:
         instances=mine,
         in_flight=sum(i.in_flight for i in mine),
         queued=pin.queued,
-        blocked_until=failing.until if failing is not None and failing.version == version else 0.0,
+        blocked_until=blocked_until(endpoint.failing, version, pin.queued),
     )
 
 
@@ -115,7 +117,9 @@ def trial_lane(endpoint: Endpoint, version: int) -> Lane:
 def observe(world: World, endpoint: Endpoint, lane: Lane) -> Observation:
     """The input of one decision. Idle instances elsewhere are listed only when no host has room."""
     base = base_of(lane.spec, lane.version)
-    hosts = tuple(seen for h in world.living_hosts() if (seen := host_seen(h, lane.key, base)) is not None)
+    now = world.now()
+    found = (host_seen(host, lane.key, base, now) for host in world.living_hosts())
+    hosts = tuple(seen for seen in found if seen is not None)
     donors: tuple[Donor, ...] = ()
     if (
         hosts
@@ -151,14 +155,18 @@ def instance_seen(instance: Instance) -> InstanceObservation:
         in_flight=instance.in_flight,
         started_at=instance.started if instance.ready_since is None else instance.ready_since,
         last_used_at=instance.last_used,
+        cpu=instance.cpu,
+        memory=instance.memory,
+        gpu=(instance.gpu,) if instance.gpu else (),
     )
 
 
-def host_seen(host: Host, lane: str, base: wire.BaseSpec) -> HostObservation | None:
+def host_seen(host: Host, lane: str, base: wire.BaseSpec, now: float) -> HostObservation | None:
     """One host as the autoscaler sees it; None when it is not (yet, any more) part of anything."""
     if host.state in ("joining", "dead"):
         return None
     cpu, memory, gpu = host.free()
+    soon_cpu, soon_memory = host.soon_free(now)
     return HostObservation(
         host=host.id,
         provider=host.hello.provider,
@@ -166,8 +174,8 @@ def host_seen(host: Host, lane: str, base: wire.BaseSpec) -> HostObservation | N
         spot=host.hello.spot,
         price=host.hello.price,
         state="ready" if host.usable else "draining" if host.state == "draining" else "suspect",
-        cpu_free=cpu,
-        memory_free=memory,
+        cpu_free=cpu + soon_cpu,
+        memory_free=memory + soon_memory,
         gpu_free=gpu,
         runtimes=host.hello.runtimes,
         warm=(lane,) if host.warm_for(base) else (),
@@ -180,14 +188,15 @@ def _alone(scaling: ScalingSpec) -> ScalingSpec:
 
 
 def scaling_of(spec: EndpointSpec, low: int, high: int) -> ScalingSpec:
-    """The scaling wish of a spec between these bounds."""
+    """The scaling wish of a spec between these bounds. A batch counts as one: else none would ever fill."""
+    batch = spec.batch.max_size if spec.batch else 1
     return ScalingSpec(
         min=low,
         max=high,
-        target_concurrency=spec.scaling.target_concurrency,
+        target_concurrency=spec.scaling.target_concurrency * batch,
         idle_timeout_s=spec.scaling.idle_timeout,
         warm=spec.scaling.warm,
-        concurrency=spec.concurrency,
+        concurrency=spec.concurrency * batch,
         cpu=spec.cpu,
         memory=spec.memory,
         gpu=gpu_pairs(spec.gpu),

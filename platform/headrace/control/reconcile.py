@@ -6,6 +6,7 @@ it adopts what hosts report, and neither fills up minimums nor releases anything
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -29,8 +30,9 @@ from headrace import wire
 from headrace.control import failures, observe, rollout
 from headrace.control.claims import Claims
 from headrace.control.history import History
-from headrace.control.model import Endpoint, Instance, World
+from headrace.control.model import Endpoint, Instance, Shrink, World
 from headrace.control.routes import Routes
+from headrace.control.shortage import Shortage
 
 log = logging.getLogger("headrace.control")
 PIN_QUEUE_VALID_S = 30.0
@@ -57,6 +59,7 @@ class Reconciler:
         self._history = history
         self._config = config
         self._grace_s = grace_s
+        self.shortage = Shortage(world, routes, self.again)
         self.adopting = False
         self.on_start: Callable[[Endpoint, int], None] = lambda endpoint, version: None
         """Told of every version that is being started (its zygote is wanted)."""
@@ -70,6 +73,7 @@ class Reconciler:
         if endpoint.deleting or endpoint.version is None:
             # A trial runs (its requests wait for it), or the route says already why it failed.
             return
+        self.shortage.settle()
         if version is not None and version != endpoint.version:
             if version in endpoint.pins:
                 self._pinned(endpoint, version, received)
@@ -82,18 +86,24 @@ class Reconciler:
         """Something about the endpoint changed: decide now, drop it from the ticks when it is quiet."""
         if endpoint.deleting:
             return
+        if endpoint.making_room is not None:
+            # Before anything else gets the room that was made for it.
+            self.trial(endpoint, endpoint.making_room)
         if endpoint.version is not None and (not self.adopting or endpoint.demand):
             self._main(endpoint, None)
             for version in list(endpoint.pins):
                 self._pinned(endpoint, version, None)
         if endpoint.rollout_from is not None and not self.adopting:
             self._rollout(endpoint)
+        if endpoint.shrink is not None and not self.adopting:
+            self._shrink(endpoint, endpoint.shrink)
         self._routes.refresh(endpoint)
         if self._quiet(endpoint):
             self._world.active.pop(endpoint.key, None)
 
     def tick(self) -> None:
-        """Decide for all endpoints with something going on."""
+        """Decide for all endpoints with something going on, first for those that wait for room."""
+        self.shortage.tick()
         for endpoint in list(self._world.active.values()):
             try:
                 self._overdue(endpoint)
@@ -103,15 +113,36 @@ class Reconciler:
                 log.exception("deciding for %s failed; the next tick tries again", endpoint.key)
 
     def scale_to(self, endpoint: Endpoint, count: int) -> None:
-        """Start up to ``count`` instances now, or release idle ones down to it."""
+        """Start up to ``count`` instances now, or release down to it: idle ones now, those that are busy
+        when they become idle within the drain grace. Never below the endpoint's min.
+        """
         self._world.touch(endpoint)
-        self._decide(endpoint, observe.main_lane(endpoint, self._world.now(), least=count), None)
-        mine = [i for i in endpoint.instances.values() if i.version == endpoint.version and i.alive]
-        idle = [i for i in mine if i.state == "ready" and not i.in_flight]
-        idle.sort(key=lambda i: i.last_used or i.started)
-        alive = sum(1 for i in mine if i.state in ("starting", "ready"))
-        self.release(idle[: max(0, alive - count)], f"scaled to {count}")
+        now = self._world.now()
+        self._decide(endpoint, observe.main_lane(endpoint, now, least=count), None)
+        there = (
+            i.id
+            for i in endpoint.instances.values()
+            if i.version == endpoint.version or (not count and i.version in endpoint.pins)
+        )
+        endpoint.shrink = Shrink(max(count, endpoint.bounds[0]), frozenset(there), now + self._grace_s)
+        self._shrink(endpoint, endpoint.shrink)
         self._routes.refresh(endpoint)
+
+    def _shrink(self, endpoint: Endpoint, shrink: Shrink) -> None:
+        now = self._world.now()
+        mine = [
+            i for i in endpoint.instances.values() if i.id in shrink.ids and i.state in ("starting", "ready")
+        ]
+        surplus = len(mine) - shrink.count
+        idle = [i for i in mine if i.state == "ready" and not i.in_flight]
+        if endpoint.seen(now)[1]:
+            # Requests wait: what is idle is about to get them.
+            idle = []
+        idle.sort(key=lambda i: i.last_used or i.started)
+        going = idle[: max(0, surplus)]
+        if len(going) >= surplus or now >= shrink.until:
+            endpoint.shrink = None
+        self.release(going, f"scaled to {shrink.count}")
 
     # -- lanes -----------------------------------------------------------------------------
 
@@ -119,6 +150,7 @@ class Reconciler:
         lane = observe.main_lane(endpoint, self._world.now())
         decision = self._decide(endpoint, lane, woken, memory=endpoint.memory)
         endpoint.memory = decision.state.endpoints[lane.key]
+        self._waits(endpoint, lane, decision)
         self._explain(endpoint, lane, decision)
 
     def _pinned(self, endpoint: Endpoint, version: int, woken: float | None) -> None:
@@ -135,12 +167,30 @@ class Reconciler:
         lane = observe.pinned_lane(endpoint, version)
         decision = self._decide(endpoint, lane, woken, memory=pin.memory)
         pin.memory = decision.state.endpoints[lane.key]
+        self._waits(endpoint, lane, decision)
 
     def trial(self, endpoint: Endpoint, version: int) -> tuple[Instance | None, str]:
         """Try to start the instance of a version on trial: (it, "") or (None, why it must wait)."""
-        decision = self._decide(endpoint, observe.trial_lane(endpoint, version), None)
+        if endpoint.tried is not None:
+            return endpoint.tried, ""
+        lane = observe.trial_lane(endpoint, version)
+        decision = self._decide(endpoint, lane, None)
         reason = next((a.reason for a in decision.actions if isinstance(a, Wait)), "")
+        if any(isinstance(a, Wait) and a.no_room for a in decision.actions):
+            # The deployer asks again soon.
+            self.shortage.ask()
         found = next((i for i in endpoint.instances.values() if i.version == version and i.alive), None)
+        drains = endpoint.making_room == version and any(
+            i.state == "draining" and i.version != version for i in endpoint.instances.values()
+        )
+        made = any(isinstance(a, Release) and a.endpoint == lane.key for a in decision.actions)
+        endpoint.making_room = version if found is None and (made or drains) else None
+        if found is not None:
+            # Known from its start on, since it may end before the deployer asks again.
+            endpoint.tried = found
+            found.outcome = asyncio.get_running_loop().create_future()
+            if found.state == "ready":
+                found.outcome.set_result(None)
         return found, reason
 
     def _rollout(self, endpoint: Endpoint) -> None:
@@ -220,6 +270,10 @@ class Reconciler:
         for endpoint in {id(i.endpoint): i.endpoint for i in going}.values():
             self._routes.refresh(endpoint)
 
+    def _waits(self, endpoint: Endpoint, lane: observe.Lane, decision: Decision) -> None:
+        waits = any(isinstance(a, Wait) and a.no_room for a in decision.actions)
+        self.shortage.note(lane.key, endpoint, waits)
+
     def _explain(self, endpoint: Endpoint, lane: observe.Lane, decision: Decision) -> None:
         """Why requests wait (or the endpoint failed), for the route and for people."""
         wait = next((a.reason for a in decision.actions if isinstance(a, Wait)), "")
@@ -275,6 +329,7 @@ class Reconciler:
             self._failed(endpoint, instance.version, death, was_ready=ready_for is not None)
         self._world.touch(endpoint)
         self.again(endpoint)
+        self.shortage.changed()
 
     def _overdue(self, endpoint: Endpoint) -> None:
         """A start that its host never finished: the host bounds it by itself, this is the last resort."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,9 +13,13 @@ from headrace.errors import LinkClosed
 from headrace.link import Link
 
 log = logging.getLogger("headrace.control")
+DOUBT_S = 0.3
+"""After this long an instance in trouble is told again, unless its host has said that it ended."""
 CHUNK = 2000
 """Endpoints per delta, so that a bulk deploy is no single huge frame."""
 NONE: Mapping[str, str] = {}
+FRESH_S = 0.25
+"""A gateway that takes longer to report is not waited for."""
 
 
 def endpoint_route(endpoint: Endpoint, now: float) -> wire.EndpointRoute:
@@ -105,6 +110,20 @@ class Routes:
         """A gateway's link ended."""
         self._gateways.pop(link, None)
 
+    def doubt(self, id: str) -> None:
+        """A gateway had trouble with an instance and uses it no more, until it is told again.
+
+        Was it the end of the instance, its host says so within a moment; otherwise it was only one
+        connection (an ASGI app that fails in the middle of its answer breaks it off), and nothing is wrong.
+        """
+        asyncio.get_running_loop().call_later(DOUBT_S, self._tell_again, id)
+
+    def _tell_again(self, id: str) -> None:
+        instance = self._world.instances.get(id)
+        # A host that is suspect has all its instances told again when it is back.
+        if instance is not None and instance.host.usable and instance.endpoint.routable(instance):
+            self.publish(instances=[instance])
+
     def publish(
         self,
         endpoints: Sequence[Endpoint] = (),
@@ -138,6 +157,17 @@ class Routes:
         self.keys = keys
         self._send(wire.RouteDelta(epoch=self.epoch, keys=keys))
 
+    def ask(self, eager_s: float) -> None:
+        """Let gateways report demand now, and for ``eager_s`` as soon as something becomes idle."""
+        self._send(wire.AskDemand(eager_s=eager_s))
+
+    async def fresh(self) -> None:
+        """Return when all gateways have reported what has happened so far (late ones are left out)."""
+        links = [link for link, told in self._gateways.items() if told]
+        await asyncio.gather(
+            *(link.call(wire.AskDemand(), FRESH_S) for link in links), return_exceptions=True
+        )
+
     def derive(self, endpoint: Endpoint) -> None:
         """Bring the endpoint's state in step with the facts, without telling anybody."""
         new = state.endpoint_state(endpoint.facts())
@@ -162,7 +192,7 @@ class Routes:
         self._gateways[link] = True
         self._send_to(link, snapshot)
 
-    def _send(self, message: wire.RouteDelta) -> None:
+    def _send(self, message: wire.RouteDelta | wire.AskDemand) -> None:
         for link, told in list(self._gateways.items()):
             if told:
                 self._send_to(link, message)

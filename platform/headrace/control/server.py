@@ -107,6 +107,7 @@ class Control:
                 await self._nodes.stop()
         await self._cut("control stops")
         if self._parts is not None:
+            self._parts.reconciler.shortage.stop()
             await self._parts.deployer.stop()
             await self._parts.lifecycle.stop()
             await self._parts.history.stop()
@@ -215,7 +216,7 @@ class Control:
                     name=row.name, project=row.project, entry="unknown:unknown", handler="function"
                 )
                 endpoint = Endpoint(key=f"{row.project}/{row.name}", spec=spec)
-                endpoint.reason = "its first deployment did not finish: deploy it again."
+                endpoint.reason = "its first deployment failed or did not finish: deploy it again."
             else:
                 spec = slim(msgspec.json.decode(row.spec, type=EndpointSpec))
                 endpoint = Endpoint(
@@ -266,6 +267,7 @@ class Control:
                         parts.reconciler.wake(endpoint, version, received)
             case wire.Demand():
                 demand.demand(parts.world, link, message)
+                parts.reconciler.shortage.changed()
             case wire.ApiCall():
                 return handle(parts, message)
             case wire.InstanceTrouble():
@@ -276,6 +278,7 @@ class Control:
                     message.what,
                     message.detail,
                 )
+                parts.routes.doubt(message.instance)
             case wire.FetchBlob():
                 return self._chunk(message)
             case _:

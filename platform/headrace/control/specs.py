@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from headrace.errors import BadRequest, BundleError, SpecError, UnsupportedOption, ValidationFailed
-from headrace.sdk.spec import EndpointSpec, dump_spec
+from headrace.sdk.options import check_spec
+from headrace.sdk.spec import SPEC_VERSION, EndpointSpec, dump_spec
 
 
 class DeploymentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,10 +28,12 @@ def parse_deployment(body: bytes) -> DeploymentRequest:
         raise ValidationFailed(
             f"the deployment: {error}.", hint="`headrace deploy` makes the body."
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}.") from error
     except (SpecError, UnsupportedOption) as error:
         raise ValidationFailed(f"the deployment: {error.message}", hint=error.hint) from error
+    for spec in request.specs:
+        _check(spec)
     if not request.specs:
         raise ValidationFailed("the deployment names no endpoint.", hint="Give at least one spec.")
     names = [spec.name for spec in request.specs]
@@ -38,6 +41,19 @@ def parse_deployment(body: bytes) -> DeploymentRequest:
         twice = next(n for n in names if names.count(n) > 1)
         raise ValidationFailed(f"endpoint {twice!r} is there twice.", hint='Name them with name="...".')
     return request
+
+
+def _check(spec: EndpointSpec) -> None:
+    """What the SDK has checked, if it was the SDK that made it. Raises `ValidationFailed`."""
+    if spec.spec_version != SPEC_VERSION:
+        raise ValidationFailed(
+            f"endpoint {spec.name!r}: its spec is not of this platform's version {SPEC_VERSION}.",
+            hint="Use the same version of headrace on both sides.",
+        )
+    try:
+        check_spec(spec)
+    except (SpecError, UnsupportedOption) as error:
+        raise ValidationFailed(f"endpoint {spec.name!r}: {error.message}", hint=error.hint) from error
 
 
 def checked(
@@ -91,14 +107,11 @@ def _refuse(spec: EndpointSpec) -> None:
         )
     if spec.api != "native":
         raise UnsupportedOption(f'api="{spec.api}" {later}.', hint='Use api="native".')
-    module, _, name = spec.entry.partition(":")
-    if not module or not name:
-        raise SpecError(f"entry {spec.entry!r}: use module:name.")
 
 
 def as_json(data: bytes) -> Any:
     """A request's body. Raises `BadRequest`."""
     try:
         return msgspec.json.decode(data) if data else {}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}.") from error

@@ -74,10 +74,13 @@ def error_tail(media: bytes, error: RequestError, request_id: str, last_byte: by
     return tail if last_byte == b"\n" else b"\n\n" + tail
 
 
-def lost_error(
-    detail: str, why: Literal["began", "once", "retries", "budget"], attempts: int = 1
-) -> InstanceDied:
-    """Why a request whose instance is lost is not sent to another."""
+Fate = Literal["began", "once", "retries", "budget"]
+"""Why a request whose instance is lost is not sent to another: its answer had begun, it may run only once,
+it has been sent often enough, or too many of its endpoint are being sent again."""
+
+
+def lost_error(detail: str, why: Fate, attempts: int = 1) -> InstanceDied:
+    """What the client is told then; ``detail``: why the instance died, or what was seen of it."""
     if why == "began":
         return InstanceDied(f"the instance died in the middle of its answer: {detail}.")
     if why == "once":
@@ -89,10 +92,12 @@ def lost_error(
         return InstanceDied(
             f"the instance died at work on it ({detail}), and too many requests of this endpoint are "
             "being sent again already.",
-            hint="`headrace logs` shows why its instances die.",
+            hint="`headrace logs NAME` shows why its instances die.",
             retry_after=1,
         )
-    return InstanceDied(
-        f"{attempts} instances died while they worked on the request; the last: {detail}.",
-        hint="`headrace logs` shows what they printed.",
+    died = (
+        f"{attempts} instances died while they worked on the request; the last"
+        if attempts > 1
+        else "the instance died while it worked on the request"
     )
+    return InstanceDied(f"{died}: {detail}.", hint="`headrace logs NAME` shows what was printed.")

@@ -17,6 +17,8 @@ from headrace.gateway.ratelimit import RateLimits, whole_seconds
 from headrace.wire import KeyRecord
 
 MAX_KEY_BYTES = 512
+_LONGEST_RUN = re.compile(rb"[A-Za-z0-9_-]{20,}")
+"""What may be a key inside of something else."""
 _HOST = re.compile(rb"(localhost|\[::1\]|[0-9.]+)(?::[0-9]+)?")
 KEYLESS = KeyRecord(id="keyless", hash="", project="default", scopes=("admin",))
 """Who calls a gateway that asks for no key."""
@@ -67,15 +69,15 @@ class Keys:
         return record
 
     def clean_cookies(self, cookie: bytes) -> bytes:
-        """The ``Cookie`` header without pairs that hold one of our keys."""
-        kept = []
-        for pair in cookie.split(b";"):
-            value = pair.partition(b"=")[2].strip().strip(b'"')
-            plain = unquote_to_bytes(value).strip()
-            bare = plain[7:].strip() if plain[:7].lower() == b"bearer " else plain
-            if self.find(value) is None and self.find(plain) is None and self.find(bare) is None:
-                kept.append(pair.strip())
-        return b"; ".join(kept)
+        """The ``Cookie`` header without pairs that hold one of our keys: as name or value, or inside."""
+        return b"; ".join(pair.strip() for pair in cookie.split(b";") if not self._holds_key(pair))
+
+    def _holds_key(self, pair: bytes) -> bool:
+        said = {pair, unquote_to_bytes(pair), unquote_to_bytes(unquote_to_bytes(pair))}
+        parts = {part.strip().strip(b'"').strip() for text in said for part in text.split(b"=")}
+        parts |= {part[7:].strip() for part in parts if part[:7].lower() == b"bearer "}
+        parts |= {run for text in said for run in _LONGEST_RUN.findall(text)}
+        return any(self.find(part) is not None for part in parts)
 
 
 def require(record: KeyRecord, scopes: tuple[str, ...], what: str) -> None:
@@ -128,7 +130,8 @@ def check_keyless(head: Head) -> None:
         )
     if head.origin is not None and head.origin.lower() != b"http://" + head.host.lower():
         raise Forbidden("without API keys, pages of other origins may not call.")
-    if head.fetch_site.strip().lower() == b"cross-site":
+    # "same-site" is another port of this machine: somebody else's page, and its GETs carry no Origin.
+    if head.fetch_site.strip().lower() not in (b"", b"same-origin", b"none"):
         raise Forbidden("without API keys, other sites may not call.")
 
 

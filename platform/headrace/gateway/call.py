@@ -10,14 +10,15 @@ import errno
 import itertools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from headrace.errors import DeadlineExceeded, InstanceKilled, RequestError
-from headrace.gateway.answer import lost_error
+from headrace.errors import DeadlineExceeded, RequestError
+from headrace.gateway.answer import Fate
 from headrace.gateway.attempt import Attempt, Outcome
 from headrace.gateway.head import Answer
 from headrace.gateway.receipt import whereabouts
 from headrace.gateway.request import Request
+from headrace.gateway.verdict import Over, Verdict, Why, killer, over_for
 from headrace.jobs.model import PRIORITY_RANK, Priority
 from headrace.jobs.state import PHASES, Phase
 
@@ -27,14 +28,10 @@ if TYPE_CHECKING:
     from headrace.gateway.dispatch import Dispatcher, Trouble
     from headrace.gateway.endpoints import EndpointState, Instance
 
-Why = Literal["reset", "own", "host"]
-"""Why an attempt was lost: the connection broke, the instance died, or its host did."""
 ALONE_AFTER = 2
 """Instance deaths that a request was present at, before it runs with no neighbour."""
 MAX_LOSSES = 1000
 """So many requests per instance are paid back when its host turns out to be lost."""
-VERDICT_S = 0.15
-"""Before a request fails because its instance broke off: so long for control to say that the host is lost."""
 
 _order = itertools.count(1)
 
@@ -51,7 +48,6 @@ class Call:
 
     __slots__ = (
         "_hedge",
-        "_over",
         "_since",
         "_timer",
         "_verdict",
@@ -126,9 +122,8 @@ class Call:
         self.on_done: Callable[[Call], None] | None = None
         self._since = 0.0
         self._waited = 0.0
-        self._over: RequestError | None = None
         self._hedge: asyncio.TimerHandle | None = None
-        self._verdict: asyncio.TimerHandle | None = None
+        self._verdict: Verdict | None = None
         self.started = time.monotonic()
         self.deadline = self.started + timeout_s
         request.exchange = self
@@ -286,12 +281,20 @@ class Call:
 
     def lost(self, attempt: Attempt, detail: str, *, why: Why, began: bool) -> None:
         """The instance is lost under the request: send it elsewhere, or say why not."""
+        if self._verdict is not None and self._verdict.attempt is attempt:
+            self.convicted(attempt, detail)
+            return
         if why == "reset":
             self.dispatcher.trouble(attempt.instance, "reset", detail)
+        known = why != "reset"
         sent = bool(attempt.sent_at)
-        if self.head_sent or (began and len(self.live) == 1):
+        only = len(self.live) == 1
+        began = self.head_sent or (began and only)
+        if began or (sent and only and not self.state.route.idempotent):
+            # It stays where it is: an answer that has begun has to be ended in the client's framing.
             attempt.outcome = "lost"
-            self.fail(lost_error(detail, "began"))
+            fate: Fate = "began" if began else "once"
+            self._give_up(attempt, over_for(fate, self.attempt), detail, known=known)
             return
         self._end(attempt, "host-lost" if why == "host" else "lost", answered=False)
         self.avoid = attempt.instance.route.id
@@ -300,50 +303,59 @@ class Call:
         if not sent:
             self._again()
             return
-        if not self.state.route.idempotent:
-            self.fail(lost_error(detail, "once"))
-            return
-        over = self._charge(attempt, detail) if why != "host" else None
+        over = self._charge(attempt) if why != "host" else None
         if over is None:
             self.attempt += 1
             self._again()
-        elif why == "own":
-            self.fail(over)
         else:
-            # Perhaps the whole host is gone, which costs nothing: control will know in a moment.
-            self._over = over
-            self._verdict = self.dispatcher.loop.call_later(VERDICT_S, self._undecided, attempt)
+            # Perhaps the whole host is gone, which costs nothing.
+            self._give_up(attempt, over, detail, known=known)
 
     def excused(self, attempt: Attempt) -> None:
         """Control says that the host of a lost attempt is lost, too: it costs no retry."""
         if self.done or not attempt.charged:
             return
+        again = self._verdict is not None and self._verdict.attempt.charged
         attempt.charged = False
         attempt.outcome = "host-lost"
         self.retries_used -= 1
         self.deaths -= 1
-        if self._verdict is None:
+        if not again:
             self.state.budget.give_back()
             return
-        self._verdict.cancel()
-        self._verdict = None
+        self._stop_waiting()
         self.attempt += 1
         self._again()
 
-    def convicted(self) -> None:
+    def convicted(self, attempt: Attempt, reason: str = "") -> None:
         """The instance died by itself, or nobody says otherwise: there is nothing to wait for."""
-        if self._verdict is not None and self._over is not None:
-            self._verdict.cancel()
-            self._verdict = None
-            self.fail(self._over)
+        verdict = self._verdict
+        if verdict is not None and verdict.attempt is attempt:
+            self._stop_waiting()
+            self.fail(verdict.error(reason))
 
     # -- inside -----------------------------------------------------------------------------
 
     def _undecided(self, attempt: Attempt) -> None:
-        if attempt.instance.route.suspect:
+        if attempt.charged and attempt.instance.route.suspect:
             self.excused(attempt)
         else:
-            self.convicted()
+            self.convicted(attempt)
+
+    def _give_up(self, attempt: Attempt, over: Over, detail: str, *, known: bool) -> None:
+        """No other instance gets it; ``known``: the detail has all that control will say of the death."""
+        if known:
+            self.fail(over(detail))
+            return
+        self._unhedge()
+        if not attempt.charged:
+            self._timer.cancel()
+        self._verdict = Verdict(self.dispatcher.loop, attempt, over, detail, self._undecided)
+
+    def _stop_waiting(self) -> None:
+        if self._verdict is not None:
+            self._verdict.stop()
+            self._verdict = None
 
     def told(self) -> None:
         """The client has what it gets."""
@@ -375,7 +387,7 @@ class Call:
         self.alone = self.deaths >= ALONE_AFTER
         self.dispatcher.requeue(self)
 
-    def _charge(self, attempt: Attempt, detail: str) -> RequestError | None:
+    def _charge(self, attempt: Attempt) -> Over | None:
         """It was there when an instance died. Gives why it may not go on, or None."""
         attempt.charged = True
         if len(attempt.instance.losses) < MAX_LOSSES:
@@ -383,15 +395,11 @@ class Call:
         self.deaths += 1
         self.retries_used += 1
         if self.alone:
-            return InstanceKilled(
-                f"{self.deaths} instances died while they worked on this request, the last one while it ran "
-                f"there alone: {detail}.",
-                hint="`headrace logs` shows what they printed.",
-            )
+            return killer(self.deaths)
         if self.retries_used > self.state.route.retries:
-            return lost_error(detail, "retries", self.attempt)
+            return over_for("retries", self.attempt)
         if not self.state.budget.take():
-            return lost_error(detail, "budget", self.attempt)
+            return over_for("budget", self.attempt)
         return None
 
     def _finish(self, final: Phase, outcome: Outcome, *, ok: bool, counted: bool = False) -> None:
@@ -401,9 +409,7 @@ class Call:
         now = self.ended = time.monotonic()
         self._timer.cancel()
         self._unhedge()
-        if self._verdict is not None:
-            self._verdict.cancel()
-            self._verdict = None
+        self._stop_waiting()
         if was_queued:
             self._waited += now - self._since
             self.dispatcher.remove(self)

@@ -17,6 +17,7 @@ import httptools
 
 from headrace.errors import BadRequest, QueueFull, RequestError
 from headrace.gateway.head import MAX_HEAD_BYTES, HeadTooLarge, read_head
+from headrace.gateway.overhead import Overhead
 from headrace.gateway.request import App, Request, Tunnel, skippable, too_large
 from headrace.gateway.respond import CONTINUE, problem
 
@@ -43,10 +44,10 @@ class ClientConnection(asyncio.Protocol):
         "_head_size",
         "_headers",
         "_incoming",
+        "_overhead",
         "_parser",
         "_paused",
         "_pending",
-        "_raw",
         "_stopped",
         "_tail",
         "_transport",
@@ -67,7 +68,7 @@ class ClientConnection(asyncio.Protocol):
         self._url = b""
         self._head_open = False
         self._head_size = 0
-        self._raw = 0
+        self._overhead = Overhead()
         self._expiry = 0.0
         self._stopped = False
         self._discard = 0
@@ -115,7 +116,6 @@ class ClientConnection(asyncio.Protocol):
         if self._stopped:
             self._drop(data)
             return
-        was_open = self._head_open
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -126,11 +126,12 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if not self._stopped:
                 self._refuse(BadRequest(f"not well-formed HTTP: {error}."))
+        beside = self._overhead.add(len(data))
         if self._head_open and not self._stopped:
-            if was_open:
-                self._raw += len(data)
-            if self._raw > MAX_HEAD_BYTES or self._head_size > MAX_HEAD_BYTES:
+            if beside > MAX_HEAD_BYTES or self._head_size > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLarge(f"the request head is above {MAX_HEAD_BYTES >> 10} KiB."))
+        elif beside > MAX_HEAD_BYTES and not self._stopped:
+            self._refuse(HeadTooLarge(f"what comes beside the body is above {MAX_HEAD_BYTES >> 10} KiB."))
         self._advance()
 
     def pause_writing(self) -> None:
@@ -155,7 +156,8 @@ class ClientConnection(asyncio.Protocol):
         self._headers = []
         self._url = b""
         self._head_open = True
-        self._head_size = self._raw = 0
+        self._head_size = 0
+        self._overhead.reset()
         if self.current is None:
             self._expiry = time.monotonic() + HEAD_TIMEOUT_S
 
@@ -176,6 +178,7 @@ class ClientConnection(asyncio.Protocol):
         if self._stopped or request is None:
             return
         self._head_open = False
+        self._overhead.reset()
         try:
             if self._head_size > MAX_HEAD_BYTES:
                 raise HeadTooLarge(f"the request head is above {MAX_HEAD_BYTES >> 10} KiB.")
@@ -200,6 +203,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self._overhead.body(len(body))
         request = self._incoming
         if self._stopped or request is None or request.failure is not None:
             return
@@ -216,6 +220,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is complete."""
+        self._overhead.reset()
         request, self._incoming = self._incoming, None
         if self._stopped or request is None or request.failure is not None:
             return
@@ -298,6 +303,11 @@ class ClientConnection(asyncio.Protocol):
         """The gateway drains: close as soon as nothing is in flight."""
         if self.current is None and not self._pending and self._incoming is None:
             self._transport.close()
+
+    @property
+    def stranger(self) -> bool:
+        """Whether nothing is asked here yet by anybody that was let in."""
+        return self.current is None and not self._pending and self._tunnel is None
 
     def abort(self) -> None:
         """Close at once."""

@@ -19,7 +19,7 @@ BULK_BYTES = 1 << 20
 
 
 class ControlLink:
-    """``on_message`` gets what control says; ``on_up`` runs when a link is new."""
+    """``on_message`` gets what control says, and gives the reply if it asked; ``on_up``: a link is new."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class ControlLink:
         token: str,
         id: str,
         min_epoch: Callable[[], int],
-        on_message: Callable[[wire.AnyMessage], None],
+        on_message: Callable[[wire.AnyMessage], wire.AnyMessage | None],
         on_up: Callable[[], None],
     ) -> None:
         self._address = address
@@ -125,5 +125,5 @@ class ControlLink:
             current.close("the gateway stops")
         log.warning("the link to control ended: %s", self.why)
 
-    def _handle(self, _: link.Link, msg: wire.AnyMessage) -> None:
-        self._on_message(msg)
+    def _handle(self, _: link.Link, msg: wire.AnyMessage) -> wire.AnyMessage | None:
+        return self._on_message(msg)

@@ -16,10 +16,12 @@ from typing import Any, Literal
 from headrace import wire
 from headrace.errors import EndpointNotFound
 from headrace.gateway.attempt import Attempt
-from headrace.gateway.call import Call, Why
-from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance, demand_of
+from headrace.gateway.call import Call
+from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance
 from headrace.gateway.refusals import circuit_error, failed_error, full_error
+from headrace.gateway.reports import Reports
 from headrace.gateway.routing import Changes, RoutingTable
+from headrace.gateway.verdict import Why
 
 log = logging.getLogger("headrace.gateway")
 
@@ -27,8 +29,6 @@ Trouble = Literal["refused", "reset", "timeout"]
 WAKE_AGAIN_S = 2.0
 TROUBLE_HOLD_S = 1.0
 """Without control, an instance in trouble is left out for so long."""
-BURST_REPORT_S = 0.02
-"""After a wake, control hears so soon how many requests came with the first one."""
 
 
 class Dispatcher:
@@ -40,9 +40,8 @@ class Dispatcher:
         self._send = send
         self._states: dict[str, EndpointState] = {}
         self._instances: dict[str, Instance] = {}
-        self._active: set[EndpointState] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._report: asyncio.TimerHandle | None = None
+        self.reports = Reports(self.loop, send)
         self._holding = False
         self.on_room: Callable[[EndpointState], None] = _nobody
         """Hears of endpoints that may have a free slot and nobody in their queue."""
@@ -62,7 +61,7 @@ class Dispatcher:
     def submit(self, call: Call) -> None:
         """Send the request to an instance, or let it wait, or fail it with the reason."""
         state = call.state
-        self._active.add(state)
+        self.reports.active(state)
         state.budget.earn()
         if not state.queue and not state.circuit.open:
             instance = state.pick(call.version)
@@ -116,6 +115,8 @@ class Dispatcher:
         instance.in_flight -= 1
         state = call.state
         state.in_flight -= 1
+        if not instance.in_flight:
+            self.reports.idle(state)
         if state.circuit.probe is attempt:
             state.circuit.probe = None
         if instance.reserved is call:
@@ -157,10 +158,11 @@ class Dispatcher:
         if not jobs:
             state.stored_woken = 0.0
             return
-        self._active.add(state)
+        self.reports.active(state)
         now = time.monotonic()
         if state.group(None) or now - state.stored_woken < WAKE_AGAIN_S:
             return
+        self.reports.ahead()
         if self._send(wire.Wake(endpoint=state.key, queued=0, stored=jobs)):
             state.stored_woken = now
 
@@ -207,35 +209,18 @@ class Dispatcher:
                 state.wakes.clear()
                 self._wake(state)
             if state.in_flight or state.queue:
-                self._active.add(state)
-        self.report()
+                self.reports.active(state)
+        self.reports.all()
 
     def tick(self) -> None:
         """Every 0.5 s: report demand, wake again where nothing came."""
-        for state in list(self._active):
-            if state.queue:
-                self._pump(state)
-        self.report()
-
-    def report(self) -> None:
-        """Send what changed since the last report; zeros once when an endpoint goes quiet."""
-        if self._report is not None:
-            self._report.cancel()
-            self._report = None
-        if not self._active:
-            return
-        now = time.monotonic()
-        items = [demand_of(state, now) for state in self._active]
-        if not self._send(wire.Demand(items=items)):
-            return
-        for state in list(self._active):
-            if not (state.in_flight or state.queue or state.finished or state.stored or state.held):
-                self._active.discard(state)
-            state.finished = state.failed = 0
-            state.service_s = 0.0
+        for state in self.reports.waiting():
+            self._pump(state)
+        self.reports.all()
 
     async def close(self) -> None:
         """End all that is still under way."""
+        self.reports.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -258,6 +243,7 @@ class Dispatcher:
 
     def _start(self, attempt: Attempt, instance: Instance) -> None:
         instance.in_flight += 1
+        instance.used = True
         instance.running.add(attempt)
         attempt.call.state.in_flight += 1
         attempt.begin()
@@ -325,12 +311,12 @@ class Dispatcher:
             last = state.wakes.get(version)
             if last is not None and now - last < WAKE_AGAIN_S:
                 continue
+            self.reports.ahead()
             if self._send(
                 wire.Wake(endpoint=state.key, version=version, queued=state.queue.waiting(version))
             ):
                 state.wakes[version] = now
-                if self._report is None:
-                    self._report = self.loop.call_later(BURST_REPORT_S, self.report)
+                self.reports.woken(state)
 
     def _end_episodes(self, state: EndpointState) -> None:
         for version in [v for v in state.wakes if v not in state.queue.wanted()]:
@@ -379,7 +365,7 @@ class Dispatcher:
                 if instance.running:
                     self._blame(instance)
                 for attempt in charged:
-                    attempt.call.convicted()
+                    attempt.call.convicted(attempt, reason)
                 continue
             if instance.blamed:
                 instance.state.circuit.excused(instance.route.host)

@@ -38,6 +38,7 @@ class Instance:
         "state",
         "token_line",
         "usable",
+        "used",
     )
 
     def __init__(self, route: wire.InstanceRoute, state: EndpointState) -> None:
@@ -57,6 +58,8 @@ class Instance:
         self.idle: list[Upstream] = []
         self.since = time.monotonic()
         self.usable = True
+        self.used = False
+        """Whether it had a request since the last report."""
         self.full_until = 0.0
 
     def update(self, route: wire.InstanceRoute) -> None:
@@ -241,6 +244,13 @@ class EndpointState:
         if not ok:
             self.failed += 1
 
+    def told(self) -> None:
+        """Control has been told all of this: count anew."""
+        self.finished = self.failed = 0
+        self.service_s = 0.0
+        for instance in self.instances.values():
+            instance.used = instance.in_flight > 0
+
     def _best(self, version: int | None) -> list[Instance]:
         current = self.route.version if version is None else version
         ranks: list[list[Instance]] = [[], [], [], []]
@@ -266,5 +276,5 @@ def demand_of(state: EndpointState, now: float) -> wire.EndpointDemand:
         finished=state.finished,
         failed=state.failed,
         service_s=state.service_s,
-        instances={i.route.id: i.in_flight for i in state.instances.values() if i.in_flight},
+        instances={i.route.id: i.in_flight for i in state.instances.values() if i.in_flight or i.used},
     )

@@ -232,8 +232,8 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
 
 def _origin_form(method: bytes, url: bytes, head: Head) -> bytes:
     """The path and query of the request target, whatever form it has."""
-    if method == b"CONNECT":
-        raise MethodNotAllowed("CONNECT is not supported: this is not a proxy.")
+    if method in (b"CONNECT", b"TRACE"):
+        raise MethodNotAllowed(f"{method.decode()} is not supported.", hint="Use GET or POST.")
     if url[:1] == b"/":
         if b"#" in url:
             raise BadRequest("a fragment (#) in the request target.")
@@ -266,9 +266,29 @@ _ANSWER_DROP: Final = frozenset(
         b"upgrade",
         b"set-cookie",
         b"set-cookie2",
+        # These speak for all of our origin, and for other endpoints there.
+        b"service-worker-allowed",
+        b"clear-site-data",
+        b"alt-svc",
+        b"strict-transport-security",
     }
 )
-_ACTIVE_TYPES: Final = (b"text/html", b"application/xhtml", b"image/svg", b"text/xml", b"application/xml")
+_INERT: Final = frozenset(
+    {
+        b"application/json",
+        b"application/problem+json",
+        b"application/x-ndjson",
+        b"application/octet-stream",
+        b"text/event-stream",
+        b"text/plain",
+        b"text/csv",
+        b"image/png",
+        b"image/jpeg",
+        b"image/gif",
+        b"image/webp",
+    }
+)
+"""What no browser runs as a page, whatever it holds. The types that one runs are too many to list."""
 
 
 class Answer:
@@ -294,14 +314,16 @@ def read_answer(headers: list[tuple[bytes, bytes]]) -> Answer:
     """
     answer = Answer()
     lines: list[bytes] = []
+    types = 0
     for name, value in headers:
         lower = name.lower()
         if lower == b"content-length":
             answer.content_length = int(value)
         elif lower == b"content-type":
+            types += 1
             answer.content_type = value
             lines.append(b"%b: %b\r\n" % (name, value))
-        elif lower[:11] == b"x-headrace-":
+        elif lower[:1] == b"x" and lower[:11].replace(b"_", b"-") == b"x-headrace-":
             if lower == b"x-headrace-timing":
                 answer.timing = value
             elif lower == b"x-headrace-refused":
@@ -313,11 +335,11 @@ def read_answer(headers: list[tuple[bytes, bytes]]) -> Answer:
                 answer.chunked = value.lower().endswith(b"chunked")
         else:
             lines.append(b"%b: %b\r\n" % (name, value))
-    media = answer.content_type.lower()
-    if media != b"application/json" and (not media or media.lstrip().startswith(_ACTIVE_TYPES)):
+    media = answer.content_type
+    if types != 1 or (media not in _INERT and media.partition(b";")[0].strip().lower() not in _INERT):
         lines.append(b"Content-Security-Policy: sandbox\r\n")
     forward = b"".join(lines)
-    if forward.count(b"\n") != len(lines):
-        forward = b"".join(line for line in lines if line.count(b"\n") == 1)
+    if forward.count(b"\n") != len(lines) or forward.count(b"\r") != len(lines):
+        forward = b"".join(line for line in lines if line.count(b"\n") == line.count(b"\r") == 1)
     answer.forward = forward
     return answer

@@ -37,6 +37,6 @@ def failed_error(route: wire.EndpointRoute) -> EndpointFailed:
     name = route.endpoint.partition("/")[2]
     return EndpointFailed(
         route.reason or "the endpoint cannot start.",
-        hint=f"`headrace logs {name}` has the traceback.",
+        hint=f"`headrace logs {name}` and `headrace describe {name}` say more.",
         retry_after=5,
     )

@@ -25,7 +25,7 @@ class Changes:
     dead: list[wire.InstanceRoute] = field(default_factory=list)
     """Gone, with all that ran there."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """Instance id -> why it ended."""
+    """Why the dead ones ended, by id."""
     keys: bool = False
 
 

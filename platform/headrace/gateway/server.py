@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import secrets
 import socket
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.system import JobSystem
 from headrace.gateway.request import Request
-from headrace.gateway.routing import RoutingTable
+from headrace.gateway.routing import Changes, RoutingTable
 
 log = logging.getLogger("headrace.gateway")
 
@@ -44,7 +45,7 @@ SWEEP_PERIOD_S = 1.0
 BACKLOG = 4096
 FIRST_TABLE_S = 2.0
 MAX_CLIENTS = 20_000
-"""Open client connections; more are closed at once."""
+"""Open client connections; for one more the oldest goes on which nobody is known, or else the new one."""
 _HEALTH_PATHS = (b"/healthz", b"/readyz", b"/")
 
 
@@ -93,7 +94,9 @@ class Gateway:
         self._keys = Keys()
         self._held = 0
         self._empty: asyncio.Future[None] | None = None
-        self._clients: set[ClientConnection] = set()
+        self._clients: dict[ClientConnection, None] = {}
+        # Half of the descriptors are for the connections to instances.
+        self._max_clients = min(MAX_CLIENTS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._unconfirmed: asyncio.TimerHandle | None = None
@@ -165,7 +168,7 @@ class Gateway:
             await asyncio.wait([self._empty], timeout=grace)
         for client in list(self._clients):
             client.abort()
-        self.dispatcher.report()
+        self.dispatcher.reports.all()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -273,13 +276,13 @@ class Gateway:
 
     def opened(self, client: ClientConnection) -> None:
         """A connection came."""
-        self._clients.add(client)
-        if len(self._clients) > MAX_CLIENTS:
-            client.abort()
+        self._clients[client] = None
+        if len(self._clients) > self._max_clients:
+            next((known for known in self._clients if known.stranger), client).abort()
 
     def closed(self, client: ClientConnection) -> None:
         """A connection went."""
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         if self._empty is not None and not self._clients and not self._empty.done():
             self._empty.set_result(None)
 
@@ -320,14 +323,20 @@ class Gateway:
             ) from error
         return sock
 
-    def _heard(self, msg: wire.AnyMessage) -> None:
+    def _heard(self, msg: wire.AnyMessage) -> wire.AnyMessage | None:
+        """Do what control says; gives the reply, if it asked."""
+        if isinstance(msg, wire.AskDemand):
+            self.dispatcher.reports.ask(msg.eager_s)
+            return wire.Demand(items=[])
         if isinstance(msg, wire.RouteDelta):
-            changes = self.table.apply_delta(msg)
+            self._changed(self.table.apply_delta(msg))
         elif isinstance(msg, wire.Snapshot):
-            changes = self.table.apply_snapshot(msg)
+            self._changed(self.table.apply_snapshot(msg))
         else:
             log.warning("control sent %s, which means nothing here", type(msg).__name__)
-            return
+        return None
+
+    def _changed(self, changes: Changes | None) -> None:
         if changes is None:
             log.warning("refused a routing message of an old leader")
             return

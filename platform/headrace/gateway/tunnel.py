@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import cast
 
 from headrace.errors import InstanceDied, RequestError
@@ -11,6 +12,10 @@ from headrace.gateway.call import Call
 from headrace.gateway.head import read_answer
 from headrace.gateway.respond import status_line
 from headrace.gateway.upstream import MAX_ANSWER_HEAD, AddressRefused, open_connection
+
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 class TunnelAttempt(Attempt):
@@ -37,7 +42,8 @@ class TunnelAttempt(Attempt):
         self._end = end
         self.call.sending(self)
         upgrade = self.call.request.head.upgrade
-        end.begin(self, self._request_bytes(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade))
+        # "close" is for an answer that is no switch: nothing may follow it on this connection.
+        end.begin(self, self._request_bytes(b"Connection: Upgrade, close\r\nUpgrade: %b\r\n" % upgrade))
 
     @property
     def began(self) -> bool:
@@ -62,20 +68,21 @@ class TunnelAttempt(Attempt):
             return
         call.answering(self)
         call.head_sent = True
-        call.no_deadline()
         lines = answer.forward
         if status == 101:
+            call.no_deadline()
             lines = lines.replace(b"Content-Security-Policy: sandbox\r\n", b"")
             lines += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.head.upgrade
         else:
-            # Not accepted: pass the answer on as it comes, and close with it.
+            # Not accepted: pass the answer on as it comes, and close with it. What the client sends now
+            # would be taken for another request, one that nobody has checked.
             lines += b"Connection: close\r\n"
             if answer.content_length >= 0:
                 lines += b"Content-Length: %d\r\n" % answer.content_length
             elif answer.chunked:
                 lines += b"Transfer-Encoding: chunked\r\n"
         transport, early = client.take_over(request, end)
-        end.join(transport)
+        end.join(transport, both_ways=status == 101)
         transport.write(
             b"%b%bX-Headrace-Request-Id: %b\r\n\r\n%b"
             % (status_line(status), lines, request.id.encode(), rest)
@@ -134,7 +141,9 @@ class TunnelEnd(asyncio.Protocol):
         self._call: TunnelAttempt | None = None
         self._transport: asyncio.Transport | None = None
         self._client: asyncio.Transport | None = None
+        self._switched = False
         self._head = bytearray()
+        self._size = 0
 
     def begin(self, call: TunnelAttempt, head: bytes) -> None:
         """Write the request's head."""
@@ -145,9 +154,10 @@ class TunnelEnd(asyncio.Protocol):
         else:
             self._transport.write(head)
 
-    def join(self, client: asyncio.Transport) -> None:
-        """From now on bytes go both ways."""
+    def join(self, client: asyncio.Transport, *, both_ways: bool) -> None:
+        """From now on bytes go to the client, and from it as well when the protocol was switched."""
         self._client = client
+        self._switched = both_ways
 
     def close(self) -> None:
         """Close the instance's side; nobody is told."""
@@ -174,7 +184,7 @@ class TunnelEnd(asyncio.Protocol):
 
     def from_client(self, data: bytes) -> None:
         """Bytes of the client."""
-        if self._transport is not None:
+        if self._transport is not None and self._switched:
             self._transport.write(data)
 
     def client_closed(self) -> None:
@@ -195,28 +205,30 @@ class TunnelEnd(asyncio.Protocol):
         if self._client is not None:
             self._client.write(data)
             return
-        call = self._call
-        if call is None:
-            self.close()
-            return
+        self._size += len(data)
         self._head += data
-        end = self._head.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._head) > MAX_ANSWER_HEAD:
-                call.on_nonsense()
-            return
-        head, rest = bytes(self._head[:end]), bytes(self._head[end + 4 :])
+        while self._call is not None and self._client is None and self._next_head(self._call):
+            pass
+        if self._call is None:
+            self.close()
+
+    def _next_head(self, call: TunnelAttempt) -> bool:
+        """Take one head out of what has come; whether another one may follow it."""
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        if self._size > MAX_ANSWER_HEAD + len(rest) * bool(end):
+            call.on_nonsense()
+            return False
+        if not end:
+            return False
         try:
-            status, headers = _split_head(head)
+            status, headers = _split_head(bytes(head))
+            if status >= 200 or status == 101:
+                call.on_answer(self, status, headers, bytes(rest))
         except ValueError:
             call.on_nonsense()
-            return
-        if 100 <= status < 200 and status != 101:
-            self._head = bytearray()
-            if rest:
-                self.data_received(rest)
-            return
-        call.on_answer(self, status, headers, rest)
+            return False
+        self._head = rest
+        return status < 200 and status != 101
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of ``asyncio.Protocol``."""
@@ -238,13 +250,13 @@ class TunnelEnd(asyncio.Protocol):
 def _split_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
     """Status and headers of an answer's head. Raises ``ValueError``."""
     first, *lines = head.split(b"\r\n")
-    version, _, rest = first.partition(b" ")
-    if not version.startswith(b"HTTP/1."):
+    match = _STATUS.fullmatch(first)
+    if match is None:
         raise ValueError(first)
     headers = []
     for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name != name.strip():
+        name, _, value = line.partition(b":")
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise ValueError(line)
-        headers.append((name, value.strip()))
-    return int(rest[:3]), headers
+        headers.append((name, value.strip(b" \t")))
+    return int(match[1]), headers

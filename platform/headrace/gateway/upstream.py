@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import httptools
 
 from headrace.errors import SetupError
+from headrace.gateway.overhead import Overhead
 
 log = logging.getLogger("headrace.gateway")
 
@@ -46,6 +47,7 @@ class Upstream(asyncio.Protocol):
         "_detail",
         "_excess",
         "_head_size",
+        "_overhead",
         "_parser",
         "_until_eof",
         "answering",
@@ -74,6 +76,7 @@ class Upstream(asyncio.Protocol):
         self._excess = False
         self._until_eof = False
         self._head_size = 0
+        self._overhead = Overhead()
         self._detail = ""
 
     def send(self, receiver: Receiver, data: bytes) -> None:
@@ -82,6 +85,7 @@ class Upstream(asyncio.Protocol):
         self.got_bytes = self.answering = self._complete = self._excess = self._until_eof = False
         self.headers = []
         self._head_size = 0
+        self._overhead.reset()
         self.transport.write(data)
 
     def close(self) -> None:
@@ -113,8 +117,11 @@ class Upstream(asyncio.Protocol):
                 self._lost(f"the instance's answer is not well-formed HTTP: {error}")
                 return
             self._excess = True
-        if self._complete and self.receiver is receiver:
-            self._finish(receiver)
+        if self.receiver is receiver:
+            if self._complete:
+                self._finish(receiver)
+            elif self._overhead.add(len(data)) > MAX_ANSWER_HEAD:
+                self._lost("its answer holds too much beside the body")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of ``asyncio.Protocol``."""
@@ -159,6 +166,7 @@ class Upstream(asyncio.Protocol):
             return
         self.status = status
         self.answering = True
+        self._overhead.reset()
         self.keep_alive = self._parser.should_keep_alive()
         receiver.on_head(self)
         if receiver.head_request:
@@ -171,6 +179,7 @@ class Upstream(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
         if self.receiver is not None and not self._complete:
+            self._overhead.body(len(data))
             self.receiver.on_body(data)
 
     def on_message_complete(self) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from headrace_runtimes.base import Runtime
 from headrace_runtimes.registry import load as load_runtime
 from headrace_runtimes.spec import BaseStatus, RuntimeSettings
+from headrace_runtimes.trees import remove_tree
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.host.bundles import Bundles, remove_tree
+from headrace.host.bundles import Bundles
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
@@ -214,15 +215,18 @@ class HostAgent:
                 if self.link.accepts(msg.epoch):
                     self._spawn(self.instances.drain(msg.grace_s))
             case wire.ReadLogs():
-                return self._logs(msg)
+                return self.logs(msg)
             case wire.Error():
                 pass
             case _:
                 log.warning("control sent %s, which is not for hosts", type(msg).__name__)
         return None
 
-    async def _logs(self, msg: wire.ReadLogs) -> wire.LogPage:
-        """Every runtime numbers its own lines; with one runtime per host its cursor is the host's."""
+    async def logs(self, msg: wire.ReadLogs) -> wire.LogPage:
+        """A page of what instances wrote, as soon as there is a line.
+
+        Every runtime numbers its own lines; with one runtime per host its cursor is the host's.
+        """
         runtime = next(iter(self._runtimes.values()))
         lines, cursor = await runtime.logs(
             msg.endpoint,

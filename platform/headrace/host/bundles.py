@@ -8,12 +8,14 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import stat
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
+
+from headrace_runtimes.trees import remove_tree
 
 from headrace import wire
 from headrace.errors import BundleError, LinkClosed, LinkError
@@ -28,7 +30,10 @@ MAX_ZIP = 1 << 30
 CACHE_BYTES = 4 << 30
 FETCH_TIMEOUT_S = 60.0
 CHUNK_TIMEOUT_S = 15.0
-_SHA = re.compile(r"^[0-9a-f]{64}$")
+_DAMAGED = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, ValueError, EOFError, OSError,
+)  # fmt: skip
+_SHA = re.compile(r"[0-9a-f]{64}")
 
 
 class Bundles:
@@ -77,7 +82,7 @@ class Bundles:
         """
         if self.has(sha256):
             return self.path(sha256)
-        if not _SHA.match(sha256):
+        if not _SHA.fullmatch(sha256):
             raise BundleError(f"{sha256!r} is not a bundle's SHA-256.")
         task = self._fetching.get(sha256)
         if task is None:
@@ -174,18 +179,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _discard(archive: Path, draft: Path) -> None:
     archive.unlink(missing_ok=True)
-    if draft.exists():
-        remove_tree(draft)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory tree, also a read-only one; nothing there is fine. Never follows links out."""
-    if not path.exists():
-        return
-    for root, _, _ in os.walk(path):
-        # A read-only directory keeps its entries from everybody but root.
-        os.chmod(root, 0o700)
-    shutil.rmtree(path)
+    remove_tree(draft)
 
 
 def checked_name(info: zipfile.ZipInfo) -> PurePosixPath:
@@ -204,6 +198,9 @@ def checked_name(info: zipfile.ZipInfo) -> PurePosixPath:
         raise BundleError(f"the bundle holds {name!r}, which is neither a file nor a directory.")
     if info.flag_bits & 1:
         raise BundleError(f"the bundle holds {name!r} encrypted.")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Others take as much memory to unpack as their header says.
+        raise BundleError(f"the bundle holds {name!r} packed in a way that bundles are not.")
     return PurePosixPath(*parts)
 
 
@@ -219,14 +216,15 @@ def unpack(archive: Path, target: Path, *, max_bytes: int = MAX_UNPACKED, max_fi
                 raise BundleError(f"the bundle holds {len(entries)} files, more than {max_files}.")
             if len({path for path, _ in entries}) != len(entries):
                 raise BundleError("the bundle holds a path twice.")
-            target.mkdir(mode=0o755)
+            # Closed until all is there: what is being written must be nobody else's, whatever the umask.
+            target.mkdir(mode=0o700)
             written = 0
             for path, info in entries:
                 if info.is_dir():
                     (target / path).mkdir(parents=True, exist_ok=True)
                 else:
                     written = _extract(bundle, info, target / path, written, max_bytes)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, OSError) as error:
+    except _DAMAGED as error:
         raise BundleError(f"the bundle cannot be unpacked: {error}") from error
     for root, _, _ in os.walk(target, topdown=False):
         # Instances run as other users and read it; nobody writes.

@@ -98,7 +98,8 @@ class Instances:
             state="starting",
             runtime=spec.base.runtime,
             token=secrets.token_urlsafe(32),
-            concurrency=spec.concurrency,
+            # A batch holds one place in the handler, and each of its requests one on the wire.
+            concurrency=spec.concurrency * max(1, spec.batch_max_size),
             started_at=time.time(),
             timings=wire.StartTimings(claim_s=msg.claim_s),
         )

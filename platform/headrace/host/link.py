@@ -65,7 +65,7 @@ class ControlLink:
             return False
         try:
             self._link.send(msg)
-        except LinkClosed:
+        except LinkError:
             return False
         return True
 

@@ -22,6 +22,8 @@ HEALTH_TIMEOUT_S = 5.0
 """Shorter than a runtime's own patience, so that silence is told from a plain no."""
 HEALTH_FAILURES = 3
 EVICT_GRACE_S = 5.0
+STOPPED_SAMPLES = 2
+"""In a row: a process that was stopped that often is given up, with all its requests, for others to run."""
 
 
 class Watch:
@@ -32,6 +34,7 @@ class Watch:
         self.in_flight: dict[str, int] = {}
         self.rss: dict[str, int] = {}
         self._failures: dict[str, int] = {}
+        self._stopped: dict[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -55,6 +58,7 @@ class Watch:
             alive = {instance.report.id for instance, _ in self._instances.ready()}
             self.in_flight = {id: n for id, n in self.in_flight.items() if id in alive}
             self.rss = {id: n for id, n in self.rss.items() if id in alive}
+            self._stopped = {id: n for id, n in self._stopped.items() if id in alive}
             await asyncio.sleep(SAMPLE_PERIOD_S / 2)
 
     async def _sample(self, instance: Instance, sandbox: Sandbox) -> None:
@@ -66,6 +70,12 @@ class Watch:
             self.in_flight.pop(id, None)
             return
         self.rss[id] = stats.rss
+        # Not silence, which may be work: a stopped process does nothing for anybody.
+        self._stopped[id] = self._stopped.get(id, 0) + 1 if stats.stopped else 0
+        if self._stopped[id] >= STOPPED_SAMPLES:
+            log.warning("instance %s of %s is stopped by a signal", id, instance.spec.endpoint)
+            death = wire.Death(reason="unhealthy", detail="its process was stopped by a signal")
+            self._instances.evict(instance, death, 0.0)
         if stats.in_flight is None:
             self.in_flight.pop(id, None)
         else:

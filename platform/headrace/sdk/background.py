@@ -67,7 +67,12 @@ class Background(Generic[R]):
 
         Raises what the call raised, ``TimeoutError``, or ``concurrent.futures.CancelledError``.
         """
-        return self._future.result(timeout)
+        try:
+            return self._future.result(timeout)
+        except TimeoutError:
+            if self._future.done():
+                raise
+            raise TimeoutError(f"the call was not done within {timeout:g} s.") from None
 
     def done(self) -> bool:
         """Whether it has ended, well or not."""

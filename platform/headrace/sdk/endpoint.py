@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, Type
 
 from headrace.errors import SpecError, UsageError
 from headrace.sdk import local
-from headrace.sdk.handlers import Handler, examine
+from headrace.sdk.handlers import Handler, call_kind, examine
 from headrace.sdk.image import Image
 from headrace.sdk.options import build_spec, default_name
-from headrace.sdk.spec import Batch, EndpointSpec, Gpu, Placement, Queue, Scaling
+from headrace.sdk.spec import (
+    Api,
+    Batch,
+    EndpointSpec,
+    Gpu,
+    Placement,
+    Queue,
+    RuntimeName,
+    Scaling,
+    Snapshot,
+)
 
 if TYPE_CHECKING:
     from headrace.sdk.job import Job
@@ -157,7 +167,7 @@ def endpoint(
     cpu: float = ...,
     memory: int | str = ...,
     image: Image | None = ...,
-    runtime: str = ...,
+    runtime: RuntimeName = ...,
     scaling: Scaling = ...,
     concurrency: int = ...,
     batch: Batch | None = ...,
@@ -167,7 +177,7 @@ def endpoint(
     retry_on: Sequence[type[BaseException] | str] = ...,
     idempotent: bool = ...,
     hedge_after: float | str | None = ...,
-    snapshot: str = ...,
+    snapshot: Snapshot = ...,
     preload: Sequence[str] = ...,
     queue: Queue = ...,
     max_body: int | str = ...,
@@ -175,7 +185,7 @@ def endpoint(
     env: Mapping[str, str] = ...,
     secrets: Sequence[str] = ...,
     weights: Sequence[str] = ...,
-    api: str = ...,
+    api: Api = ...,
     **unknown: Never,
 ) -> Decorator: ...
 def endpoint(target: Any = None, /, **options: Any) -> Any:
@@ -212,9 +222,10 @@ def _decorate(target: Any, options: Mapping[str, Any], module: str) -> Endpoint[
     entry = f"{module}:{python_name}"
     name = options.get("name") or default_name(python_name.rpartition(".")[2])
     spec = build_spec(name=name, entry=entry, handler=handler.kind, options=options)
-    if spec.batch is not None and handler.kind not in ("function", "async_function", "class"):
+    shape = call_kind(target) if handler.kind == "class" else handler.kind
+    if spec.batch is not None and shape not in ("function", "async_function"):
         raise SpecError(
-            f"batch: {spec.name} is a {handler.kind}; batching needs a function that returns a list."
+            f"batch: {spec.name} is of the kind {shape}; batching needs a function that returns a list."
         )
     if spec.batch is not None and len(handler.parameters) != 1:
         raise SpecError(f"batch: {spec.name} must take exactly one parameter, the list of inputs.")

@@ -49,6 +49,12 @@ def call_function(target: Any, kind: HandlerKind) -> Callable[..., Any]:
     return call
 
 
+def call_kind(cls: type) -> HandlerKind:
+    """What the ``__call__`` of a class is: a function, a generator, or an async one."""
+    call = cls.__call__
+    return _kind(_innermost(call).__code__.co_flags) if isinstance(call, types.FunctionType) else "function"
+
+
 def _of_function(function: types.FunctionType) -> Handler:
     if _positional(function.__code__) == _ASGI and function.__code__.co_flags & _COROUTINE:
         return Handler("asgi", (), 0, False)

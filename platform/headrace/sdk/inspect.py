@@ -51,7 +51,10 @@ class _Failure(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class InspectionFailed(BundleError):
-    """The file cannot be imported, or defines no endpoint. ``traceback`` is of the user's code, or empty."""
+    """The file cannot be imported, or defines no endpoint.
+
+    ``traceback``: what the user's code raised or printed when it failed; empty when it is not to blame.
+    """
 
     def __init__(self, message: str, *, hint: str = "", traceback: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -114,7 +117,7 @@ def inspect_fresh(
             return msgspec.json.decode(done.stdout, type=Inspection)
         failure = msgspec.json.decode(done.stdout, type=_Failure)
     except msgspec.DecodeError as error:
-        tail = done.stderr.decode(errors="replace")[-4000:]
+        tail = done.stderr.decode(errors="replace")[-4000:] or "It printed nothing on stderr."
         raise InspectionFailed(
             f"importing {path} ended the process with code {done.returncode}.", traceback=tail
         ) from error
@@ -156,6 +159,9 @@ def _import(bundle: Bundle) -> ModuleType:
         return importlib.import_module(bundle.module)
     except (SystemExit, Exception) as error:
         if isinstance(error, HeadraceError):
+            where = _user_line(error, root)
+            if where:
+                error.args = (f"{where}: {error.message}",)
             raise
         raise InspectionFailed(
             f"importing {bundle.module} failed: {type(error).__name__}: {error}",
@@ -169,6 +175,15 @@ def _modules_of(bundle: Bundle) -> set[str]:
     """Import names of the bundled files."""
     paths = (Path(name).with_suffix("").parts for name in bundle.files if name.endswith(".py"))
     return {".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in paths}
+
+
+def _user_line(error: BaseException, root: str) -> str:
+    """``app.py, line 3``: where in the user's code a refused option is; empty when it is nowhere there."""
+    where = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename.startswith(root):
+            where = f"{os.path.relpath(frame.f_code.co_filename, root)}, line {line}"
+    return where
 
 
 def _user_traceback(error: BaseException, root: str) -> str:

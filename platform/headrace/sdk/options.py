@@ -13,6 +13,7 @@ from typing import Any, get_args
 from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.image import image_of_option
 from headrace.sdk.spec import (
+    MIB,
     NAME_PATTERN,
     Api,
     Batch,
@@ -30,10 +31,17 @@ from headrace.sdk.spec import (
 
 MAX_RETRIES = 10
 MAX_CONCURRENCY = 1000
+MAX_SECONDS = 10_000_000.0
+MAX_CORES = 10_000.0
+MIN_MEMORY = 16 * MIB
+"""Bytes; less is a forgotten unit."""
 MAX_NAMES = 200
 """Entries of a list option (``env``, ``preload``, ``retry_on``)."""
+MAX_NAME = 300
+MAX_ENV = 64 << 10
+"""Characters of ``env`` in all: it travels in one packet."""
 
-_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -52,6 +60,18 @@ def build_spec(*, name: str, entry: str, handler: HandlerKind, options: Mapping[
         check(value, fields)
     fields.setdefault("name", name)
     return EndpointSpec(entry=entry, handler=handler, **fields)
+
+
+def check_spec(spec: EndpointSpec) -> None:
+    """What the decorator checks, for a spec that it may not have made. Raises `SpecError`."""
+    for option in _SINGLE:
+        _CHECKS[option](getattr(spec, option), {})
+    _modules("imports", spec.imports)
+    if spec.memory_limit is not None:
+        parse_size(spec.memory_limit, "memory_limit")
+    module, colon, name = spec.entry.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise SpecError(f"entry={spec.entry!r:.100}: use module:name.")
 
 
 def _unknown(option: str) -> SpecError:
@@ -91,18 +111,25 @@ def _one_gpu(item: Any) -> Gpu:
 
 
 def _memory(value: Any, fields: dict[str, Any]) -> None:
-    fields["memory"] = fields["memory_limit"] = parse_size(value, "memory")
+    size = parse_size(value, "memory")
+    if size < MIN_MEMORY:
+        raise SpecError(
+            f'memory={value!r} is {size} bytes, and no instance runs in less than 16 MiB: write "2GiB" or so.'
+        )
+    fields["memory"] = fields["memory_limit"] = size
 
 
 def _max_body(value: Any, fields: dict[str, Any]) -> None:
     fields["max_body"] = parse_size(value, "max_body")
 
 
-def _number(option: str, *, above: float, unit: str) -> Callable[[Any, dict[str, Any]], None]:
+def _number(
+    option: str, *, above: float, unit: str, most: float = MAX_SECONDS
+) -> Callable[[Any, dict[str, Any]], None]:
     def check(value: Any, fields: dict[str, Any]) -> None:
         plain = isinstance(value, int | float) and not isinstance(value, bool)
-        if not plain or not above < value < float("inf"):
-            raise SpecError(f"{option}={value!r}: use {unit} above {above:g}.")
+        if not plain or not above < value <= most:
+            raise SpecError(f"{option}={value!r:.40}: use {unit} above {above:g}, up to {most:.10g}.")
         fields[option] = float(value)
 
     return check
@@ -185,12 +212,20 @@ def _hedge_after(value: Any, fields: dict[str, Any]) -> None:
 
 
 def _preload(value: Any, fields: dict[str, Any]) -> None:
+    fields["preload"] = _modules("preload", value)
+
+
+def _modules(option: str, value: Any) -> tuple[str, ...]:
     fine = isinstance(value, list | tuple) and len(value) <= MAX_NAMES
-    if not fine or not all(
-        isinstance(item, str) and all(p.isidentifier() for p in item.split(".")) for item in value
-    ):
-        raise SpecError(f'preload={value!r}: use a list of module names, such as ["numpy", "PIL.Image"].')
-    fields["preload"] = tuple(dict.fromkeys(value))
+    if not fine or not all(isinstance(item, str) and _is_module(item) for item in value):
+        raise SpecError(
+            f'{option}={value!r:.200}: use a list of module names, such as ["numpy", "PIL.Image"].'
+        )
+    return tuple(dict.fromkeys(value))
+
+
+def _is_module(name: str) -> bool:
+    return len(name) <= MAX_NAME and all(part.isidentifier() for part in name.split("."))
 
 
 def _env(value: Any, fields: dict[str, Any]) -> None:
@@ -203,13 +238,17 @@ def _env(value: Any, fields: dict[str, Any]) -> None:
             raise SpecError(f"env: {name} is the platform's own; use another name.")
         if not isinstance(item, str) or "\0" in item:
             raise SpecError(f"env: {name}={item!r}: use a string.")
+    if sum(len(name) + len(item) for name, item in value.items()) > MAX_ENV:
+        raise SpecError(
+            f"env holds more than {MAX_ENV >> 10} KiB: put large values into a file of the bundle."
+        )
     fields["env"] = dict(value)
 
 
 _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "name": _name,
     "gpu": _gpu,
-    "cpu": _number("cpu", above=0, unit="a number of cores"),
+    "cpu": _number("cpu", above=0, unit="a number of cores", most=MAX_CORES),
     "memory": _memory,
     "image": _image,
     "runtime": _choice(
@@ -236,3 +275,16 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "weights": _later("weights", "hosts keep no cache of weights yet; fetch them in load()"),
     "api": _choice("api", get_args(Api), {"openai": 'the OpenAI routes come later; use "native"'}),
 }
+_SINGLE = (
+    "cpu",
+    "memory",
+    "concurrency",
+    "timeout",
+    "load_timeout",
+    "retries",
+    "retry_on",
+    "preload",
+    "max_body",
+    "env",
+)
+"""Options that are a member of the spec under the same name, and are not checked by their own type."""

@@ -23,9 +23,16 @@ Snapshot = Literal["imports", "loaded", "none"]
 Api = Literal["native", "openai"]
 Spot = Literal["prefer", "never", "only"]
 
-NAME_PATTERN = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KB|KiB|MB|MiB|GB|GiB|TB|TiB)?\s*$")
-_QUANTILE = re.compile(r"^p[5-9][0-9]$")
+MAX_INSTANCES = 10_000
+"""Of one endpoint."""
+MIN_TARGET = 0.001
+MAX_NUMBER = 1e9
+"""No number of a spec is above it, but for sizes: every part can count with it."""
+MAX_SIZE = 1 << 50
+
+NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|KB|KiB|MB|MiB|GB|GiB|TB|TiB)?\s*\Z", re.ASCII)
+_QUANTILE = re.compile(r"p[5-9][0-9]\Z")
 _UNITS = {
     None: 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40,
@@ -36,16 +43,16 @@ def parse_size(value: int | str, what: str = "size") -> int:
     """``"16GiB"`` or a number of bytes, as bytes. Raises `SpecError`."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise SpecError(f'{what}={value!r}: use a number of bytes or a size such as "512MiB".')
-    if isinstance(value, int):
-        if value <= 0:
-            raise SpecError(f"{what}={value}: use more than 0 bytes.")
-        return value
-    match = _SIZE.match(value)
-    if not match:
-        raise SpecError(f'{what}={value!r}: use a number and a unit, such as "512MiB" or "16GiB".')
-    size = int(float(match[1]) * _UNITS[match[2]])
+    size = value
+    if isinstance(size, str):
+        match = _SIZE.match(size)
+        if not match or len(match[1]) > 20:
+            raise SpecError(f'{what}={value!r}: use a number and a unit, such as "512MiB" or "16GiB".')
+        size = int(float(match[1]) * _UNITS[match[2]])
     if size <= 0:
         raise SpecError(f"{what}={value!r}: use more than 0 bytes.")
+    if size > MAX_SIZE:
+        raise SpecError(f"{what}={value!r:.40}: use at most 1024TiB.")
     return size
 
 
@@ -61,13 +68,15 @@ def checked_hedge(value: Any) -> float | str:
     )
 
 
-def _checked_number(owner: object, field: str, *, whole: bool = False) -> float:
-    """A finite number of ``owner``. Raises `SpecError` that names the option."""
+def _checked_number(owner: object, field: str, *, whole: bool = False, most: float = MAX_NUMBER) -> float:
+    """A number of ``owner``, up to ``most``. Raises `SpecError` that names the option."""
     value: Any = getattr(owner, field)
     wanted = int if whole else int | float
     if isinstance(value, bool) or not isinstance(value, wanted) or not abs(value) < float("inf"):
         kind = "a whole number" if whole else "a number"
         raise SpecError(f"{type(owner).__name__}({field}={value!r}): use {kind}.")
+    if value > most:
+        raise SpecError(f"{type(owner).__name__}({field}={value!r:.40}): use {most:.10g} or less.")
     return value
 
 
@@ -79,7 +88,28 @@ def _checked_names(owner: msgspec.Struct, field: str) -> None:
     msgspec.structs.force_setattr(owner, field, tuple(value))
 
 
-class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=True):
+class _ValueType(msgspec.StructMeta):
+    """Makes an option that is not there a `SpecError` that names the closest one."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        for option in options.keys() - set(cls.__struct_fields__):
+            import difflib  # noqa: PLC0415 - only for an error; keeps `import headrace` cheap in a sandbox
+
+            close = difflib.get_close_matches(option, cls.__struct_fields__, n=1, cutoff=0.5)
+            known = ", ".join(cls.__struct_fields__)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Options are: {known}."
+            raise SpecError(f"{cls.__name__} has no option {option!r}.", hint=hint)
+        return super().__call__(*args, **options)
+
+
+class _Value(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=False,
+    forbid_unknown_fields=True,
+    metaclass=_ValueType,
+):
     """Base of all parts of a spec: immutable, comparable, serialisable."""
 
 
@@ -110,15 +140,16 @@ class Scaling(_Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for field in ("min", "max", "warm"):
-            _checked_number(self, field, whole=True)
+            _checked_number(self, field, whole=True, most=MAX_INSTANCES)
         for field in ("target_concurrency", "idle_timeout"):
             _checked_number(self, field)
         if self.min < 0:
             raise SpecError(f"Scaling(min={self.min}): use 0 or more.")
         if self.max < max(1, self.min):
             raise SpecError(f"Scaling(max={self.max}): use at least max(1, min={self.min}).")
-        if self.target_concurrency <= 0:
-            raise SpecError(f"Scaling(target_concurrency={self.target_concurrency}): use a number above 0.")
+        if self.target_concurrency < MIN_TARGET:
+            target = self.target_concurrency
+            raise SpecError(f"Scaling(target_concurrency={target}): use a number above 0, from {MIN_TARGET}.")
         if self.idle_timeout < 0:
             raise SpecError(f"Scaling(idle_timeout={self.idle_timeout}): use seconds, 0 or more.")
         if self.warm < 0:
@@ -267,6 +298,15 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 _decoder = msgspec.json.Decoder(EndpointSpec)
 
 
+class _Version(msgspec.Struct):
+    """Read first: a newer spec may have members that this version does not know."""
+
+    spec_version: int = SPEC_VERSION
+
+
+_version_decoder = msgspec.json.Decoder(_Version)
+
+
 def dump_spec(spec: EndpointSpec) -> bytes:
     """Canonical JSON: equal specs give equal bytes."""
     return _encoder.encode(spec)
@@ -275,12 +315,12 @@ def dump_spec(spec: EndpointSpec) -> bytes:
 def load_spec(data: bytes | str) -> EndpointSpec:
     """Read `dump_spec`'s output. Raises `SpecError` when it is not one, or of a newer version."""
     try:
-        spec = _decoder.decode(data)
+        version = _version_decoder.decode(data).spec_version
+        if version > SPEC_VERSION:
+            newer = f"spec version {version} is newer than this platform's {SPEC_VERSION}"
+            raise SpecError(f"{newer}: upgrade it.")
+        return _decoder.decode(data)
     except msgspec.ValidationError as error:
         raise SpecError(f"this is not a spec of version {SPEC_VERSION}: {error}") from error
     except msgspec.DecodeError as error:
         raise SpecError(f"this is not JSON: {error}") from error
-    if spec.spec_version > SPEC_VERSION:
-        newer = f"spec version {spec.spec_version} is newer than this platform's {SPEC_VERSION}"
-        raise SpecError(f"{newer}: upgrade it.")
-    return spec

@@ -20,7 +20,7 @@ from headrace_providers.local import record as records
 from headrace_providers.offers import Node, NodeRequest, Offer
 
 LAUNCH_TIMEOUT_S = 20.0
-_LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
 
 
 class LocalProvider:

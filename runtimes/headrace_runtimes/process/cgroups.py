@@ -100,7 +100,7 @@ class Cgroups:
 
     def close(self) -> None:
         """Remove all that are empty."""
-        remove_tree(self.root)
+        remove_cgroups(self.root)
 
 
 def open_cgroups(parent: Path | None, name: str) -> Cgroups | None:
@@ -133,7 +133,7 @@ def open_cgroups(parent: Path | None, name: str) -> Cgroups | None:
     return cgroups
 
 
-def remove_tree(root: Path) -> None:
+def remove_cgroups(root: Path) -> None:
     """Remove a cgroup and those in it, as far as they are empty, and ``headrace`` above it when it is."""
     with contextlib.suppress(OSError):
         for child in root.iterdir():

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+log = logging.getLogger("headrace.runtimes")
 
 MAX_PACKET = 128 << 10
 MAX_WAITING = 64
-_ANCILLARY = socket.CMSG_SPACE(8 * 4)
+_ANCILLARY = socket.CMSG_SPACE(253 * 4)
+"""The most descriptors that one packet can carry."""
+_SO_PASSRIGHTS = 83
 
 Packet = dict[str, Any]
 
@@ -34,6 +39,10 @@ class Channel:
         self, sock: socket.socket, on_packet: Callable[[Packet], None], on_close: Callable[[], None]
     ) -> None:
         sock.setblocking(False)
+        # Nobody sends us descriptors: to close some kinds takes as long as their sender likes. The kernel
+        # can refuse them (6.16 and later).
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
@@ -120,14 +129,41 @@ class Channel:
             self.close()
             return False
         try:
-            packet = json.loads(data)
-        except ValueError:
-            packet = None
-        if not isinstance(packet, dict):
+            self._on_packet(read_packet(data))
+        except Exception as error:
+            log.warning("a sandbox sent what nobody asked for, and is cut off: %s", type(error).__name__)
             self.close()
             return False
-        self._on_packet(packet)
         return True
+
+
+def read_packet(data: bytes) -> Packet:
+    """A packet of a peer that may be user code. Raises ``ValueError`` or ``RecursionError``.
+
+    Its texts can be encoded again: JSON can say half a surrogate pair, which no message could carry on.
+    """
+    packet = json.loads(data.decode("utf-8", "replace"), parse_constant=_no_number)
+    if not isinstance(packet, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - one type for all that is no packet
+    return {_text(key): _clean(value) for key, value in packet.items()} if b"\\u" in data else packet
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {_text(key): _clean(item) for key, item in value.items()}
+    return value
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from headrace_runtimes.process.channel import Channel, Packet, pair
 from headrace_runtimes.process.logs import Stream
 from headrace_runtimes.process.pipes import LinePipe
-from headrace_runtimes.process.procs import signal_group
+from headrace_runtimes.process.procs import identity, signal_group
 
 BACKLOG_LINES = 1000
 UNMANAGEABLE_S = 1.0
@@ -41,6 +41,7 @@ class Child:
         self.uid = uid
         self.own_uid = own_uid
         self.pid = 0
+        self._identity: str | None = None
         self.cgroup: str | None = None
         self.memory_killed: int | None = None
         """The limit it was killed for by our own watch."""
@@ -80,6 +81,7 @@ class Child:
     def forked(self, pid: int) -> None:
         """It runs."""
         self.pid = pid
+        self._identity = identity(pid)
 
     def send(self, packet: Packet, *sockets: socket.socket) -> None:
         """Send to the process. Raises `ChannelError`."""
@@ -94,8 +96,12 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL it and its group."""
-        if self.pid and self.alive:
-            signal_group(self.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Signal it and its group, unless its number is another's by now: whoever reaps it may not say so."""
+        if self.pid and self.alive and self._identity and identity(self.pid) == self._identity:
+            signal_group(self.pid, number)
 
     def died(self, code: int | None, sig: int | None, note: str = "") -> None:
         """It is gone; what it printed last is read first."""

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.process import procs
-from headrace_runtimes.process.cgroups import remove_tree
+from headrace_runtimes.process.cgroups import remove_cgroups
+from headrace_runtimes.trees import remove_tree
 
 LOCK_WAIT_S = 10.0
 KILL_WAIT_S = 5.0
@@ -24,15 +24,19 @@ class Undertaker:
 
     def __init__(self) -> None:
         self._uids: dict[int, asyncio.Future[bool]] = {}
-        self._sessions: dict[int, asyncio.Future[bool]] = {}
+        self._sessions: dict[tuple[int, int | None], asyncio.Future[bool]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def bury(self, pid: int, uid: int | None) -> bool:
-        """Returns when nothing of it runs: by uid when that is its own, else by session. False: some do."""
-        table, key = (self._sessions, pid) if uid is None else (self._uids, uid)
-        done = table.get(key)
-        if done is None:
-            done = table[key] = asyncio.get_running_loop().create_future()
+    async def bury(self, pid: int, uid: int | None, *, runs_as: int | None = None) -> bool:
+        """Returns when nothing of it runs: by uid when that is its own, else by session. False: some do.
+
+        ``runs_as``: in the session only what has this uid is its (None: all).
+        """
+        loop = asyncio.get_running_loop()
+        if uid is not None:
+            done = self._uids.setdefault(uid, loop.create_future())
+        else:
+            done = self._sessions.setdefault((pid, runs_as), loop.create_future())
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         return await asyncio.shield(done)
@@ -47,14 +51,17 @@ class Undertaker:
                     done.set_result(gone)
 
 
-def _kill_all(uids: frozenset[int], sessions: frozenset[int]) -> bool:
+def _kill_all(uids: frozenset[int], sessions: frozenset[tuple[int, int | None]]) -> bool:
+    by_uid = bool(uids) or any(uid is not None for _, uid in sessions)
+
     def find() -> list[int]:
         found: list[int] = []
         for pid in procs.pids():
             seen = procs.stat(pid)
             if seen is None or seen.zombie:
                 continue
-            if seen.session in sessions or (uids and procs.uid_of(pid) in uids):
+            uid = procs.uid_of(pid) if by_uid else None
+            if uid in uids or (seen.session, None) in sessions or (seen.session, uid) in sessions:
                 found.append(pid)
         return found
 
@@ -63,7 +70,8 @@ def _kill_all(uids: frozenset[int], sessions: frozenset[int]) -> bool:
 
 @dataclass
 class RunDir:
-    """The runtime's directory: ``s/`` sandboxes, ``p/`` one file per process, ``lock``, ``cgroup``."""
+    """The runtime's directory: ``s/`` sandboxes, ``k/`` their sockets, ``p/`` one file per process, ``lock``,
+    ``cgroup``."""
 
     root: Path
     lock: int = field(default=-1)
@@ -72,6 +80,11 @@ class RunDir:
     def sandboxes(self) -> Path:
         """Parent of the sandboxes' directories."""
         return self.root / "s"
+
+    @property
+    def sockets(self) -> Path:
+        """Parent of the sandboxes' sockets: sandboxes get there neither to use nor to replace one."""
+        return self.root / "k"
 
     @property
     def processes(self) -> Path:
@@ -85,10 +98,9 @@ class RunDir:
             self.root.chmod(0o711)
             self._take_lock()
             self.sweep()
-            for path in (self.sandboxes, self.processes):
-                path.mkdir(exist_ok=True)
+            for path in (self.sandboxes, self.sockets, self.processes):
+                path.mkdir(mode=0o700, exist_ok=True)
             self.sandboxes.chmod(0o711)
-            self.processes.chmod(0o700)
         except OSError as error:
             self.unlock()
             raise PrepareFailed(
@@ -110,13 +122,13 @@ class RunDir:
                 f"Processes of a predecessor in {self.root} do not die: {alive()}. End them first."
             )
         with contextlib.suppress(OSError):
-            remove_tree(Path((self.root / "cgroup").read_text()))
+            remove_cgroups(Path((self.root / "cgroup").read_text()))
         self.clear()
 
     def clear(self) -> None:
         """Remove what we made, the lock apart. Blocks."""
-        for path in (self.sandboxes, self.processes):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.sandboxes, self.sockets, self.processes):
+            remove_tree(path)
         with contextlib.suppress(OSError):
             (self.root / "cgroup").unlink()
 

@@ -25,6 +25,8 @@ class Proc:
     start: int
     cpu_s: float
     zombie: bool
+    stopped: bool = False
+    """By a signal; a debugger's stop is not meant."""
 
 
 def stat(pid: int) -> Proc | None:
@@ -42,6 +44,7 @@ def stat(pid: int) -> Proc | None:
         start=int(fields[19]),
         cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS,
         zombie=fields[0] in (b"Z", b"X"),
+        stopped=fields[0] == b"T",
     )
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, Literal, cast
@@ -19,7 +18,7 @@ from headrace_runtimes.process.leftovers import RunDir, Undertaker
 from headrace_runtimes.process.logs import LogStore, Stream
 from headrace_runtimes.process.memory import MemoryGuard
 from headrace_runtimes.process.pool import PLAIN, QUIET_S, Claimed, Pool
-from headrace_runtimes.process.sandbox import ProcessSandbox, make_home
+from headrace_runtimes.process.sandbox import Home, ProcessSandbox, make_home
 from headrace_runtimes.process.spawn import Spawner, python_paths, zygote_environment
 from headrace_runtimes.process.uids import Uids
 from headrace_runtimes.process.zygote import Zygote, ZygoteOptions
@@ -196,21 +195,21 @@ class ProcessRuntime:
         claimed_at = time.monotonic()
         claimed = await (self._fresh(base) if assignment.fresh else self._pool.claim(base))
         sandbox: ProcessSandbox | None = None
-        listener: socket.socket | None = None
+        home: Home | None = None
         try:
-            path, listener = make_home(self._dir.sandboxes, assignment.id, claimed.child.uid)
+            home = make_home(self._dir.sandboxes, self._dir.sockets, assignment.id, claimed.child.uid)
             sandbox = ProcessSandbox(
-                claimed.child, assignment, claimed.tier, path,
+                claimed.child, assignment, claimed.tier, home,
                 logs=self._logs, memory=self._memory, bury=self._bury,
             )  # fmt: skip
             self._sandboxes[assignment.id] = sandbox
             if assignment.memory_limit is not None and claimed.child.cgroup is None:
                 await self._memory.adopt(claimed.child)
-            await sandbox.start(listener, claimed_at)
+            await sandbox.start(claimed_at)
         except BaseException:
             claimed.child.kill()
-            if listener:
-                listener.close()
+            if home:
+                home.listener.close()
             if sandbox:
                 await sandbox.gone()
             raise
@@ -249,7 +248,7 @@ class ProcessRuntime:
             return
         child.buried = True
         uid = child.uid if child.own_uid else None
-        gone = await self._undertaker.bury(child.pid, uid)
+        gone = await self._undertaker.bury(child.pid, uid, runs_as=child.uid)
         self._memory.forget(child)
         if gone:
             self._uids.give_back(uid)

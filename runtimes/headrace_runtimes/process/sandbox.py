@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from headrace_runtimes.process.memory import MemoryGuard
 from headrace_runtimes.process.policy import explain
 from headrace_runtimes.process.uids import own
 from headrace_runtimes.spec import Assignment, Exit, Stats, Tier, Timings
+from headrace_runtimes.trees import remove_tree
+
+log = logging.getLogger("headrace.runtimes")
 
 START_SLACK_S = 60.0
 TERM_AFTER_S = 2.0
@@ -34,14 +38,35 @@ HEALTH_TIMEOUT_S = 10.0
 BACKLOG = 1024
 MAX_SOCKET_PATH = 107
 NOFILE = 65_536
-_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+MAX_IN_FLIGHT = 1_000_000
+"""What an instance says of itself is believed up to here."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def make_home(root: Path, id: str, uid: int | None) -> tuple[Path, socket.socket]:
-    """The sandbox's private directory and its listening socket. Raises `PrepareFailed`."""
-    path = root / id
-    address = str(path / "http.sock")
-    if not _ID.match(id):
+@dataclass(frozen=True)
+class Home:
+    """Where a sandbox lives: ``path`` is its own directory; its socket, ``door``, lies out of its reach."""
+
+    path: Path
+    door: Path
+    listener: socket.socket
+
+    def remove(self) -> None:
+        """Leave nothing of it, whatever it has filled its directory with. Blocks."""
+        self.door.unlink(missing_ok=True)
+        if not remove_tree(self.path):
+            log.warning("%s could not be removed; the next start tries again", self.path)
+
+
+def make_home(homes: Path, sockets: Path, id: str, uid: int | None) -> Home:
+    """The sandbox's private directory and its listening socket. Raises `PrepareFailed`.
+
+    The socket is not in that directory: code that may replace it by a link would have whoever connects
+    talk to any socket of the machine, with that one's rights.
+    """
+    path, door = homes / id, sockets / id
+    address = str(door)
+    if not _ID.fullmatch(id):
         raise PrepareFailed(f"Instance id {id!r}: use 1-64 letters, digits and . _ -.")
     if len(os.fsencode(address)) > MAX_SOCKET_PATH:
         raise PrepareFailed(f"{address} is too long for a socket: choose a shorter run directory.")
@@ -51,18 +76,17 @@ def make_home(root: Path, id: str, uid: int | None) -> tuple[Path, socket.socket
         for part in (path / "home", path / "tmp"):
             os.mkdir(part, 0o700)
             own(part, uid, uid)
+        own(path, uid, uid)
         listener.bind(address)
         os.chmod(address, 0o600)
-        own(address, uid, uid)
-        own(path, uid, uid)
         # Before the process has it, so that early connections queue instead of failing.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if not isinstance(error, FileExistsError):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         raise PrepareFailed(f"Cannot make {path}: {error.strerror}.") from error
-    return path, listener
+    return Home(path, door, listener)
 
 
 def sandbox_env(assignment: Assignment) -> dict[str, str]:
@@ -79,7 +103,7 @@ class ProcessSandbox:
         child: Child,
         assignment: Assignment,
         tier: Tier,
-        path: Path,
+        home: Home,
         *,
         logs: LogStore,
         memory: MemoryGuard,
@@ -89,8 +113,9 @@ class ProcessSandbox:
         self.endpoint = assignment.endpoint
         self.version = assignment.version
         self.pid = child.pid
-        self.path = path
-        self.address = f"unix:{path / 'http.sock'}"
+        self.home = home
+        self.path = home.path
+        self.address = f"unix:{home.door}"
         self.tier: Tier = tier
         self.timings = Timings(0.0, 0.0, 0.0, 0.0)
         loop = asyncio.get_running_loop()
@@ -109,7 +134,7 @@ class ProcessSandbox:
         child.on_packet = self._packet
         child.exited.add_done_callback(self._ended)
 
-    async def start(self, listener: socket.socket, claimed_at: float) -> None:
+    async def start(self, claimed_at: float) -> None:
         """Assign it and wait until it is ready. Raises `AssignFailed`; it is dead and gone then."""
         a = self._assignment
         packet: Packet = {
@@ -124,11 +149,11 @@ class ProcessSandbox:
         try:
             if self._limit is not None:
                 self._memory.limit(self.child, self._limit)
-            self.child.send(packet, listener)
+            self.child.send(packet, self.home.listener)
         except ChannelError as error:
             raise await self._give_up(Exit("exited", f"cannot be assigned: {error}")) from error
         finally:
-            listener.close()
+            self.home.listener.close()
         # From here on the process works, and so may we.
         self._logs.attach(self.endpoint)
         self._attached = True
@@ -141,8 +166,8 @@ class ProcessSandbox:
             raise await self._give_up(None)
         if answer.get("ev") == "failed":
             raise await self._give_up(None)
-        imported, load = _seconds(answer.get("imported")), _seconds(answer.get("load"))
         total = time.monotonic() - claimed_at
+        imported, load = _seconds(answer.get("imported"), total), _seconds(answer.get("load"), total)
         self.timings = Timings(max(0.0, total - imported - load), imported, load, total)
         self._system(f"started: version {self.version}, {self.tier}, {total * 1000:.0f} ms")
 
@@ -172,9 +197,12 @@ class ProcessSandbox:
         seen = procs.stat(self.pid)
         if seen is None or not self.child.alive:
             raise self._is_gone()
+        if seen.stopped:
+            return Stats(rss, seen.cpu_s, stopped=True)
         packet = await self._first(answer, STATS_TIMEOUT_S)
         in_flight = packet.get("in_flight") if packet else None
-        return Stats(rss, seen.cpu_s, in_flight if isinstance(in_flight, int) else None)
+        believed = isinstance(in_flight, int) and 0 <= in_flight <= MAX_IN_FLIGHT
+        return Stats(rss, seen.cpu_s, in_flight if believed else None)
 
     async def health(self) -> tuple[bool, str]:
         """The engine's check and the user's ``health``: well or not, and why. Raises `SandboxGone`."""
@@ -208,7 +236,7 @@ class ProcessSandbox:
                 await asyncio.wait([self.exited], timeout=wait_s)
                 if self.exited.done():
                     break
-                procs.signal_group(self.pid, number)
+                self.child.signal(number)
         await self.gone()
         return (
             self.exited.result()
@@ -233,7 +261,7 @@ class ProcessSandbox:
 
     async def _bury_all(self) -> None:
         await self._bury(self)
-        await asyncio.to_thread(shutil.rmtree, self.path, True)
+        await asyncio.to_thread(self.home.remove)
 
     async def _give_up(self, reason: Exit | None) -> AssignFailed:
         await self.kill(reason)
@@ -272,5 +300,6 @@ def _failure(packet: Packet) -> Exit:
     return Exit("load-failed", message, traceback=traceback)
 
 
-def _seconds(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and value >= 0 else 0.0
+def _seconds(value: object, most: float) -> float:
+    """A duration as an instance tells it, believed up to ``most``."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= most else 0.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.process import procs
 from headrace_runtimes.process.channel import Channel, ChannelError, Packet, pair
 from headrace_runtimes.process.child import Child
 from headrace_runtimes.process.pipes import LinePipe
@@ -220,9 +221,9 @@ class Zygote:
             case "forked" | "fork-failed":
                 self._fork_answered(packet)
             case "exited":
-                child = self.children.pop(int(packet["pid"]), None)
+                child = self.children.pop(_whole(packet.get("pid")) or 0, None)
                 if child:
-                    child.died(packet.get("code"), packet.get("signal"))
+                    child.died(_whole(packet.get("code")), _whole(packet.get("signal")))
                     self._on_child(child, False)
             case _:
                 if self._answer and not self._answer.done():
@@ -230,18 +231,29 @@ class Zygote:
 
     def _fork_answered(self, packet: Packet) -> None:
         child, done = self._forking.pop(str(packet.get("id")), (None, None))
+        pid = self._own_child(packet.get("pid")) if packet.get("ev") == "forked" else None
         if child is None or done is None:
-            if packet.get("ev") == "forked":  # too late: nobody waits for it any more
-                signal_group(int(packet["pid"]), signal.SIGKILL)
+            if pid:  # too late: nobody waits for it any more
+                signal_group(pid, signal.SIGKILL)
             return
-        if packet["ev"] == "forked":
-            child.forked(int(packet["pid"]))
-            self.children[child.pid] = child
+        if pid:
+            child.forked(pid)
+            self.children[pid] = child
             self._on_child(child, True)
             if not done.done():
                 done.set_result(None)
         elif not done.done():
-            done.set_exception(ZygoteFailed(f"The fork failed: {packet.get('message', 'no reason given')}."))
+            why = packet.get("message", "no reason given" if packet.get("ev") != "forked" else "it has ended")
+            done.set_exception(ZygoteFailed(f"The fork failed: {why}."))
+
+    def _own_child(self, pid: object) -> int | None:
+        """``pid`` when it is a child of this zygote, else None.
+
+        A zygote that has run user code may name any process, and what it names we kill as root.
+        """
+        number = _whole(pid)
+        seen = procs.stat(number) if number else None
+        return number if seen is not None and seen.ppid == self.pid else None
 
     def _said(self, stream: str, lines: list[str]) -> None:
         self._last_words = lines[-1] or self._last_words
@@ -278,6 +290,11 @@ class Zygote:
             child.kill()
             child.died(None, int(signal.SIGKILL), "its zygote ended")
             self._on_child(child, False)
+
+
+def _whole(value: object) -> int | None:
+    """A number as a zygote tells it; None for anything else."""
+    return value if isinstance(value, int) and 0 <= value < 1 << 31 else None
 
 
 async def _process_end(process: subprocess.Popen[bytes]) -> None:

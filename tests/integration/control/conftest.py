@@ -165,7 +165,11 @@ class FakeGateway:
         self.instances: dict[str, wire.InstanceRoute] = {}
         self.keys: list[wire.KeyRecord] = []
         self.dead: list[str] = []
+        self.reasons: dict[str, str] = {}
         self.removed: list[str] = []
+        self.asked: list[wire.AskDemand] = []
+        self.news: list[wire.EndpointDemand] = []
+        """What it has not reported yet: told when control asks."""
         self.link: link.Link | None = None
 
     async def connect(self) -> FakeGateway:
@@ -173,7 +177,12 @@ class FakeGateway:
         self.link.start(self.handle)
         return self
 
-    def handle(self, _: link.Link, message: wire.AnyMessage) -> None:
+    def handle(self, from_: link.Link, message: wire.AnyMessage) -> wire.AnyMessage | None:
+        if isinstance(message, wire.AskDemand):
+            self.asked.append(message)
+            news, self.news = self.news, []
+            from_.send(wire.Demand(items=news))
+            return wire.Demand(items=[])
         if isinstance(message, wire.Snapshot):
             self.snapshots.append(message)
             self.keys = message.keys
@@ -190,6 +199,8 @@ class FakeGateway:
                 self.instances.pop(id, None)
             self.removed += message.removed_instances
             self.dead += message.dead_instances
+            self.reasons |= message.dead_reasons
+        return None
 
     def of(self, name: str) -> list[wire.InstanceRoute]:
         return [i for i in self.instances.values() if i.endpoint == f"default/{name}"]

@@ -127,6 +127,47 @@ async def test_a_rollout_without_room_drains_one_old_first_and_says_so(platform)
     assert [k for k, _ in host.log if k != "warm"] == ["start", "stop", "start"]
 
 
+async def test_a_rollout_without_room_works_with_a_minimum_and_under_load(platform):
+    host = await platform.new_host(cpu=2.0)
+    host.hold_stops = True
+    gateway = platform.gateway
+    both = Scaling(min=2, max=2)
+    await gateway.deploy(platform.spec(cpu=1.0, scaling=both))
+    await platform.until(lambda: len(gateway.of("hello")) == 2)
+    gateway.demand("hello", in_flight=2, queued=4)
+    first = {start.id for start in host.started}
+
+    async def end_stopped():
+        # An instance finishes what it has before it ends, and its end makes the room.
+        while True:
+            for stop in list(host.stopped):
+                host.end(stop.id)
+            gateway.demand("hello", in_flight=2, queued=4)
+            await asyncio.sleep(0.05)
+
+    ending = asyncio.create_task(end_stopped())
+    try:
+        doc = await gateway.deploy(platform.spec(cpu=1.0, scaling=both, env={"A": "2"}))
+        assert doc["state"] == "succeeded", doc
+        await platform.until(lambda: [i.version for i in gateway.of("hello")] == [2, 2])
+    finally:
+        ending.cancel()
+    # One made room for the trial, the other for its fellow; none of the old version was started again.
+    assert {stop.id for stop in host.stopped} == first
+    assert [s.spec.version for s in host.started] == [1, 1, 2, 2]
+
+
+async def test_a_trial_that_fails_gives_its_room_back(platform):
+    host = await platform.new_host(cpu=1.0)
+    gateway = platform.gateway
+    one = Scaling(min=1, max=1)
+    await gateway.deploy(platform.spec(cpu=1.0, scaling=one))
+    host.script = lambda start: BROKEN if start.spec.version == 2 else None
+    doc = await gateway.deploy(platform.spec(cpu=1.0, scaling=one, env={"A": "2"}))
+    assert doc["state"] == "failed"
+    await platform.until(lambda: [i.version for i in gateway.of("hello")] == [1])
+
+
 async def test_a_crash_loop_backs_off_tells_why_and_recovers(platform):
     host = await platform.new_host()
     gateway = platform.gateway

@@ -141,3 +141,21 @@ async def test_scale_overrides_survive_and_to_acts_now(platform):
     for bad in ({}, {"max": 0}, {"min": "x"}, {"to": 9}, {"other": 1}, {"to": None}, {"min": -1}):
         status, doc = await gateway.api("POST", "/endpoints/hello/scale", bad)
         assert (status, doc["type"]) == (422, "urn:headrace:validation-failed"), bad
+
+
+async def test_an_instance_that_outlives_a_gateways_trouble_is_told_again(platform):
+    host = await platform.new_host()
+    gateway = platform.gateway
+    await gateway.deploy(platform.spec(), verify=False)
+    gateway.wake("hello")
+    (route,) = await platform.until(lambda: gateway.of("hello"))
+    told = len(gateway.deltas)
+    gateway.link.send(wire.InstanceTrouble(instance=route.id, what="reset", detail="x"))
+    await platform.until(lambda: any(i.id == route.id for d in gateway.deltas[told:] for i in d.instances))
+    # One that has ended is not.
+    gateway.link.send(wire.InstanceTrouble(instance=route.id, what="reset", detail="x"))
+    host.end(route.id, wire.Death(reason="exited"))
+    await platform.until(lambda: route.id in gateway.dead)
+    told = len(gateway.deltas)
+    platform.control.parts.routes._tell_again(route.id)
+    assert not [i for d in gateway.deltas[told:] for i in d.instances if i.id == route.id]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
-import headrace.gateway.call as call_module
 import headrace.gateway.circuit as circuit_module
+import headrace.gateway.verdict as verdict_module
 import pytest
 from headrace import wire
 from headrace.gateway.call import Call
@@ -64,7 +64,7 @@ def state_of(rig):
 
 @pytest.mark.parametrize("reason", ["host-lost: silent", "stopped: grace over"])
 async def test_a_lost_host_costs_nothing_even_when_the_reset_comes_first(rig, monkeypatch, reason):
-    monkeypatch.setattr(call_module, "VERDICT_S", 5.0)
+    monkeypatch.setattr(verdict_module, "VERDICT_S", 5.0)
     rig.endpoint(retries=0)
     await rig.up()
     lost = await rig.instance(dying)
@@ -83,7 +83,7 @@ async def test_a_lost_host_costs_nothing_even_when_the_reset_comes_first(rig, mo
 
 @pytest.mark.parametrize("word", ["signalled: 9", None])
 async def test_its_own_death_costs_a_retry_by_controls_word_or_without_it(rig, monkeypatch, word):
-    monkeypatch.setattr(call_module, "VERDICT_S", 30.0 if word else 0.02)
+    monkeypatch.setattr(verdict_module, "VERDICT_S", 30.0 if word else 0.02)
     rig.endpoint(retries=0)
     await rig.up()
     doomed = await rig.instance(dying)
@@ -203,7 +203,7 @@ async def test_only_so_many_requests_are_sent_again(rig):
 
 async def test_a_broken_endpoint_opens_its_circuit_and_one_probe_closes_it(rig, monkeypatch):
     monkeypatch.setattr(circuit_module, "FIRST_OPEN_S", 0.3)
-    monkeypatch.setattr(call_module, "VERDICT_S", 0.01)
+    monkeypatch.setattr(verdict_module, "VERDICT_S", 0.01)
     rig.endpoint(retries=0)
     await rig.up()
     for n in range(circuit_module.OPENS_AFTER):

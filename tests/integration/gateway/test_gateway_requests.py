@@ -96,6 +96,8 @@ async def test_unknown_names_say_the_closest(rig):
     assert answer.status == 404
     assert answer.json()["type"] == "urn:headrace:endpoint-not-found"
     assert answer.json()["suggestion"] == "embedder"
+    assert (await rig.call("/e/EMBEDDER")).json()["suggestion"] == "embedder"
+    assert (await rig.call("/e/bedder-v2")).json()["suggestion"] == "embedder"
     version = await rig.call("/e/embedder@7")
     assert version.status == 404
     assert version.json()["versions"] == [2, 3]
@@ -289,6 +291,8 @@ async def test_without_keys_only_this_machines_own_pages_may_call(rig):
         ("localhost:8700", "Origin: http://localhost:9999\r\n"),
         ("localhost:8700", "Origin: null\r\n"),
         ("localhost:8700", "Sec-Fetch-Site: cross-site\r\n"),
+        ("localhost:8700", "Sec-Fetch-Site: same-site\r\n"),
+        ("localhost:1234@evil.example", ""),
     ):
         assert (await rig.call(key=None, host=host, extra=extra)).status == 403, (host, extra)
         assert (

@@ -220,7 +220,7 @@ async def test_an_upgrade_becomes_a_tunnel(rig):
     request = instance.requests[0]
     assert (request.path, request.get("Connection"), request.get("Sec-WebSocket-Key")) == (
         "/ws?a=1",
-        "Upgrade",
+        "Upgrade, close",
         "abc",
     )
     assert request.get("Authorization") is None

@@ -25,8 +25,9 @@ CONFIG = Config(tick_s=0.5, scale_down_delay_s=5.0)
 HOST = HostObservation(host="h1", cpu_free=64.0, memory_free=1 << 40)
 
 
-def ready(id="a", host="h1", version=1, in_flight=0, started=0.0, used=None, state="ready"):
+def ready(id="a", host="h1", version=1, in_flight=0, started=0.0, used=None, state="ready", **size):
     return InstanceObservation(
+        **size,
         id=id,
         host=host,
         version=version,
@@ -285,7 +286,7 @@ def test_when_giving_way_would_not_help_nobody_is_released():
 def test_a_rollout_without_room_drains_one_old_and_says_so():
     full = msgspec.structs.replace(HOST, cpu_free=0.0)
     scaling = ScalingSpec(max=2, cpu=1.0)
-    there = (ready("o1", in_flight=2), ready("o2", in_flight=1))
+    there = (ready("o1", in_flight=2, cpu=1.0), ready("o2", in_flight=1, cpu=1.0))
     decision = do(see(scaling, [full], version=2, rollout_from=1, queued=1, instances=there))
     assert [a.instance for a in releases(decision)] == ["o2"]
     assert "drains first" in waits(decision)[0].reason
@@ -293,6 +294,58 @@ def test_a_rollout_without_room_drains_one_old_and_says_so():
     decision = do(see(scaling, [full], version=2, rollout_from=1, queued=1, instances=there))
     assert not releases(decision)
     assert waits(decision)
+
+
+def test_an_unused_instance_gives_way_only_when_its_first_request_has_had_time_to_come():
+    full = HostObservation(host="h1", cpu_free=0.0, memory_free=1 << 30)
+    scaling = ScalingSpec(cpu=1.0, idle_timeout_s=600.0)
+
+    def donors(started):
+        return [("default/x", ready("x1", started=started), scaling)]
+
+    young = see(ScalingSpec(cpu=1.0), [full], donors(100.0 - CONFIG.unused_hold_s / 2), queued=1)
+    (wait,) = do(young).actions
+    assert isinstance(wait, Wait)
+    old = see(ScalingSpec(cpu=1.0), [full], donors(100.0 - CONFIG.unused_hold_s), queued=1)
+    assert [r.instance for r in releases(do(old))] == ["x1"]
+
+
+def test_a_wait_says_whether_room_is_what_is_missing():
+    full = HostObservation(host="h1", cpu_free=0.0, memory_free=1 << 30)
+
+    def no_room(hosts, **scaling):
+        (wait,) = do(see(ScalingSpec(**scaling), hosts, queued=1)).actions
+        return wait.no_room
+
+    assert no_room([full])
+    assert not no_room([])
+    assert not no_room([full], regions=("mars",))
+    assert not no_room([full], gpu=(("H100", 1),))
+    assert no_room([msgspec.structs.replace(full, gpu_free={"H100": 0})], gpu=(("H100", 1),))
+
+
+def test_a_rollout_drains_nothing_where_that_cannot_help():
+    full = msgspec.structs.replace(HOST, cpu_free=0.5, gpu_free={"L4": 0})
+    other = msgspec.structs.replace(full, host="h2", cpu_free=0.0)
+    small = (ready("o1", cpu=0.25), ready("o2", host="h2", cpu=0.25))
+    held = (ready("o1", cpu=0.25, gpu=(("L4", 1),)), ready("o2", host="h2", cpu=0.25))
+    for scaling, there in (
+        (ScalingSpec(max=2, gpu=(("H100", 1),)), small),
+        (ScalingSpec(max=2, gpu=(("L4", 1),)), small),
+        (ScalingSpec(max=2, cpu=1.0), small),
+        (ScalingSpec(max=2, providers=("elsewhere",)), small),
+    ):
+        decision = do(see(scaling, [full, other], version=2, rollout_from=1, queued=1, instances=there))
+        assert not releases(decision)
+        assert waits(decision)
+        assert "drains first" not in waits(decision)[0].reason
+    # The one whose end helps goes, whatever else is less busy.
+    for scaling, there in (
+        (ScalingSpec(max=2, gpu=(("L4", 1),)), held),
+        (ScalingSpec(max=2, cpu=0.75), small),
+    ):
+        decision = do(see(scaling, [full, other], version=2, rollout_from=1, queued=1, instances=there))
+        assert [a.instance for a in releases(decision)] == ["o1"]
 
 
 def test_equal_input_gives_equal_output_and_survives_json():

@@ -94,6 +94,7 @@ def test_no_command_imports_ray() -> None:
         (["up", "--port", "70000"], "--port"),
         (["list", "--url", "nonsense"], "is not an address"),
         (["deploy", "missing.py"], "missing.py"),
+        (["--url", "http://x", "list"], "goes behind the command"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -105,6 +106,29 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert shown.err.startswith("headrace: ")
     assert shown.err.count("\n") == 1
     assert said in shown.err
+
+
+def test_a_file_whose_import_fails_is_shown_with_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "broken_file.py"
+    file.write_text("import headrace\nimport nothing_of_that_name\n")
+    assert run(["deploy", str(file), "--json"]) == 1
+    said = capsys.readouterr()
+    *trace, last = said.err.splitlines()
+    assert "line 2, in <module>" in "".join(trace)
+    assert last.startswith("headrace: importing broken_file failed: ModuleNotFoundError")
+    assert "line 2, in <module>" in json.loads(said.out)["error"]["traceback"]
+
+
+def test_a_refused_option_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "typo_file.py"
+    file.write_text("import headrace\n\n@headrace.endpoint(timout=3)\ndef f(): ...\n")
+    assert run(["deploy", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said == "headrace: typo_file.py, line 3: @endpoint has no option 'timout'. Did you mean 'timeout'?\n"
+    )
 
 
 def test_without_a_command_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:

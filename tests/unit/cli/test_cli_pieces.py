@@ -158,7 +158,7 @@ def test_a_failed_deployment_shows_the_traceback_and_fails(
         "id": "d1",
         "state": "failed",
         "endpoints": [
-            {"endpoint": "good", "version": 2, "state": "ready", "notes": ["loaded after the fork"]},
+            {"endpoint": "good", "version": 2, "state": "ready", "notes": ["loaded after\n the fork"]},
             {
                 "endpoint": "bad",
                 "version": 1,
@@ -195,6 +195,20 @@ def test_describe_shows_what_there_is_and_stands_what_there_is_not() -> None:
     )
     for expected in ("no host has room", "min 0, max 4", "i-1", "forked", "abcdef012345", "1 queued"):
         assert expected in full
+
+
+def test_describe_shows_the_newest_decisions_and_the_bounds_that_hold() -> None:
+    shown = describe(
+        {
+            "name": "echo",
+            "spec": {"scaling": {"min": 0, "max": 10}},
+            "scale": {"min": 2, "max": 3},
+            "decisions": [{"at": 100 - n, "action": "start", "reason": f"reason-{n}"} for n in range(20)],
+        }
+    )
+    assert "min 2, max 3" in shown
+    assert "reason-0" in shown
+    assert "reason-19" not in shown
 
 
 def test_log_lines_mark_stderr() -> None:

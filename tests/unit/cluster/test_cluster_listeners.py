@@ -37,6 +37,7 @@ def test_a_taken_port_names_its_option_and_holder(tmp_path, field, option):
             check_ports(chosen)
     text = str(caught.value)
     assert option in text
+    assert f"HEADRACE_{field.upper()}" in text
     assert f"pid {os.getpid()}" in text
     assert "\n" not in text
 

@@ -142,6 +142,26 @@ def test_the_first_deaths_while_running_cause_no_backoff():
     assert fresh.until == 7.0
 
 
+def test_instances_that_die_after_they_were_ready_hold_back_only_what_nobody_waits_for():
+    died, broken = wire.Death(reason="exited"), wire.Death(reason="load-failed")
+    failing: Failing | None = None
+    for _ in range(6):
+        failing = failures.another(failing, 1, died, failing.until if failing else 0.0, was_ready=True)
+    assert failing is not None
+    assert failing.until > 0
+    assert failures.blocked_until(failing, 1, 0) == failing.until
+    assert failures.blocked_until(failing, 1, 3) == 0
+    assert failures.blocked_until(failing, 2, 0) == 0
+    # A start that fails begins a row of its own, and holds back every start.
+    now = failing.until
+    failing = failures.another(failing, 1, broken, now, was_ready=False)
+    assert (failing.count, failures.blocked_until(failing, 1, 3)) == (1, now + failures.FIRST_BACKOFF_S)
+
+
+def test_an_ending_is_told_in_one_line():
+    assert failures.describe(wire.Death(reason="exited", detail="a\n  b")) == "exited: a b"
+
+
 @pytest.mark.parametrize(
     ("reason", "ready_for", "counts"),
     [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from headrace import wire
-from headrace.errors import LinkClosed, LinkRefused
-from headrace.link import Handler, Link, connect, listen
+from headrace.errors import LinkClosed, LinkError, LinkRefused
+from headrace.link import MAX_STRANGERS, Handler, Link, connect, listen
 
 
 @asynccontextmanager
@@ -163,3 +163,41 @@ async def test_a_peer_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
                 links[0].send(chunk)
         assert "does not read" in await asyncio.wait_for(links[0].closed, 5)
         writer.close()
+
+
+async def test_strangers_are_bounded_and_do_not_keep_others_out(tmp_path: Path) -> None:
+    async with control(tmp_path, ignore) as (address, links):
+        path = address.removeprefix("unix:")
+        strangers = [await asyncio.open_unix_connection(path) for _ in range(MAX_STRANGERS + 20)]
+        # The oldest are closed long before their time, and whoever says who it is comes in.
+        for reader, _ in strangers[:20]:
+            assert await asyncio.wait_for(reader.read(), 3) == b""
+        link = await connect(address, role="gateway", id="g-1", token="secret")
+        assert len(links) == 1
+        link.close()
+        for _, writer in strangers:
+            writer.close()
+
+
+@pytest.mark.parametrize("token", ["", "s", "secret2", "sécret", "\0", "x" * 60_000])
+async def test_any_other_token_is_refused(tmp_path: Path, token: str) -> None:
+    async with control(tmp_path, ignore) as (address, links):
+        with pytest.raises(LinkRefused):
+            await connect(address, role="host", id="h-1", token=token)
+        assert links == []
+
+
+@pytest.mark.parametrize("in_flight", [10**30, -(10**30)])
+async def test_what_has_no_frame_is_refused_and_the_link_goes_on(tmp_path: Path, in_flight: int) -> None:
+    seen: list[wire.AnyMessage] = []
+    async with control(tmp_path, lambda link, msg: seen.append(msg)) as (address, _):
+        link = await connect(address, role="host", id="h-1", token="secret")
+        link.start(ignore)
+        with pytest.raises(LinkError, match="cannot be sent"):
+            link.send(wire.Heartbeat(at=1.0, in_flight={"i": in_flight}))
+        with pytest.raises(LinkError, match="cannot be sent"):
+            link.send(wire.Wake(endpoint="\ud800"))
+        link.send(wire.Heartbeat(at=2.0))
+        await until(lambda: bool(seen))
+        assert seen == [wire.Heartbeat(at=2.0)]
+        link.close()

@@ -328,6 +328,20 @@ async def test_draining_ends_idle_connections_refuses_new_work_and_waits_for_wha
     assert await draining is True
 
 
+async def test_a_request_that_was_sent_when_draining_began_is_refused_not_lost(serve):
+    running = await serve(lambda x: x, concurrency=2)
+    kept, busy = await running.connect(), await running.connect()
+    await kept.call(1)
+    await busy.call(1)
+    draining = asyncio.create_task(running.server.drain(20))
+    await until(lambda: running.server.draining)
+    kept.send(request(2))
+    answer = await kept.answer()
+    assert (answer.status, answer.headers["x-headrace-refused"]) == (503, "draining")
+    assert await draining is True
+    assert await busy.ended() == b""
+
+
 async def test_what_outlasts_the_grace_is_cut_off_without_an_answer(serve):
     gate = AsyncGate()
     running = await serve(gate, kind="class")

@@ -32,6 +32,15 @@ def test_cookies_that_hold_a_key_do_not_travel():
     known = keys("one")
     assert known.clean_cookies(b'a=1; b=one; c=%6fne; d=Bearer%20one; e="one"; f=2') == b"a=1; f=2"
     assert known.clean_cookies(b"k=one") == b""
+    assert known.clean_cookies(b"one") == b""
+    assert known.clean_cookies(b"one=1; x=%256fne; y=a=one; z=2") == b"z=2"
+    long = "hr_" + "k" * 40
+    known = keys(long)
+    text = long.encode()
+    assert (
+        known.clean_cookies(b"a=x.%b.y; b={%%22key%%22:%%22%b%%22}; c=%b.; d=ok" % (text, text, text))
+        == b"d=ok"
+    )
 
 
 def test_scopes():

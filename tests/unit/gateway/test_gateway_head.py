@@ -125,8 +125,47 @@ def test_an_upgrade_needs_both_headers():
         (None, True),
         (b"application/json", False),
         (b"text/event-stream", False),
+        (b"application/json; charset=utf-8", False),
+        (b"image/png", False),
+        (b"application/rss+xml", True),
+        (b"text/xsl", True),
+        (b"multipart/x-mixed-replace; boundary=x", True),
+        (b"\x0btext/html", True),
+        (b"application/json, text/html", True),
+        (b"*/*", True),
+        (b"unknown/unknown", True),
     ],
 )
 def test_what_a_browser_would_run_is_put_in_a_sandbox(media, sandboxed):
     answer = read_answer([(b"Content-Type", media)] if media else [])
     assert (b"Content-Security-Policy: sandbox\r\n" in answer.forward) is sandboxed
+
+
+def test_two_content_types_are_put_in_a_sandbox():
+    answer = read_answer([(b"Content-Type", b"text/html"), (b"content-type", b"application/json")])
+    assert b"Content-Security-Policy: sandbox\r\n" in answer.forward
+
+
+ORIGIN_WIDE = [
+    b"Service-Worker-Allowed", b"Clear-Site-Data", b"Alt-Svc", b"STRICT-TRANSPORT-SECURITY",
+    b"X_Headrace_Token", b"x-headrace_token", b"SET-COOKIE",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORIGIN_WIDE)
+def test_what_speaks_for_the_whole_origin_stays(name):
+    assert read_answer([(name, b"/"), (b"Content-Type", b"application/json"), (b"X-A", b"1")]).forward == (
+        b"Content-Type: application/json\r\nX-A: 1\r\n"
+    )
+
+
+def test_no_control_character_leaves_in_an_answer():
+    answer = read_answer([(b"X", b"a\rSet-Cookie: b"), (b"Y", b"a\nb"), (b"Z", b"1")])
+    assert names(answer.forward) == [b"z", b"content-security-policy"]
+
+
+@pytest.mark.parametrize("method", [b"CONNECT", b"TRACE"])
+def test_methods_of_proxies_are_refused(method):
+    with pytest.raises(RequestError) as refused:
+        head(method=method)
+    assert refused.value.status == 405

@@ -8,11 +8,13 @@ import os
 import stat
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from headrace.errors import BundleError
 from headrace.host.agent import HostAgent
-from headrace.host.bundles import Bundles, remove_tree, unpack
+from headrace.host.bundles import Bundles, unpack
+from headrace_runtimes.trees import remove_tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +28,25 @@ def entry(name: str, mode: int = 0, data: bytes = b"x") -> bytes:
         info.external_attr = mode << 16
         bundle.writestr(info, data)
     return sink.getvalue()
+
+
+def packed(method: int) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", method) as bundle:
+        bundle.writestr("app.py", "x" * 1000)
+    return sink.getvalue()
+
+
+def damaged() -> bytes:
+    """What is packed is no deflate stream."""
+    data = bytearray(packed(zipfile.ZIP_DEFLATED))
+    data[36:44] = b"\xff" * 8
+    return bytes(data)
+
+
+def test_refuses_what_is_damaged_inside(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="cannot be unpacked"):
+        unpack(put(tmp_path, damaged()), tmp_path / "out")
 
 
 def put(tmp_path: Path, data: bytes) -> Path:
@@ -43,6 +64,26 @@ def test_unpacks_read_only(tmp_path: Path) -> None:
     assert stat.S_IMODE((target / "pkg").stat().st_mode) == 0o555
     remove_tree(target)
     assert not target.exists()
+
+
+def test_is_closed_until_it_is_whole_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+    real = os.chmod
+
+    def watched(path: Any, mode: int, **more: Any) -> None:
+        modes.append(stat.S_IMODE((tmp_path / "out").stat().st_mode))
+        real(path, mode, **more)
+
+    monkeypatch.setattr(os, "chmod", watched)
+    before = os.umask(0)
+    try:
+        unpack(put(tmp_path, make_zip({"a.py": "1", "b/c/d.py": "2"})), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert set(modes) == {0o700}
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.stat().st_mode & 0o222]
 
 
 def test_keeps_what_is_executable(tmp_path: Path) -> None:
@@ -63,6 +104,8 @@ def test_keeps_what_is_executable(tmp_path: Path) -> None:
         entry("fifo", stat.S_IFIFO | 0o644),
         b"this is no zip",
         make_zip({"app.py": "x" * 100})[:-30],
+        packed(zipfile.ZIP_LZMA),
+        packed(zipfile.ZIP_BZIP2),
     ],
 )
 def test_refuses_what_is_unsafe(tmp_path: Path, data: bytes) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -82,13 +83,40 @@ async def test_waiting_descriptors_are_copies_that_are_closed(peer):
     os.close(read)
 
 
-@pytest.mark.parametrize("junk", [b"\xff", b"[1]", b"not json", b"null"])
+JUNK = [
+    b"\xff", b"[1]", b"not json", b"null", b"[" * 100_000, b'{"a":' * 10_000, b'{"a": NaN}',
+    b'{"a": -Infinity}', b'{"a": ' + b"9" * 10_000 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: junk[:12])
 async def test_junk_from_the_peer_closes(peer, junk):
     peer.theirs.send(junk)
     await eventually(lambda: peer.closed == 1)
     assert not peer.got
     with pytest.raises(ChannelError, match="has ended"):
         peer.channel.send({})
+
+
+@pytest.mark.parametrize(
+    "packet", [b'{"ev": "failed", "message": "\\udcff", "\\ud800": ["\\udfff", {"a": "\\uD8ab"}]}',
+               b'{"ev": "failed", "message": "\xed\xb3\xbf"}', b'{"ev": "\xff"}']
+)  # fmt: skip
+async def test_texts_of_the_peer_can_be_told_on(peer, packet):
+    peer.theirs.send(packet)
+    await eventually(lambda: peer.got)
+    json.dumps(peer.got, ensure_ascii=False).encode()
+    assert peer.closed == 0
+
+
+async def test_a_packet_that_its_receiver_chokes_on_closes():
+    ours, theirs = pair()
+    closed = []
+    channel = Channel(ours, lambda packet: packet["pid"] + 1, lambda: closed.append(1))
+    theirs.send(b'{"pid": "x"}')
+    await eventually(lambda: closed)
+    assert channel.closed
+    theirs.close()
 
 
 async def test_a_gone_peer_closes_once(peer):
@@ -105,11 +133,14 @@ async def test_a_packet_above_the_bound_is_refused(peer):
     assert peer.theirs.recv(100) == b'{"small":1}'
 
 
-async def test_descriptors_from_a_child_are_closed(peer):
+async def test_descriptors_from_a_child_are_refused_or_closed(peer):
     read, write = os.pipe()
-    socket.send_fds(peer.theirs, [b"{}"], [write])
-    os.close(write)
-    await eventually(lambda: peer.got == [{}])
+    many = [os.dup(write) for _ in range(200)]
+    with contextlib.suppress(PermissionError):  # where the kernel can refuse them
+        socket.send_fds(peer.theirs, [b"{}"], [write, *many])
+        await eventually(lambda: peer.got == [{}])
+    for fd in (write, *many):
+        os.close(fd)
     assert os.read(read, 1) == b""
     os.close(read)
 

@@ -229,27 +229,63 @@ def test_accelerators_are_what_was_reserved():
     assert sandbox_env(assignment(env=wish, gpu_indices=(2,)))["CUDA_VISIBLE_DEVICES"] == "2"
 
 
-@pytest.mark.parametrize("id", ["../up", "a/b", "", ".hidden", "x" * 65, "a b"])
+@pytest.mark.parametrize("id", ["../up", "a/b", "", ".hidden", "x" * 65, "a b", "a\n"])
 def test_an_id_that_is_no_file_name_is_refused(tmp_path, id):
     with pytest.raises(PrepareFailed, match="Instance id"):
-        make_home(tmp_path, id, None)
+        make_home(tmp_path, tmp_path, id, None)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path):
     with pytest.raises(PrepareFailed, match="too long for a socket"):
-        make_home(tmp_path / ("x" * 100), "i", None)
+        make_home(tmp_path, tmp_path / ("x" * 100), "i", None)
 
 
-def test_a_home_is_private_and_listens(tmp_path, monkeypatch):
+def test_a_home_is_private_and_its_socket_is_not_in_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path, listener = make_home(Path(), "i", None)
+    for name in ("s", "k"):
+        Path(name).mkdir()
+    home = make_home(Path("s"), Path("k"), "i", None)
     try:
-        assert path.stat().st_mode & 0o777 == 0o700
-        assert (path / "http.sock").stat().st_mode & 0o777 == 0o600
-        assert {p.name for p in path.iterdir()} == {"home", "tmp", "http.sock"}
+        assert home.path.stat().st_mode & 0o777 == 0o700
+        assert home.door.stat().st_mode & 0o777 == 0o600
+        assert {p.name for p in home.path.iterdir()} == {"home", "tmp"}
         with pytest.raises(PrepareFailed, match="Cannot make"):
-            make_home(Path(), "i", None)
-        assert (path / "http.sock").exists()  # the living one was not touched
+            make_home(Path("s"), Path("k"), "i", None)
+        assert home.door.exists()  # the living one was not touched
+        assert home.path.exists()
     finally:
-        listener.close()
+        home.listener.close()
+    home.remove()
+    assert not list(Path("s").iterdir())
+    assert not list(Path("k").iterdir())
+
+
+async def test_a_number_that_is_anothers_by_now_is_not_signalled():
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    child = Child("x", None, False)
+    try:
+        child.forked(process.pid)
+        child._identity = f"{process.pid} 1 another boot"
+        child.kill()
+        assert procs.identity(process.pid) is not None
+        child.forked(process.pid)
+        child.kill()
+        assert process.wait(timeout=5) == -9
+    finally:
+        process.kill()
+        process.wait()
+        child.died(None, 9)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+async def test_a_session_is_ended_only_as_far_as_it_is_of_that_uid():
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        assert await Undertaker().bury(process.pid, None, runs_as=FIRST + 9)
+        assert process.poll() is None
+        assert await Undertaker().bury(process.pid, None, runs_as=0)
+        assert process.wait(timeout=5) == -9
+    finally:
+        process.kill()
+        process.wait()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from headrace_runtimes.errors import AssignFailed
 from headrace_runtimes.process.child import Child
 from headrace_runtimes.process.logs import LogStore
 from headrace_runtimes.process.memory import MemoryGuard
-from headrace_runtimes.process.sandbox import ProcessSandbox
+from headrace_runtimes.process.sandbox import ProcessSandbox, make_home
 from headrace_runtimes.spec import Assignment
 
 
@@ -23,17 +24,17 @@ async def buried(sandbox: ProcessSandbox) -> None:
 
 @pytest.mark.parametrize("said", ["import-failed", "load-failed"])
 async def test_a_failure_is_told_though_the_end_is_known_first(tmp_path: Path, said: str) -> None:
+    short = tempfile.mkdtemp(prefix="hrk-")  # a socket's path must be short
     child = Child("c-1", None, own_uid=False)
     engine = socket.socket(fileno=os.dup(child.descriptors()[0]))
     assignment = Assignment(
         id="i-1", endpoint="default/x", version=1, code_dir=tmp_path, entry="a:b", handler="class", token="t"
     )
     sandbox = ProcessSandbox(
-        child, assignment, "warm", tmp_path / "s",
+        child, assignment, "warm", make_home(tmp_path, Path(short), "i", None),
         logs=LogStore(tmp_path / "logs", 1 << 20), memory=MemoryGuard(None), bury=buried,
     )  # fmt: skip
-    listener = socket.socket(socket.AF_UNIX)
-    starting = asyncio.create_task(sandbox.start(listener, 0.0))
+    starting = asyncio.create_task(sandbox.start(0.0))
     await asyncio.sleep(0)
     assert json.loads(engine.recv(1 << 17))["op"] == "assign"
     engine.send(json.dumps({"ev": "failed", "reason": said, "message": "no", "traceback": "T"}).encode())
@@ -47,3 +48,6 @@ async def test_a_failure_is_told_though_the_end_is_known_first(tmp_path: Path, s
     )
     assert (await sandbox.exited).reason == said
     engine.close()
+    await sandbox.gone()
+    assert not (tmp_path / "i").exists()
+    Path(short).rmdir()  # its socket is gone, too

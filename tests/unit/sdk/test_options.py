@@ -39,6 +39,7 @@ BAD = [
     ("memory", "16 gigs", "16GiB"),
     ("memory", 0, "more than 0"),
     ("memory", 1.5, "512MiB"),
+    ("memory", 16, "16 MiB"),
     ("memory", None, "512MiB"),
     ("image", "python:3.11", "headrace.Image"),
     ("runtime", "podman", '"process"'),
@@ -143,6 +144,27 @@ def test_a_typo_names_the_closest_option(typo: str, meant: str) -> None:
         headrace.endpoint(**{typo: 1})
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: headrace.Scaling(mim=1), "Scaling has no option 'mim'. Did you mean 'min'?"),
+        (lambda: headrace.Batch(max_sise=1), "'max_sise'. Did you mean 'max_size'?"),
+        (lambda: headrace.Queue(size=1), "'size'. Options are: max_requests, max_bytes."),
+        (lambda: headrace.Placement(provider=["x"]), "'provider'. Did you mean 'providers'?"),
+        (lambda: headrace.Gpu(nam="x"), "'nam'. Did you mean 'name'?"),
+    ],
+)
+def test_a_typo_in_a_part_names_the_closest_option(make: Any, says: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+def test_a_newer_spec_is_told_from_a_broken_one() -> None:
+    with pytest.raises(SpecError, match="spec version 9 is newer"):
+        load_spec(b'{"name":"a","entry":"a:a","handler":"function","spec_version":9,"hologram":true}')
+
+
 def test_a_strange_option_lists_them_all() -> None:
     with pytest.raises(SpecError, match=r"Options are: .*concurrency.*timeout"):
         headrace.endpoint(zzzzzz=1)  # type: ignore[call-overload]
@@ -224,6 +246,13 @@ def test_batch_needs_one_list_parameter_and_no_generator() -> None:
         headrace.endpoint(batch=headrace.Batch())(two)
     with pytest.raises(SpecError, match="generator"):
         headrace.endpoint(batch=headrace.Batch())(stream)
+
+    class Streams:
+        async def __call__(self, a: list[int]) -> Any:
+            yield a
+
+    with pytest.raises(SpecError, match="async_generator"):
+        headrace.endpoint(batch=headrace.Batch())(Streams)
 
 
 def test_loaded_snapshot_needs_load() -> None:

@@ -13,6 +13,7 @@ from headrace.control.model import Endpoint
 from headrace.control.parts import Parts
 from headrace.control.specs import as_json
 from headrace.errors import Conflict, NotFound, ValidationFailed, VersionNotFound
+from headrace.sdk.spec import MAX_INSTANCES
 
 Params = dict[str, str]
 
@@ -81,8 +82,12 @@ async def scale(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRep
         raise ValidationFailed("scale: use an object with min, max or to.")
     for name, value in body.items():
         optional = value is None and name != "to"
-        if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ValidationFailed(f"{name}={value!r}: use a whole number from 0.", errors=[{"loc": [name]}])
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not optional and not (whole and 0 <= value <= MAX_INSTANCES):
+            raise ValidationFailed(
+                f"{name}={value!r:.40}: use a whole number from 0 to {MAX_INSTANCES}.",
+                errors=[{"loc": [name]}],
+            )
     low = body.get("min", endpoint.min_override)
     high = body.get("max", endpoint.max_override)
     scaling = endpoint.spec.scaling
@@ -98,6 +103,9 @@ async def scale(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRep
         parts.world.touch(endpoint)
         parts.reconciler.again(endpoint)
     if to is not None:
+        # A request that was answered just now must not keep its instance.
+        await parts.routes.fresh()
+        endpoint = _usable(parts, call, params)
         parts.reconciler.scale_to(endpoint, to)
     return reply(await described(parts, endpoint))
 

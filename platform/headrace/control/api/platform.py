@@ -92,7 +92,16 @@ async def nodes(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRep
             return page(call, [])
         seen = {h.hello.node: h for h in parts.world.living_hosts()}
         items = [
-            {"id": n, "provider": h.hello.provider, "state": h.state, "host": h.id, "managed": False}
+            {
+                "id": n,
+                "provider": h.hello.provider,
+                "region": h.hello.region,
+                "state": h.state,
+                "host": h.id,
+                "managed": False,
+                "cpu": h.hello.resources.cpu,
+                "memory": h.hello.resources.memory,
+            }
             for n, h in seen.items()
         ]
         return page(call, items)

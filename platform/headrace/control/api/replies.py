@@ -37,9 +37,9 @@ def limit_of(call: wire.ApiCall, default: int = DEFAULT_LIMIT) -> int:
     text = call.query.get("limit")
     if text is None:
         return default
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or not text.strip("0"):
         raise ValidationFailed(f"limit={text!r}: use a number from 1 to {MAX_LIMIT}.")
-    return min(MAX_LIMIT, int(text))
+    return min(MAX_LIMIT, int(text[:9]))
 
 
 def wait_of(call: wire.ApiCall) -> float:
@@ -67,7 +67,7 @@ def unpack_cursor(call: wire.ApiCall, type: type[T]) -> T | None:
     try:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         return msgspec.json.decode(raw, type=type)
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+    except (binascii.Error, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise ValidationFailed("cursor: use the `next` of the page before.") from error
 
 
@@ -95,14 +95,16 @@ def find(world: World, project: str, name: str) -> Endpoint:
 def closest(world: World, project: str, name: str) -> str | None:
     """The name nearest to a wrong one. Bounded: among tens of thousands only likely ones are compared."""
     likely: list[str] = []
+    name = name[:80].lower()
     few = len(world.endpoints) < 200
     for endpoint in world.endpoints.values():
         other = endpoint.name
-        if endpoint.project != project or abs(len(other) - len(name)) > 3:
+        if endpoint.project != project:
             continue
-        if few or other[:2] == name[:2] or other[-3:] == name[-3:]:
+        alike = other[:2] == name[:2] or other[-3:] == name[-3:]
+        if few or (alike and abs(len(other) - len(name)) <= 3):
             likely.append(other)
             if len(likely) == 500:
                 break
-    found = difflib.get_close_matches(name, likely, n=1)
+    found = difflib.get_close_matches(name, likely, n=1, cutoff=0.5)
     return found[0] if found else None

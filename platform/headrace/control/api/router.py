@@ -97,7 +97,7 @@ async def handle(parts: Parts, call: wire.ApiCall) -> wire.ApiReply:
 
 
 def _allowed(call: wire.ApiCall, scope: str) -> None:
-    if call.scopes and "admin" not in call.scopes and scope not in call.scopes:
+    if "admin" not in call.scopes and scope not in call.scopes:
         what = "manage keys" if scope == "admin" else "manage the platform"
         raise Forbidden(f"this key may not {what}.", hint=f"Use a key with the scope {scope}.")
 

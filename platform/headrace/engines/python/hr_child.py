@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import resource
 import signal
 import sys
 from typing import List, NoReturn, Optional
@@ -59,12 +58,7 @@ def confine(fds: List[int], uid: Optional[int], gid: Optional[int], parent: int)
             os.close(fd)
     hr_sys.blank_descriptors([fds[0]])
     line_buffered()
-    hr_sys.limit(resource.RLIMIT_CORE, 0)
-    os.umask(0o077)
-    hr_sys.drop_user(uid, gid)
-    hr_sys.no_new_privileges()
-    # After the uid: changing it clears the wish.
-    hr_sys.die_with_parent(parent)
+    hr_sys.become(uid, gid, parent)
 
 
 def line_buffered() -> None:

@@ -18,6 +18,6 @@ def handler_failed(error: BaseException) -> Tuple[Problem, bytes]:
     print(hr_loader.user_traceback(error), file=sys.stderr, end="", flush=True)
     text = str(error)[:4000]
     problem = Problem("handler-error", f"{name}: {text}" if text else name, exception=name)
-    problem.hint = "The traceback is in the endpoint's logs: headrace logs."
+    problem.hint = "`headrace logs NAME` shows the traceback."
     header = _NOT_HEADER.sub("?", name)[:200]
     return problem, b"X-Headrace-Exception: %b\r\n" % header.encode()

@@ -18,6 +18,9 @@ from typing import Callable, List, Optional, Protocol, Set
 from hr_connection import Connection, Exchange
 from hr_problem import CONTENT_TYPE, Problem
 
+_ON_ITS_WAY_S = 0.05
+"""Gateways are told before the instance that it goes: what they sent before arrives within this time."""
+
 
 class App(Protocol):
     """What answers admitted requests."""
@@ -25,9 +28,6 @@ class App(Protocol):
     def start(self, x: Exchange) -> None:
         """Begin work; `Server.release` must follow, exactly once, when it has ended."""
         ...
-
-
-_LAST_REQUESTS_S = 0.02
 
 
 def _deadline_ms(x: Exchange) -> Optional[float]:
@@ -175,16 +175,16 @@ class Server:
     async def drain(self, grace_s: float) -> bool:
         """Take no new requests, wait for those that run; whether all ended within ``grace_s``."""
         self.draining = True
-        # What was on its way when the drain began is refused as not started: closing a connection with unread
-        # bytes would reset it, and its sender could not tell whether the request had run.
-        await asyncio.sleep(min(_LAST_REQUESTS_S, max(0.0, grace_s)))
+        until = time.monotonic() + max(0.0, grace_s)
+        # What is on its way is refused, and goes elsewhere: with its connection it would be lost.
+        await asyncio.sleep(min(_ON_ITS_WAY_S, max(0.0, grace_s)))
         for connection in list(self.connections):
             connection.close_if_idle()
         assert self._idle is not None
         if self.in_flight:
             self._idle.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), max(0.0, grace_s))
+                await asyncio.wait_for(self._idle.wait(), max(0.0, until - time.monotonic()))
         return self.in_flight == 0
 
     def cut_off(self) -> None:

@@ -16,6 +16,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 CLONE_NEWNS = 0x00020000
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MAX_PROCESSES = 4096
+"""Processes and threads of one uid: a fork bomb ends itself, not the machine."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -87,6 +89,22 @@ def drop_user(uid: Optional[int], gid: Optional[int]) -> None:
     os.setresuid(uid, uid, uid)
     # A process that changed its uid may not read its own /proc/self/fd and /proc/self/maps; libraries do.
     _prctl(_PR_SET_DUMPABLE, 1, "PR_SET_DUMPABLE")
+
+
+def become(uid: Optional[int], gid: Optional[int], parent: int) -> None:
+    """Be who runs user code: that user, within limits, private files, no way back, death with the parent.
+
+    Raises `PermissionError` as `drop_user` does.
+    """
+    limit(resource.RLIMIT_CORE, 0)
+    if uid is not None:
+        # Counted per user: without one of our own it would count our own user's other processes, too.
+        limit(resource.RLIMIT_NPROC, MAX_PROCESSES)
+    os.umask(0o077)
+    drop_user(uid, gid)
+    no_new_privileges()
+    # After the uid: changing it clears the wish.
+    die_with_parent(parent)
 
 
 def limit(which: int, value: int) -> None:

@@ -99,11 +99,9 @@ class Zygote:
     def _drop(self, uid: Optional[int], gid: Optional[int]) -> None:
         if uid is None:
             return
-        parent = os.getppid()
-        hr_sys.drop_user(uid, gid)
+        # It is going to run user code: nothing that holds for an instance may be missing here.
+        hr_sys.become(uid, gid, os.getppid())
         self._drop_trials = False
-        # Changing the uid clears the wish to die with the parent.
-        hr_sys.die_with_parent(parent)
 
     def _preload(self, message: Message) -> None:
         modules = list(message.get("modules") or ())
@@ -113,6 +111,8 @@ class Zygote:
         self._send(ev="preloaded", imported=imported, refused=refused)
 
     def _load(self, message: Message) -> None:
+        # Once more for a runtime that is not root, whose zygotes keep their uid.
+        hr_sys.become(None, None, os.getppid())
         before = hr_forksafe.look()
         started = time.monotonic()
         os.environ.update({str(k): str(v) for k, v in (message.get("env") or {}).items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -71,7 +71,8 @@ class NativeApi:
             version = int(wanted)
         timeout = _timeout(head.timeout, route.timeout_s)
         priority = priority_of(head.priority)
-        upgrade = bool(head.upgrade) and route.handler == "asgi"
+        # Nothing else is ever switched to: what an app does not know it would answer as a plain request.
+        upgrade = head.upgrade.strip().lower() == b"websocket" and route.handler == "asgi"
         request.target = Target(state, version, path, timeout, upgrade, priority)
         return route.max_body
 
@@ -93,15 +94,19 @@ class NativeApi:
         )
 
     def _unknown(self, project: str, name: str, allowed: Sequence[str]) -> EndpointNotFound:
-        shown = name[:80]
-        near = (
-            other
-            for other in self._table.names(project)
-            if (not allowed or other in allowed)
-            and abs(len(other) - len(name)) <= 3
-            and name
-            and (other[0] == name[0] or other[-1] == name[-1])
-        )
+        # Names are lower case.
+        shown, name = name[:80], name.lower()
+        near: Iterable[str] = self._table.names(project)
+        if allowed:
+            near = (other for other in near if other in allowed)
+        if len(self._table.endpoints) > MAX_SUGGESTED_FROM:
+            near = (
+                other
+                for other in near
+                if abs(len(other) - len(name)) <= 3
+                and name
+                and (other[0] == name[0] or other[-1] == name[-1])
+            )
         close = (
             difflib.get_close_matches(name, list(islice(near, MAX_SUGGESTED_FROM)), n=1, cutoff=0.5)
             if len(name) < 80

@@ -1,0 +1,63 @@
+"""Why a lost request goes nowhere else, and the moment for which its error waits for control's word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from headrace.errors import InstanceKilled, RequestError
+from headrace.gateway.answer import Fate, lost_error
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from headrace.gateway.attempt import Attempt
+
+Why = Literal["reset", "own", "host"]
+"""Why an attempt was lost: the connection broke, the instance died, or its host did."""
+VERDICT_S = 0.15
+"""Before a request fails because its instance broke off: so long for control to say why it died, and whether
+its host is lost. The host sees it first and tells control, which tells us."""
+Over = Callable[[str], RequestError]
+"""The error of a request that no other instance gets, out of why its instance died."""
+
+
+class Verdict:
+    """``decide`` is called with the attempt when control has said nothing in time."""
+
+    __slots__ = ("_detail", "_over", "_timer", "attempt")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        attempt: Attempt,
+        over: Over,
+        detail: str,
+        decide: Callable[[Attempt], None],
+    ) -> None:
+        self.attempt = attempt
+        self._over = over
+        self._detail = detail
+        self._timer = loop.call_later(VERDICT_S, decide, attempt)
+
+    def stop(self) -> None:
+        """There is nothing to wait for any more."""
+        self._timer.cancel()
+
+    def error(self, reason: str) -> RequestError:
+        """What the client is told; without a reason, what was seen of the death."""
+        return self._over(reason or self._detail)
+
+
+def over_for(fate: Fate, attempts: int) -> Over:
+    """It was sent ``attempts`` times."""
+    return lambda reason: lost_error(reason, fate, attempts)
+
+
+def killer(deaths: int) -> Over:
+    """It was present at so many deaths, at the last one alone."""
+    return lambda reason: InstanceKilled(
+        f"{deaths} instances died while they worked on this request, the last one while it ran there "
+        f"alone: {reason}.",
+        hint="`headrace logs NAME` shows what was printed.",
+    )

@@ -1,0 +1,155 @@
+"""A 502 says why the instance died, when control knows it in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from headrace import wire
+from headrace.gateway import verdict
+
+OOM = "oom: OOM-killed at 512 MiB"
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So long that only the reason can end the wait in a test."""
+    monkeypatch.setattr(verdict, "VERDICT_S", 3600.0)
+
+
+def dies(rig: Any, id: str, reason: str) -> None:
+    rig.control.instances.pop(id, None)
+    rig.control.send(wire.RouteDelta(epoch=rig.control.epoch, dead_instances=[id], dead_reasons={id: reason}))
+
+
+def dying(rig: Any, reason: str = OOM) -> Callable[[Any], Awaitable[None]]:
+    """Resets the connection; control tells why only when the gateway has seen that."""
+
+    told: set[asyncio.Task[None]] = set()
+
+    async def tell(id: str) -> None:
+        await rig.until(lambda: id in [t.instance for t in rig.control.of(wire.InstanceTrouble)])
+        dies(rig, id, reason)
+
+    async def behaviour(exchange: Any) -> None:
+        id = (exchange.request.get("X-Headrace-Token") or "").removeprefix("token-")
+        # What serves the connection ends with it.
+        told.add(asyncio.create_task(tell(id)))
+        exchange.reset()
+
+    return behaviour
+
+
+async def test_what_may_run_only_once_says_why_it_failed(rig: Any, patient: None) -> None:
+    rig.endpoint(idempotent=False)
+    await rig.up()
+    await rig.instance(dying(rig))
+    await rig.known(lambda t: t.instances)
+    answer = await rig.call()
+    assert answer.status == 502
+    assert f"({OOM})" in answer.json()["detail"]
+    assert answer.json()["type"] == "urn:headrace:instance-died"
+    await rig.quiet()
+
+
+@pytest.mark.parametrize(
+    ("retries", "says"),
+    [(1, "the last: exited: exit code "), (2, "while it ran there alone: exited: exit code ")],
+)
+async def test_the_last_of_several_deaths_is_told_and_retries_do_not_wait(
+    rig: Any, patient: None, retries: int, says: str
+) -> None:
+    rig.endpoint(retries=retries)
+    await rig.up()
+    for number in range(retries + 1):
+        await rig.instance(dying(rig, f"exited: exit code {number}"))
+    await rig.known(lambda t: len(t.instances) == retries + 1)
+    answer = await rig.call()
+    assert answer.status == 502
+    assert answer.get("X-Headrace-Attempt") == str(retries + 1)
+    assert f"{retries + 1} instances died" in answer.json()["detail"]
+    assert says in answer.json()["detail"]
+
+
+async def test_a_retried_request_is_answered_without_waiting_for_reasons(rig: Any, patient: None) -> None:
+    async def resets(exchange: Any) -> None:
+        exchange.reset()
+
+    rig.endpoint(retries=1)
+    await rig.up()
+    await rig.instance(resets)
+    await rig.known(lambda t: t.instances)
+    waiting = asyncio.create_task(rig.call())
+    await rig.until(lambda: rig.control.of(wire.InstanceTrouble))
+    await rig.instance()
+    assert (await waiting).status == 200
+
+
+async def test_a_broken_stream_ends_with_the_reason(rig: Any, patient: None) -> None:
+    async def behaviour(exchange: Any) -> None:
+        await exchange.begin_chunked()
+        await exchange.chunk(b'{"n":1}\n')
+        await dying(rig)(exchange)
+
+    rig.endpoint()
+    await rig.up()
+    await rig.instance(behaviour)
+    await rig.known(lambda t: t.instances)
+    answer = await rig.call()
+    assert OOM in answer.body.splitlines()[-1].decode()
+    await rig.quiet()
+
+
+async def test_without_a_reason_the_error_comes_all_the_same(rig: Any) -> None:
+    async def resets(exchange: Any) -> None:
+        exchange.reset()
+
+    rig.endpoint(idempotent=False)
+    await rig.up()
+    await rig.instance(resets)
+    await rig.known(lambda t: t.instances)
+    answer = await rig.call()
+    assert answer.status == 502
+    assert "died at work" in answer.json()["detail"]
+    await rig.quiet()
+
+
+async def test_a_client_that_leaves_does_not_wait_for_the_reason(rig: Any, patient: None) -> None:
+    async def resets(exchange: Any) -> None:
+        exchange.reset()
+
+    rig.endpoint(idempotent=False)
+    await rig.up()
+    await rig.instance(resets)
+    await rig.known(lambda t: t.instances)
+    client = await rig.connect()
+    await client.send(rig.request())
+    await rig.until(lambda: rig.control.of(wire.InstanceTrouble))
+    assert rig.gateway.dispatcher.in_use() == (1, 0)
+    client.close()
+    await rig.quiet()
+
+
+@pytest.mark.parametrize(("reason", "free"), [("host-lost: silent", True), ("exited: exit code 3", False)])
+async def test_a_lost_host_costs_no_retry_and_a_death_does(rig: Any, reason: str, free: bool) -> None:
+    """Else a request that kills would be sent for ever, were its deaths always told before they are seen."""
+    started = asyncio.Event()
+
+    async def hangs(exchange: Any) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    rig.endpoint(retries=0)
+    await rig.up()
+    first = await rig.instance(hangs)
+    await rig.known(lambda t: t.instances)
+    waiting = asyncio.create_task(rig.call())
+    await asyncio.wait_for(started.wait(), 10)
+    await rig.instance()
+    await rig.known(lambda t: len(t.instances) == 2)
+    dies(rig, first.id, reason)
+    answer = await waiting
+    assert answer.status == (200 if free else 502)
+    assert free or reason in answer.json()["detail"]

@@ -1,0 +1,24 @@
+"""When `headrace up` says that it is ready."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from headrace.cluster.parts import is_complete
+
+
+@pytest.mark.parametrize(
+    ("hosts", "gateways", "complete"),
+    [(0, 2, False), (1, 0, False), (1, 1, False), (1, 2, True), (3, 2, True), (1, 3, True)],
+)
+def test_ready_is_a_host_and_every_gateway(hosts, gateways, complete):
+    body = json.dumps({"hosts": hosts, "gateways": gateways}).encode()
+    assert is_complete(body, 2) is complete
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"no", b"[]", b"null", b"{}", b'{"hosts": 1}', b'{"hosts": 1, "gateways": null}']
+)
+def test_an_answer_that_is_no_status_is_not_ready(body):
+    assert not is_complete(body, 1)
