@@ -47,6 +47,7 @@ class Attempt:
         "outcome",
         "sent_at",
         "started",
+        "status",
     )
 
     def __init__(self, call: Call, instance: Instance, number: int) -> None:
@@ -58,6 +59,8 @@ class Attempt:
         self.sent_at = 0.0
         self.ended = 0.0
         self.outcome: Outcome = ""
+        self.status = 0
+        """Of the instance's answer; 0: none came."""
         self.charged = False
         """Whether its loss cost the request a retry."""
         self.answer: Answer | None = None
@@ -110,6 +113,7 @@ class Attempt:
     def on_head(self, up: Upstream) -> None:
         """First byte: from here on the request is never sent again (but for refusals)."""
         answer = self.answer = read_answer(up.headers)
+        self.status = up.status
         self._detour = self.call.judge(self, up.status, answer)
         if self._detour:
             return

@@ -19,6 +19,8 @@ from headrace.gateway.api import cog, health, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.jobs import Route as JobsRoute
+from headrace.gateway.api.metrics import MetricsApi
+from headrace.gateway.api.metrics import Route as MetricsRoute
 from headrace.gateway.api.native import NativeApi, Target
 from headrace.gateway.auth import (
     KEYLESS,
@@ -124,8 +126,11 @@ class Gateway:
         self._jobs_api = JobsApi(self.jobs.service)
         runpod_api = runpod.RunpodApi(self.jobs.service)
         cog_api = cog.CogApi(self.jobs.service)
-        self._contracts: tuple[Contract, ...] = (runpod_api, cog_api)
+        self._metrics = MetricsApi(self.id, self.dispatcher, self.jobs, self._control)
+        self._metrics.gauges = {"clients": lambda: len(self._clients), "held": lambda: self._held}
+        self._contracts: tuple[Contract, ...] = (self._metrics, runpod_api, cog_api)
         self._by_target: dict[type, Contract] = {
+            MetricsRoute: self._metrics,
             JobsRoute: self._jobs_api,
             runpod.Route: runpod_api,
             cog.Route: cog_api,
@@ -133,7 +138,11 @@ class Gateway:
         sock = self._listener or self._bind()
         sock.setblocking(False)
         self.port = sock.getsockname()[1]
-        await self.jobs.start()
+        try:
+            await self.jobs.start()
+        except BaseException:
+            sock.close()
+            raise
         self._control.start()
         if self._listener is not None:
             await self._first_table()
@@ -192,6 +201,13 @@ class Gateway:
 
     def admit(self, request: Request) -> int:
         """Who asks for what; gives the limit of the body. Raises `RequestError`."""
+        try:
+            return self._admit(request)
+        except RequestError as error:
+            self._metrics.refuse(error)
+            raise
+
+    def _admit(self, request: Request) -> int:
         head = request.head
         target = head.target
         if target[:3] == b"/e/":

@@ -262,6 +262,9 @@ class JobService:
         return store, self._runner
 
     def _finished(self, job: Job, result: Result) -> None:
+        state = self._dispatcher.state(f"{job.project}/{job.endpoint}")
+        if state is not None and job.api != "sync":
+            state.meter.job(result.state, max(0.0, time.time() - job.created_at))
         self._tell_webhooks(job)
 
     def _tell_webhooks(self, job: Job) -> None:
