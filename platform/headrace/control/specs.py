@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from headrace.errors import BadRequest, BundleError, SpecError, UnsupportedOption, ValidationFailed
-from headrace.sdk.spec import EndpointSpec, dump_spec
+from headrace.sdk.spec import EndpointSpec, dump_spec, needs_asgi
 
 
 class DeploymentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,8 +89,8 @@ def _refuse(spec: EndpointSpec) -> None:
             f"an image with layers or a Python version {later}.",
             hint="Endpoints run in the platform's own Python environment: install packages there.",
         )
-    if spec.api != "native":
-        raise UnsupportedOption(f'api="{spec.api}" {later}.', hint='Use api="native".')
+    if spec.api == "openai" and spec.handler != "asgi":
+        raise SpecError(needs_asgi(spec.name, spec.handler))
     module, _, name = spec.entry.partition(":")
     if not module or not name:
         raise SpecError(f"entry {spec.entry!r}: use module:name.")

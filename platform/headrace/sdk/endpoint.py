@@ -12,7 +12,7 @@ from headrace.sdk import local
 from headrace.sdk.handlers import Handler, examine
 from headrace.sdk.image import Image
 from headrace.sdk.options import build_spec, default_name
-from headrace.sdk.spec import Batch, EndpointSpec, Gpu, Placement, Queue, Scaling
+from headrace.sdk.spec import Batch, EndpointSpec, Gpu, Placement, Queue, Scaling, needs_asgi
 
 if TYPE_CHECKING:
     from headrace.sdk.job import Job
@@ -218,6 +218,8 @@ def _decorate(target: Any, options: Mapping[str, Any], module: str) -> Endpoint[
         )
     if spec.batch is not None and len(handler.parameters) != 1:
         raise SpecError(f"batch: {spec.name} must take exactly one parameter, the list of inputs.")
+    if spec.api == "openai" and handler.kind != "asgi":
+        raise SpecError(needs_asgi(spec.name, handler.kind))
     if spec.snapshot == "loaded" and not hasattr(target, "load"):
         raise SpecError(f'snapshot="loaded": {spec.name} has no load() to run before the fork.')
     return Endpoint(target, handler, spec)

@@ -69,7 +69,7 @@ class NativeApi:
                     versions=sorted(known),
                 )
             version = int(wanted)
-        timeout = _timeout(head.timeout, route.timeout_s)
+        timeout = timeout_of(head.timeout, route.timeout_s)
         priority = priority_of(head.priority)
         upgrade = bool(head.upgrade) and route.handler == "asgi"
         request.target = Target(state, version, path, timeout, upgrade, priority)
@@ -131,7 +131,7 @@ def priority_of(value: bytes) -> Priority:
     return found
 
 
-def _timeout(value: bytes, limit: float) -> float:
+def timeout_of(value: bytes, limit: float) -> float:
     """The deadline in seconds: the endpoint's, lowered by ``X-Headrace-Timeout``. Raises `BadRequest`."""
     if not value:
         return limit
