@@ -21,6 +21,7 @@ from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance, dem
 from headrace.gateway.refusals import circuit_error, failed_error, full_error
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.telemetry import count_call
+from headrace.observe.tracing import Tracing
 
 log = logging.getLogger("headrace.gateway")
 
@@ -47,6 +48,7 @@ class Dispatcher:
         self._holding = False
         self.on_room: Callable[[EndpointState], None] = _nobody
         """Hears of endpoints that may have a free slot and nobody in their queue."""
+        self.tracing: Tracing | None = None
         self.on_finish: Callable[[Call], None] = count_call
         """Hears of every call that has come to its end."""
 
