@@ -5,6 +5,7 @@ scales to zero). It prints ``ready`` when the proxy routes it, and stops all whe
 """
 
 import argparse
+import asyncio
 import sys
 import time
 from pathlib import Path
@@ -54,11 +55,23 @@ class Embeddings:
         return self.model((await request.json())["texts"])
 
 
-APPS = {"noop": Noop, "ocr": Ocr, "embeddings": Embeddings}
+class Storm:
+    """The handler of apps/storm.py."""
+
+    async def __call__(self, request: Request) -> str:
+        """One JSON request."""
+        body = await request.json()
+        await asyncio.sleep(0.02)
+        return str(body["call"])
+
+
+APPS = {"noop": Noop, "ocr": Ocr, "embeddings": Embeddings, "storm": Storm}
 
 
 def _application(arguments: argparse.Namespace) -> serve.Application:
     options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0.1}}
+    if arguments.app == "storm":
+        options["num_replicas"] = 2
     if arguments.mode != "up":
         scaling: dict[str, Any] = {"min_replicas": 0, "max_replicas": 1, "initial_replicas": 0}
         if arguments.mode == "tuned":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.errors import HeadraceError as HeadraceError
     from headrace.sdk.client import Client as Client
+    from headrace.sdk.context import traceparent as traceparent
     from headrace.sdk.endpoint import Endpoint as Endpoint
     from headrace.sdk.endpoint import endpoint as endpoint
     from headrace.sdk.image import Image as Image
@@ -34,6 +35,7 @@ _HOMES = {
     "Queue": "headrace.sdk.spec",
     "Scaling": "headrace.sdk.spec",
     "endpoint": "headrace.sdk.endpoint",
+    "traceparent": "headrace.sdk.context",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Queue",
     "Scaling",
     "endpoint",
+    "traceparent",
 ]
 
 

@@ -302,6 +302,8 @@ class EndpointRoute(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """A second attempt goes out after this quantile (0.95 for p95) of recent service times; 0: never."""
     versions: tuple[int, ...] = ()
     """Versions that ``@n`` may name."""
+    api: str = "native"
+    """``openai``: it serves OpenAI's routes, and ``model`` may name it."""
 
 
 class InstanceRoute(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -53,6 +53,7 @@ def endpoint_route(endpoint: Endpoint, now: float) -> wire.EndpointRoute:
         hedge_after_s=spec.hedge_after_s,
         hedge_quantile=spec.hedge_quantile,
         versions=endpoint.versions,
+        api=spec.api,
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from headrace.errors import BadRequest, BundleError, SpecError, UnsupportedOption, ValidationFailed
 from headrace.sdk.options import check_spec
-from headrace.sdk.spec import SPEC_VERSION, EndpointSpec, dump_spec
+from headrace.sdk.spec import SPEC_VERSION, EndpointSpec, dump_spec, needs_asgi
 
 
 class DeploymentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,8 +105,8 @@ def _refuse(spec: EndpointSpec) -> None:
             f"an image with layers or a Python version {later}.",
             hint="Endpoints run in the platform's own Python environment: install packages there.",
         )
-    if spec.api != "native":
-        raise UnsupportedOption(f'api="{spec.api}" {later}.', hint='Use api="native".')
+    if spec.api == "openai" and spec.handler != "asgi":
+        raise SpecError(needs_asgi(spec.name, spec.handler))
 
 
 def as_json(data: bytes) -> Any:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal, cast
 from headrace.errors import RequestError
 from headrace.gateway.answer import answer_head, error_tail, length_line, server_timing
 from headrace.gateway.head import Answer, read_answer
+from headrace.gateway.spans import trace_line
 from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
 
 if TYPE_CHECKING:
     from headrace.gateway.call import Call
     from headrace.gateway.endpoints import Instance
+    from headrace.observe.tracing import SpanRef
 
 SMALL_ANSWER = 256 << 10
 """Answers up to this size are forwarded in one write."""
@@ -46,7 +48,9 @@ class Attempt:
         "number",
         "outcome",
         "sent_at",
+        "span",
         "started",
+        "status",
     )
 
     def __init__(self, call: Call, instance: Instance, number: int) -> None:
@@ -58,6 +62,9 @@ class Attempt:
         self.sent_at = 0.0
         self.ended = 0.0
         self.outcome: Outcome = ""
+        self.span: SpanRef | None = None
+        self.status = 0
+        """Of the instance's answer; 0: none came."""
         self.charged = False
         """Whether its loss cost the request a retry."""
         self.answer: Answer | None = None
@@ -110,6 +117,7 @@ class Attempt:
     def on_head(self, up: Upstream) -> None:
         """First byte: from here on the request is never sent again (but for refusals)."""
         answer = self.answer = read_answer(up.headers)
+        self.status = up.status
         self._detour = self.call.judge(self, up.status, answer)
         if self._detour:
             return
@@ -192,6 +200,9 @@ class Attempt:
         head, body = request.head, request.body
         if body or head.content_length == 0 or head.has_body:
             extra += b"Content-Length: %d\r\n" % len(body)
+        tracing = call.dispatcher.tracing
+        if tracing is not None or head.traceparent:
+            extra += trace_line(tracing, self)
         return _REQUEST % (
             head.method,
             call.path,

@@ -422,6 +422,7 @@ class Call:
                 self.state.count(now - attempt.sent_at, ok, now)
                 counted = True
             self.dispatcher.release(attempt, answered=True)
+        self.dispatcher.on_finish(self)
 
     def _plan_hedge(self) -> None:
         delay = self.state.hedge_delay()

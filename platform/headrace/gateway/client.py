@@ -17,6 +17,7 @@ import httptools
 
 from headrace.errors import BadRequest, QueueFull, RequestError
 from headrace.gateway.head import MAX_HEAD_BYTES, HeadTooLarge, read_head
+from headrace.gateway.openai_errors import openai_error, speaks_openai
 from headrace.gateway.overhead import Overhead
 from headrace.gateway.request import App, Request, Tunnel, skippable, too_large
 from headrace.gateway.respond import CONTINUE, problem
@@ -244,10 +245,11 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(data)
 
     def fail(self, request: Request, error: RequestError, extra: bytes = b"") -> None:
-        """Answer with a problem document."""
+        """Answer with a problem document, or with what the clients of that path expect."""
         request.close = request.close or self._app.draining
         head_only = request.head.method == b"HEAD"
-        self.reply(request, problem(error, request.id, close=request.close, head_only=head_only, extra=extra))
+        make = openai_error if speaks_openai(request.head.target) else problem
+        self.reply(request, make(error, request.id, close=request.close, head_only=head_only, extra=extra))
 
     def end(self, request: Request) -> None:
         """The answer is complete."""

@@ -21,7 +21,9 @@ from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance
 from headrace.gateway.refusals import circuit_error, failed_error, full_error
 from headrace.gateway.reports import Reports
 from headrace.gateway.routing import Changes, RoutingTable
+from headrace.gateway.telemetry import count_call
 from headrace.gateway.verdict import Why
+from headrace.observe.tracing import Tracing
 
 log = logging.getLogger("headrace.gateway")
 
@@ -45,6 +47,9 @@ class Dispatcher:
         self._holding = False
         self.on_room: Callable[[EndpointState], None] = _nobody
         """Hears of endpoints that may have a free slot and nobody in their queue."""
+        self.tracing: Tracing | None = None
+        self.on_finish: Callable[[Call], None] = count_call
+        """Hears of every call that has come to its end."""
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -57,6 +62,10 @@ class Dispatcher:
                 return None
             state = self._states[key] = EndpointState(key, route)
         return state
+
+    def states(self) -> list[EndpointState]:
+        """All endpoints that were asked for, or have instances."""
+        return list(self._states.values())
 
     def submit(self, call: Call) -> None:
         """Send the request to an instance, or let it wait, or fail it with the reason."""

@@ -11,6 +11,7 @@ from headrace.gateway.balance import Quantile, Rate, ServiceTime, best
 from headrace.gateway.circuit import Circuit, RetryBudget
 from headrace.gateway.queue import WaitQueue
 from headrace.gateway.upstream import Upstream, idle_usable
+from headrace.observe.metrics import Meter
 
 if TYPE_CHECKING:
     from headrace.gateway.attempt import Attempt
@@ -27,6 +28,7 @@ class Instance:
         "blamed",
         "concurrency",
         "full_until",
+        "greeted",
         "idle",
         "in_flight",
         "losses",
@@ -54,6 +56,8 @@ class Instance:
         """Takes nothing but this request, which runs with no neighbour."""
         self.blamed = False
         """Whether its trouble counted for the endpoint's circuit."""
+        self.greeted = False
+        """Whether its start was counted as a cold start."""
         self.speed = ServiceTime()
         self.idle: list[Upstream] = []
         self.since = time.monotonic()
@@ -118,6 +122,7 @@ class EndpointState:
         "in_flight",
         "instances",
         "key",
+        "meter",
         "queue",
         "quiet",
         "route",
@@ -135,6 +140,7 @@ class EndpointState:
         self.instances: dict[str, Instance] = {}
         self.queue: WaitQueue[Call] = WaitQueue()
         self.circuit = Circuit()
+        self.meter = Meter()
         self.budget = RetryBudget()
         self._rate = Rate()
         self._hedge_times: Quantile | None = None

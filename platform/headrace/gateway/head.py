@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from headrace.errors import BadRequest, RequestError
+from headrace.observe.tracing import parse
 
 MAX_HEAD_BYTES: Final = 64 << 10
 
@@ -24,7 +25,8 @@ MAX_HEAD_BYTES: Final = 64 << 10
     _CONTENT_TYPE,
     _IDEMPOTENCY,
     _PREFER,
-) = range(15)
+    _TRACEPARENT,
+) = range(16)
 
 _MEANING: Final = {
     b"host": _HOST,
@@ -48,6 +50,7 @@ _MEANING: Final = {
     b"content-type": _CONTENT_TYPE,
     b"idempotency-key": _IDEMPOTENCY,
     b"prefer": _PREFER,
+    b"traceparent": _TRACEPARENT,
 }
 _NEVER_NOMINATED: Final = frozenset(
     {b"close", b"keep-alive", b"upgrade", b"host", b"content-type", b"cookie"}
@@ -95,6 +98,7 @@ class Head:
         "priority",
         "target",
         "timeout",
+        "traceparent",
         "upgrade",
     )
 
@@ -108,6 +112,8 @@ class Head:
         self.priority = b""
         self.idempotency_key = b""
         self.prefer = b""
+        self.traceparent = b""
+        """Well-formed, or empty; travels beside ``forward``: attempts have spans of their own."""
         self.origin: bytes | None = None
         self.fetch_site = b""
         self.content_type = b""
@@ -124,7 +130,7 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
     """Check and sort a request's headers in one pass. Raises `BadRequest`."""
     head = Head(method, url)
     lines: list[bytes] = []
-    hosts = authorizations = timeouts = lengths = keys = 0
+    hosts = authorizations = timeouts = lengths = keys = traces = 0
     transfer = connection = None
     for name, value in headers:
         lower = name.lower()
@@ -176,6 +182,9 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
         elif meaning == _PREFER:
             head.prefer = head.prefer + b"," + value if head.prefer else value
             lines.append(b"%b: %b\r\n" % (name, value))
+        elif meaning == _TRACEPARENT:
+            traces += 1
+            head.traceparent = value if traces == 1 and parse(value) is not None else b""
         elif meaning == _EXPECT:
             if value.strip().lower() != b"100-continue":
                 raise BadRequest("Expect: only 100-continue is known.")

@@ -11,6 +11,7 @@ from headrace.gateway.head import Head
 
 if TYPE_CHECKING:
     from headrace.gateway.client import ClientConnection
+    from headrace.observe.tracing import SpanRef
 
 _ids = itertools.count(int.from_bytes(secrets.token_bytes(3), "big"))
 _id_prefix = secrets.token_hex(5)
@@ -85,6 +86,7 @@ class Request:
         "parts",
         "ready",
         "target",
+        "trace",
     )
 
     def __init__(self, client: ClientConnection) -> None:
@@ -103,6 +105,8 @@ class Request:
         self.failure: RequestError | None = None
         self.exchange: Exchange | None = None
         self.target: Any = None
+        self.trace: SpanRef | None = None
+        """Its own span, once there is one."""
 
 
 def skippable(head: Head) -> bool:

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, Protocol
 from headrace import wire
 from headrace.config import Settings
 from headrace.errors import ControlAway, NotFound, PortInUse, RequestError, SetupError
-from headrace.gateway.api import cog, health, runpod
+from headrace.gateway.api import cog, health, openai, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.jobs import Route as JobsRoute
+from headrace.gateway.api.metrics import MetricsApi
+from headrace.gateway.api.metrics import Route as MetricsRoute
 from headrace.gateway.api.native import NativeApi, Target
 from headrace.gateway.auth import (
     KEYLESS,
@@ -37,6 +39,8 @@ from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.system import JobSystem
 from headrace.gateway.request import Request
 from headrace.gateway.routing import Changes, RoutingTable
+from headrace.gateway.spans import Spans
+from headrace.observe.tracing import CURRENT, Tracing, open_tracing
 
 log = logging.getLogger("headrace.gateway")
 
@@ -55,6 +59,9 @@ class _Health(NamedTuple):
 
 class _Admin(NamedTuple):
     record: wire.KeyRecord
+
+
+_UNTRACED = (_Health, _Admin, MetricsRoute)
 
 
 class Contract(Protocol):
@@ -92,6 +99,8 @@ class Gateway:
         self.draining = False
         self.port = settings.port
         self._keys = Keys()
+        self._tracing: Tracing | None = None
+        self._spans: Spans | None = None
         self._held = 0
         self._empty: asyncio.Future[None] | None = None
         self._clients: dict[ClientConnection, None] = {}
@@ -121,22 +130,34 @@ class Gateway:
         """Listen, and begin to connect to control. Raises `PortInUse` or `SetupError`."""
         loop = asyncio.get_running_loop()
         self.dispatcher = Dispatcher(self.table, self._control.send)
+        if (tracing := open_tracing(os.environ, self.id, health.VERSION)) is not None:
+            self._tracing, self._spans = tracing, Spans(tracing)
+            self.dispatcher.tracing, self.dispatcher.on_finish = tracing, self._spans.finished
         self._native = NativeApi(self.table, self.dispatcher)
         self._admin = AdminApi(self._control)
         self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
         self._jobs_api = JobsApi(self.jobs.service)
         runpod_api = runpod.RunpodApi(self.jobs.service)
         cog_api = cog.CogApi(self.jobs.service)
-        self._contracts: tuple[Contract, ...] = (runpod_api, cog_api)
+        openai_api = openai.OpenAiApi(self.table, self.dispatcher, self.jobs.sync)
+        self._metrics = MetricsApi(self.id, self.dispatcher, self.jobs, self._control)
+        self._metrics.gauges = {"clients": lambda: len(self._clients), "held": lambda: self._held}
+        self._contracts: tuple[Contract, ...] = (self._metrics, runpod_api, cog_api, openai_api)
         self._by_target: dict[type, Contract] = {
+            MetricsRoute: self._metrics,
             JobsRoute: self._jobs_api,
             runpod.Route: runpod_api,
             cog.Route: cog_api,
+            openai.Route: openai_api,
         }
         sock = self._listener or self._bind()
         sock.setblocking(False)
         self.port = sock.getsockname()[1]
-        await self.jobs.start()
+        try:
+            await self.jobs.start()
+        except BaseException:
+            sock.close()
+            raise
         self._control.start()
         if self._listener is not None:
             await self._first_table()
@@ -177,6 +198,8 @@ class Gateway:
         await asyncio.sleep(0)
         await self.jobs.stop(max(0.0, until - loop.time()))
         await self.dispatcher.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         await self._control.stop()
         await self._server.wait_closed()
         self._server = None
@@ -195,6 +218,13 @@ class Gateway:
 
     def admit(self, request: Request) -> int:
         """Who asks for what; gives the limit of the body. Raises `RequestError`."""
+        try:
+            return self._admit(request)
+        except RequestError as error:
+            self._metrics.refuse(error)
+            raise
+
+    def _admit(self, request: Request) -> int:
         head = request.head
         target = head.target
         if target[:3] == b"/e/":
@@ -231,6 +261,21 @@ class Gateway:
 
     def answer(self, request: Request) -> None:
         """Answer a complete request."""
+        spans = self._spans
+        if spans is None and not request.head.traceparent:
+            self._answer(request)
+            return
+        token = (
+            CURRENT.set(request.head.traceparent.decode("latin-1")) if spans is None else spans.enter(request)
+        )
+        try:
+            self._answer(request)
+        finally:
+            CURRENT.reset(token)
+        if spans is not None and not isinstance(request.target, _UNTRACED):
+            spans.follow(request, getattr(request.exchange, "task", None))
+
+    def _answer(self, request: Request) -> None:
         target = request.target
         try:
             if isinstance(target, _Health):

@@ -63,6 +63,7 @@ class TunnelAttempt(Attempt):
         call = self.call
         request, client = call.request, call.request.client
         answer = self.answer = read_answer(headers)
+        self.status = status
         if status == 503 and answer.refused:
             call.turned_away(self, "draining" if answer.refused == b"draining" else "full")
             return

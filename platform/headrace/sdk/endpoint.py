@@ -22,6 +22,7 @@ from headrace.sdk.spec import (
     RuntimeName,
     Scaling,
     Snapshot,
+    needs_asgi,
 )
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ def _decorate(target: Any, options: Mapping[str, Any], module: str) -> Endpoint[
         )
     if spec.batch is not None and len(handler.parameters) != 1:
         raise SpecError(f"batch: {spec.name} must take exactly one parameter, the list of inputs.")
+    if spec.api == "openai" and handler.kind != "asgi":
+        raise SpecError(needs_asgi(spec.name, handler.kind))
     if spec.snapshot == "loaded" and not hasattr(target, "load"):
         raise SpecError(f'snapshot="loaded": {spec.name} has no load() to run before the fork.')
     return Endpoint(target, handler, spec)

@@ -273,7 +273,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "env": _env,
     "secrets": _later("secrets", "the store keeps none yet"),
     "weights": _later("weights", "hosts keep no cache of weights yet; fetch them in load()"),
-    "api": _choice("api", get_args(Api), {"openai": 'the OpenAI routes come later; use "native"'}),
+    "api": _choice("api", get_args(Api), {}),
 }
 _SINGLE = (
     "cpu",

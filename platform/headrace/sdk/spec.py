@@ -56,6 +56,14 @@ def parse_size(value: int | str, what: str = "size") -> int:
     return size
 
 
+def needs_asgi(name: str, handler: str) -> str:
+    """Why an endpoint with ``api="openai"`` that is no ASGI app is refused."""
+    return (
+        f'api="openai": {name} is a {handler}, and must be an ASGI app that answers /v1/chat/completions '
+        "itself: leave api out, or see examples/chat_openai.py."
+    )
+
+
 def checked_hedge(value: Any) -> float | str:
     """``hedge_after`` as seconds or ``"p50"`` to ``"p99"``. Raises `SpecError`."""
     if isinstance(value, str):

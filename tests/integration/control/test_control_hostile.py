@@ -97,8 +97,8 @@ async def test_a_spec_does_not_choose_its_project(platform: Any) -> None:
     assert {e.spec.project for e in platform.world.endpoints.values()} == {"default"}
 
 
-@pytest.mark.parametrize("scopes", [(), ("deploy",), ("Admin",), ("admin ",)])
-async def test_only_the_scope_admin_manages(platform: Any, scopes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("scopes", [(), ("invoke",), ("Deploy",), ("admin ",)])
+async def test_only_the_scopes_admin_and_deploy_manage(platform: Any, scopes: tuple[str, ...]) -> None:
     call = wire.ApiCall(method="GET", path="/status", scopes=scopes, key_id="k")
     answer = await platform.gateway.link.call(call, 5.0)
     assert answer.status == 403

@@ -88,7 +88,6 @@ LATER = [
     ("runtime", "docker"),
     ("secrets", ["HF_TOKEN"]),
     ("weights", ["hf://x"]),
-    ("api", "openai"),
     ("image", headrace.Image.python("3.11").pip("torch")),
     ("image", headrace.Image.python("2.7")),
     ("image", headrace.Image.from_registry("a/b")),

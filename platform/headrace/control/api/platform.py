@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 
 import headrace
 from headrace import wire
@@ -29,6 +30,8 @@ async def status(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRe
             "hosts": sum(1 for _ in world.living_hosts()),
             "endpoints": len(world.endpoints),
             "instances": sum(1 for i in world.instances.values() if i.alive),
+            "instance_states": Counter(i.state for i in world.instances.values() if i.alive),
+            "host_states": Counter(host.state for host in world.hosts.values()),
             "wakes": world.wakes,
             "adopting": parts.reconciler.adopting,
             "history_dropped": parts.history.dropped,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Dict, Optional, Tuple
 
+import hr_context
 import hr_loader
 import hr_stream
 import hr_types
@@ -32,6 +33,13 @@ class NativeApp:
 
     def start(self, x: Exchange) -> None:
         """Begin work on an admitted request."""
+        header = x.head.index.get(b"traceparent")
+        if header is None:
+            self._start(x)
+        else:
+            hr_context.run_in(header, self._start, x)
+
+    def _start(self, x: Exchange) -> None:
         try:
             check_route(x.head)
             args, kwargs = self.inputs.bind(x.head, x.body)
@@ -53,7 +61,7 @@ class NativeApp:
 
             x.cancel = cancel
             stream.on_end = lambda: self._end_thread(x)
-            self._pool.submit(stream.run)
+            self._pool.submit(hr_context.bound(stream.run))
         else:
             self._cancel_with(x, self._loop.create_task(self._run_async_stream(x, args, kwargs)))
 
@@ -100,7 +108,7 @@ class NativeApp:
             self._loop.call_soon_threadsafe(self._finish_sync, x, answer, problem, header)
 
         x.cancel = lambda: self._server.abandon(x)
-        self._pool.submit(job)
+        self._pool.submit(hr_context.bound(job))
 
     def _finish_sync(
         self, x: Exchange, answer: Tuple[bytes, bytes], problem: Optional[Problem], header: bytes

@@ -7,6 +7,8 @@ import sys
 import types
 from typing import Any, Callable
 
+import hr_context
+
 
 class _Anything:
     """Accepts every call and attribute: ``Image.python("3.11").pip("x")``, ``Scaling(min=1)``."""
@@ -39,7 +41,7 @@ def install() -> None:
         importlib.import_module("headrace")
     except ImportError:
         module = types.ModuleType("headrace", __doc__)
-        module.__dict__.update(endpoint=endpoint, Image=_Anything())
+        module.__dict__.update(endpoint=endpoint, Image=_Anything(), traceparent=hr_context.current)
         for name in ("Scaling", "Batch", "Queue", "Placement", "Gpu"):
             module.__dict__[name] = _Anything
         sys.modules["headrace"] = module

@@ -27,6 +27,11 @@ class TaskExchange:
         request.exchange = self
         self._task = asyncio.get_running_loop().create_task(self._run(work))
 
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """Ends when the request is answered."""
+        return self._task
+
     def cancel(self) -> None:
         """The client is gone."""
         self._task.cancel()

@@ -69,7 +69,7 @@ class NativeApi:
                     versions=sorted(known),
                 )
             version = int(wanted)
-        timeout = _timeout(head.timeout, route.timeout_s)
+        timeout = timeout_of(head.timeout, route.timeout_s)
         priority = priority_of(head.priority)
         # Nothing else is ever switched to: what an app does not know it would answer as a plain request.
         upgrade = head.upgrade.strip().lower() == b"websocket" and route.handler == "asgi"
@@ -136,7 +136,7 @@ def priority_of(value: bytes) -> Priority:
     return found
 
 
-def _timeout(value: bytes, limit: float) -> float:
+def timeout_of(value: bytes, limit: float) -> float:
     """The deadline in seconds: the endpoint's, lowered by ``X-Headrace-Timeout``. Raises `BadRequest`."""
     if not value:
         return limit

@@ -37,8 +37,7 @@ def request_of(job: Job, client: object) -> Request:
         head.forward = forward.encode("latin-1")
     else:
         head.forward = b"Host: headrace\r\nContent-Type: %b\r\n%b" % (head.content_type, ACCEPT)
-        if job.traceparent:
-            head.forward += b"traceparent: %b\r\n" % job.traceparent.encode("latin-1", "replace")
+    head.traceparent = job.traceparent.encode("latin-1", "replace")
     request.id = job.id
     request.head = head
     request.body = body

@@ -67,6 +67,8 @@ class Results:
             result = msgspec.structs.replace(result, output=payload)
         job_id, fence = run.key
         stored = await insist(lambda: self._store.finish(job_id, fence, result, time.time()))
+        if not stored and run.call is not None:
+            run.call.state.meter.late += 1
         return result if stored else None
 
     async def release(self, run: Run, how: Release) -> bool:

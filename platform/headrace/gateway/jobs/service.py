@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.jobs.documents import document, waiting_of
@@ -19,6 +21,7 @@ from headrace.jobs.blobs import BlobStore
 from headrace.jobs.model import INLINE_BYTES, Attempt, Chunk, Counts, Job, NewJob, Payload, Result
 from headrace.jobs.state import FINAL, JobState
 from headrace.jobs.store import JobStore, StoreUnavailable
+from headrace.observe.tracing import CURRENT
 
 FIRST_POLL_S = 0.2
 LAST_POLL_S = 0.5
@@ -72,6 +75,8 @@ class JobService:
         Raises `IdempotencyConflict`, `ValidationFailed` for a webhook's URL, `StoreUnavailable`.
         """
         store, runner = self._open()
+        if not new.traceparent and (current := CURRENT.get()):
+            new = msgspec.structs.replace(new, traceparent=current)
         if new.webhook is not None:
             self.check_webhook(new.webhook.url)
         job, is_new = await store.submit(new, time.time())
@@ -262,6 +267,9 @@ class JobService:
         return store, self._runner
 
     def _finished(self, job: Job, result: Result) -> None:
+        state = self._dispatcher.state(f"{job.project}/{job.endpoint}")
+        if state is not None and job.api != "sync":
+            state.meter.job(result.state, max(0.0, time.time() - job.created_at))
         self._tell_webhooks(job)
 
     def _tell_webhooks(self, job: Job) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from headrace.config import Settings
@@ -23,7 +23,9 @@ from headrace.jobs.store import JobStore, StoreUnavailable
 
 log = logging.getLogger("headrace.gateway.jobs")
 
-OPEN_TIMEOUT_S = 5.0
+FIRST_OPEN_S = 2.0
+"""A start waits so long for the store, then goes on without."""
+OPEN_TIMEOUT_S = 10.0
 OPEN_AGAIN_S = 1.0
 
 
@@ -49,11 +51,11 @@ class JobSystem:
         if not self._settings.data.is_dir():
             self.service.why_not = f"there is no data directory {self._settings.data}"
             return
-        try:
-            await self._open()
-        except (StoreUnavailable, TimeoutError) as error:
-            self._not_yet(error)
-            self._spawn(self._keep_opening())
+        opening = asyncio.get_running_loop().create_task(self._keep_opening())
+        self._tasks.append(opening)
+        done, _ = await asyncio.wait([opening], timeout=FIRST_OPEN_S)
+        if done:
+            await opening
 
     async def stop(self, grace_s: float) -> None:
         """Give leases back, let attempts end within ``grace_s``, and close."""
@@ -69,6 +71,17 @@ class JobSystem:
                 await store.close()
         if mark is not None:
             mark.close(clean=runner is None or not runner.holds)
+
+    @property
+    def webhook_counts(self) -> Mapping[str, int]:
+        """Tries to deliver webhooks, by outcome."""
+        return self.service.webhooks.counts if self.service.webhooks is not None else {}
+
+    def endpoints(self) -> list[tuple[str, str]]:
+        """(project, name) of endpoints with jobs that this gateway has seen."""
+        states = self._dispatcher.states()
+        found = [state.key for state in states if state.meter.jobs or state.stored or state.held]
+        return [(project, name) for project, _, name in (key.partition("/") for key in found)]
 
     async def _open(self) -> None:
         settings = self._settings
@@ -95,16 +108,16 @@ class JobSystem:
 
     async def _keep_opening(self) -> None:
         while True:
-            await asyncio.sleep(OPEN_AGAIN_S)
             try:
                 await self._open()
             except (StoreUnavailable, TimeoutError) as error:
                 self._not_yet(error)
             except Exception as error:
-                log.exception("the job store cannot be opened")
                 self._not_yet(error)
+                raise
             else:
                 return
+            await asyncio.sleep(OPEN_AGAIN_S)
 
     def _not_yet(self, error: Exception) -> None:
         self.service.why_not = f"the job store does not answer: {str(error) or type(error).__name__}".rstrip(

@@ -15,6 +15,7 @@ import os
 import secrets
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class WebhookSender:
         self._wake = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
         self.documents: dict[str, Document] = {}
-        self.first_delay_scale = 1.0
+        self.counts: Counter[str] = Counter()
+        """Tries by outcome: ``delivered``, ``retried``, ``given_up``."""
 
     def hint(self) -> None:
         """A job with a webhook has moved."""
@@ -113,6 +115,7 @@ class WebhookSender:
             status = await self._send(delivery)
             detail = f"HTTP {status}"
             if 200 <= status < 300:
+                self.counts["delivered"] += 1
                 await store.settle(delivery.id, delivered=True, next_at=None, detail=detail)
                 return
             final = status == 410
@@ -124,9 +127,8 @@ class WebhookSender:
             log.exception("webhook %s", delivery.id)
             detail = f"{type(error).__name__} in the gateway"
         tries = delivery.tries + 1
-        next_at = (
-            None if final or tries >= MAX_TRIES else time.time() + self.first_delay_scale * delay_s(tries)
-        )
+        next_at = None if final or tries >= MAX_TRIES else time.time() + delay_s(tries)
+        self.counts["given_up" if next_at is None else "retried"] += 1
         if next_at is None:
             log.warning("webhook %s of job %s is given up: %s", delivery.event, delivery.job, detail)
         await store.settle(delivery.id, delivered=False, next_at=next_at, detail=detail[:500])

@@ -1,0 +1,44 @@
+"""Counts how requests end: called once per request, plain arithmetic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.gateway.jobs.sink import JobClient
+
+if TYPE_CHECKING:
+    from headrace.gateway.call import Call
+
+CLIENT_LEFT = 99
+"""In place of a status: its class is `headrace.observe.metrics.CANCELLED`."""
+
+
+def status_of(call: Call) -> int:
+    """What the client was answered; `CLIENT_LEFT` when it left before."""
+    if call.error is not None:
+        return call.error.status
+    if call.phase == "cancelled" or not call.attempts:
+        return CLIENT_LEFT
+    return call.attempts[-1].status or next((a.status for a in call.attempts if a.status), 200)
+
+
+def count_call(call: Call) -> None:
+    """The call has come to its end."""
+    meter, attempts = call.state.meter, call.attempts
+    # Jobs are counted when their result is stored; sync calls with a key have a client of another type.
+    if type(call.request.client) is not JobClient:
+        meter.request(status_of(call), call.ended - call.started)
+    outcomes = meter.attempts
+    for attempt in attempts:
+        outcome = attempt.outcome
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    if len(attempts) > 1:
+        for attempt in attempts[:-1]:
+            meter.retries[attempt.outcome] = meter.retries.get(attempt.outcome, 0) + 1
+    if call.queued_at:
+        meter.queue.add(call.queued_s(call.ended))
+        if attempts:
+            instance = attempts[-1].instance
+            if instance.since > call.queued_at and not instance.greeted:
+                instance.greeted = True
+                meter.cold_start(instance.route.tier, instance.route.timings.total_s)

@@ -1,0 +1,1 @@
+"""What the platform tells of itself: counters for Prometheus, spans for OpenTelemetry."""
