@@ -6,18 +6,21 @@ identities, a path of our run directory in the command line of a Ray server, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+from headrace_runtimes.process.leftovers import sweep_dead
 from headrace_runtimes.trees import remove_tree
 
 from headrace.cluster.identity import Identity
 from headrace.errors import SetupError
 
 KILL_WAIT_S = 5.0
+HOSTS = "hosts"
 
 
 UNIX_PATH_MAX = 107
@@ -117,8 +120,23 @@ def end_leftovers(
     return ended
 
 
+def sweep_node(run: Path, node: str) -> bool:
+    """Remove what the host of a node left when it was killed; False while one lives there. Blocks."""
+    base = run / HOSTS / node
+    try:
+        # A runtime's directory is the one with its lock; the rest are files of the host.
+        runtimes = [path for path in base.iterdir() if (path / "lock").exists()]
+    except OSError:
+        return True
+    return all(sweep_dead(path) for path in runtimes) and remove_tree(base)
+
+
 def clear(run: Path) -> None:
     """Empty the run directory: nothing below it outlives a platform."""
+    # First by host: what they left elsewhere (cgroups) is known there only.
+    with contextlib.suppress(OSError):
+        for host in list((run / HOSTS).iterdir()):
+            sweep_node(run, host.name)
     try:
         entries = list(run.iterdir())
     except OSError:

@@ -67,7 +67,7 @@ class LocalProvider:
         return node
 
     async def list_owned(self, cluster: str) -> Sequence[Node]:
-        """See `Provider.list_owned`. What a dead keeper left is ended and forgotten here."""
+        """See `Provider.list_owned`. One whose keeper died is ``failed`` until it is terminated."""
         return await asyncio.to_thread(self._owned, cluster)
 
     async def terminate(self, node_id: str) -> None:
@@ -99,10 +99,6 @@ class LocalProvider:
             record, node = records.read(path), self._node(path)
             if record is None or node is None or record.request.cluster != cluster:
                 continue
-            if node.state == "failed":
-                end_all_of(record.request.id)
-                path.unlink(missing_ok=True)
-                continue
             found.append(node)
         return found
 
@@ -115,6 +111,7 @@ class LocalProvider:
         if keeper is None:
             end_all_of(node_id)
             path.unlink(missing_ok=True)
+            path.with_suffix(".log").unlink(missing_ok=True)
             return
         records.write(path, msgspec.structs.replace(record, state="terminating"))
         keeper.terminate()

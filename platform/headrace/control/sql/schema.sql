@@ -64,3 +64,6 @@ CREATE TABLE nodes (
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL
 ) WITHOUT ROWID;
+
+-- migration: 2
+ALTER TABLE nodes ADD COLUMN detail TEXT NOT NULL DEFAULT '';   -- why it is in its state
