@@ -132,6 +132,7 @@ class HostReplica:
             kind=node.kind,
             labels=labels,
             spot=labels.get("headrace.spot") == "true",
+            hide=(ray_private.temp_dir(),),
         )
         self._agent = HostAgent(config)
         await self._agent.start()

@@ -26,7 +26,9 @@ HOSTS = "hosts"
 UNIX_PATH_MAX = 107
 RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """The longest that Ray appends to its temporary directory: the date and the pid vary."""
-RAY = "ray"
+RAY = Path("ray", "t")
+"""Below the run directory. Ray opens its temporary directory and its sockets to everybody: it lies in one
+that is closed."""
 TOKEN_FILE = "ray.token"  # noqa: S105 - the name of the file in the data directory
 
 
@@ -57,7 +59,7 @@ def leftovers(
     found = {p.pid: p for p in (identity.process() for identity in known) if p is not None}
     prefix = f"{run}{os.sep}"
     # Only in the arguments of Ray's servers: any shell may have the run directory in its own.
-    argument = f"={run if run.name == RAY else ray_temp_dir(run)}{os.sep}"
+    argument = f"={run if run.parts[-2:] == RAY.parts else ray_temp_dir(run)}{os.sep}"
     for process in () if only_known else psutil.process_iter():
         if process.pid not in spared and process.pid not in found and _is_ours(process, prefix, argument):
             found[process.pid] = process
