@@ -23,6 +23,7 @@ from headrace import __version__
 from headrace.cluster.identity import UP_FILE, UpRecord, new_record, read_record
 from headrace.cluster.listeners import check_ports, listeners, with_ports
 from headrace.cluster.parts import Platform
+from headrace.cluster.processes import allow_many_files
 from headrace.cluster.sweep import check_run_dir, clear, end_leftovers, leftovers
 from headrace.config import Settings, load_settings
 from headrace.datadir import open_data_dir
@@ -64,6 +65,7 @@ async def up(settings: Settings, on_event: OnEvent, once: Once | None = None) ->
         seconds = time.monotonic() - started
         on_event(UpEvent(kind=kind, text=text, what=what, seconds=seconds, record=record))
 
+    allow_many_files()
     if not settings.address:
         check_run_dir(settings.run)
     data = open_data_dir(settings)
