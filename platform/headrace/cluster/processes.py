@@ -24,7 +24,7 @@ MAX_FILES = 1 << 17
 
 
 def allow_many_files() -> None:
-    """Take as many descriptors as we may, for this process and its children; the usual 1024 are few clients."""
+    """Take as many descriptors as we may, here and in children: the usual 1024 are few clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
