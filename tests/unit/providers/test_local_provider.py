@@ -11,6 +11,7 @@ import msgspec
 import psutil
 import pytest
 from headrace_providers import conformance
+from headrace_providers.errors import InvalidRequest
 from headrace_providers.local import LocalProvider
 from headrace_providers.local import record as records
 from headrace_providers.offers import JoinInfo, NodeRequest
@@ -133,3 +134,30 @@ async def test_what_cannot_be_a_node_is_refused(make) -> None:
     for bad in ({"id": "../x"}, {"memory": 0}, {"gpu": {"H100": 0}}, {"labels": {"a,b": "c"}}):
         with pytest.raises(Exception, match=r"use|ask"):
             await provider.launch(msgspec.structs.replace(request, **bad))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "../x"},
+        {"id": "a\n"},
+        {"region": "here,headrace.node=head"},
+        {"region": "a=b"},
+        {"instance_type": "x,headrace.memory=1"},
+        {"labels": {"a": "b,headrace.node=head"}},
+        {"labels": {"a=b": "c"}},
+        {"labels": {f"l{n}": "x" for n in range(1000)}},
+        {"gpu": {"x,y": 1}},
+        {"gpu": {"x": 10**30}},
+        {"cpu": -1.0},
+        {"cpu": float("nan")},
+        {"cpu": 1e300},
+        {"memory": 0},
+        {"memory": 10**30},
+    ],
+)
+async def test_what_would_be_another_node_is_refused(make, change):
+    provider, request = make(STARTS)
+    with pytest.raises(InvalidRequest):
+        await provider.launch(msgspec.structs.replace(request, **change))
+    assert list(await provider.list_owned("c-1")) == []
