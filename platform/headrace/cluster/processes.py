@@ -90,7 +90,11 @@ class Child:
     async def start(self) -> None:
         """Start it. Must be called from the main thread, whose end it notices. Raises ``OSError``."""
         _rotate(self.log)
-        fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            # A full disk: better without a log than not at all.
+            fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         try:
             self._log_start = os.fstat(fd).st_size
             self._process = await asyncio.create_subprocess_exec(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -68,6 +69,18 @@ async def up(settings: Settings, on_event: OnEvent, once: Once | None = None) ->
     allow_many_files()
     if not settings.address:
         check_run_dir(settings.run)
+    try:
+        return await _up(settings, tell, once)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise DataDirError(
+            f"no space is left for the data directory {settings.data} or the run directory {settings.run}.",
+            hint="Free some, or name another one with --data-dir.",
+        ) from error
+
+
+async def _up(settings: Settings, tell: Callable[..., None], once: Once | None) -> int:
     data = open_data_dir(settings)
     try:
         await _sweep_predecessor(settings, tell)
