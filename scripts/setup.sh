@@ -29,6 +29,14 @@ apt_install() {
     as_root apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
+# uv trusts its own list of authorities, which a small Debian lacks; behind a company's proxy only the system's will do.
+uv_install() {
+    $VENV/bin/uv pip install -q --python $VENV/bin/python --compile-bytecode "$@" 2>$VENV/.uv.txt && return
+    UV_SYSTEM_CERTS=1 $VENV/bin/uv pip install -q --python $VENV/bin/python --compile-bytecode "$@" && return
+    cat $VENV/.uv.txt >&2
+    return 1
+}
+
 new_enough() { "$1" -c "import sys; sys.exit(sys.version_info < $OLDEST)" 2>/dev/null; }
 
 find_python() {
@@ -65,9 +73,9 @@ setup_base() {
         $VENV/bin/python -m pip install -q --require-hashes -r requirements-bootstrap.lock
     fi
     say "installing the locked packages"
-    $VENV/bin/uv pip install -q --python $VENV/bin/python --compile-bytecode --require-hashes -r requirements.lock
+    uv_install --require-hashes -r requirements.lock
     # hatchling is in the lock, so the build needs nothing from outside.
-    $VENV/bin/uv pip install -q --python $VENV/bin/python --no-build-isolation --no-deps -e .
+    uv_install --no-build-isolation --no-deps -e .
     if ! $VENV/bin/python -c 'import cv2' 2>/dev/null; then
         # The OCR example's OpenCV needs two libraries that a small Debian lacks; newer ones renamed one of them.
         apt_install libgl1 libglib2.0-0 || apt_install libgl1 libglib2.0-0t64
@@ -83,8 +91,7 @@ setup_torch() {
         $VENV/bin/python -m pip install -q 'torch==2.13.0'
     fi
     say "installing the embedding example's packages"
-    $VENV/bin/uv pip install -q --python $VENV/bin/python --compile-bytecode --no-deps --require-hashes \
-        -r requirements-torch.lock
+    uv_install --no-deps --require-hashes -r requirements-torch.lock
 }
 
 setup_tools() { command -v wrk >/dev/null || apt_install wrk; }

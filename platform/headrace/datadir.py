@@ -61,16 +61,18 @@ class DataDir:
 def open_data_dir(settings: Settings) -> DataDir:
     """Create, check and lock the data directory and the run directory, and make the secrets once.
 
-    Raises `DataDirError`, one line, when the directory is held (names the process), belongs to another
-    user or cannot be written.
+    From then on others can write to nothing that this process and its children make, whatever they were
+    started with. Raises `DataDirError`, one line, when the directory is held (names the process), belongs
+    to another user or cannot be written.
     """
+    os.umask(os.umask(0o077) | 0o022)
     data = settings.data
     _private_dir(data, 0o700, "data directory", "--data-dir")
     lock = _lock(data)
     try:
         for name in ("blobs", "history", "logs", "hosts"):
             _make_dir(data / name, 0o700)
-        _run_dir(settings.run)
+        make_run_dir(settings.run)
         admin_key = _secret(data / "admin.key", ADMIN_KEY_PREFIX)
         token = _secret(data / "cluster.token", "")
     except BaseException:
@@ -121,8 +123,11 @@ def _private_dir(path: Path, mode: int, what: str, option: str) -> None:
             ) from error
 
 
-def _run_dir(run: Path) -> None:
-    # Instances with uids of their own reach their directories through it: traversable, not listable.
+def make_run_dir(run: Path) -> None:
+    """Make the run directory and what hosts share in it. Raises `DataDirError`.
+
+    Instances with uids of their own reach their directories through it: traversable, not listable.
+    """
     if not run.parent.exists():
         _private_dir(run.parent, 0o711, "run directory", "HEADRACE_RUN_DIR")
     _private_dir(run, 0o711, "run directory", "HEADRACE_RUN_DIR")

@@ -239,6 +239,12 @@ class NoCapacity(RequestError):
     status, type, title = 503, "no-capacity", "No capacity"
 
 
+class StorageFull(RequestError):
+    """The disk of the data directory is full: nothing was changed."""
+
+    status, type, title = 507, "storage-full", "No space left"
+
+
 class ControlAway(RequestError):
     """The gateway has no connection to control, and this request needs it."""
 

@@ -50,6 +50,15 @@ def test_a_node_joins_on_loopback_and_a_lost_one_takes_only_its_own_host(up):
     until(lambda: raylet(up, node)).kill()
     until(lambda: [h["id"] for h in up.hosts()] == [head])
     until(lambda: not raylet(up, node))
+    # Of its host nothing is left, and what happened is told until somebody has read it.
+    until(lambda: not (up.settings.run / "hosts" / node).exists())
+    (lost,) = until(
+        lambda: [n for n in up.get("/nodes")["items"] if n["id"] == node and n["state"] == "lost"]
+    )
+    assert lost["detail"]
+    assert up.request("DELETE", f"/api/v1/nodes/{node}")[1]["state"] == "removed"
+    assert not (up.data / "hosts" / node).exists()
+    assert list((up.data / "nodes" / "local").iterdir()) == []
 
 
 def test_a_removed_node_goes_with_its_processes(up):
@@ -61,3 +70,7 @@ def test_a_removed_node_goes_with_its_processes(up):
     until(lambda: not raylet(up, node))
     until(lambda: len(up.replica("Host")) == 1)
     assert [h["id"] for h in up.hosts()] == [head]
+    until(lambda: node not in [n["id"] for n in up.get("/nodes")["items"]])
+    assert not (up.settings.run / "hosts" / node).exists()
+    assert not (up.data / "hosts" / node).exists()
+    assert list((up.data / "nodes" / "local").iterdir()) == []

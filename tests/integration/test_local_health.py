@@ -53,16 +53,20 @@ async def test_an_ill_instance_is_replaced(platform: Platform) -> None:
 
 
 async def test_a_stopped_process_loses_its_requests_to_another(platform: Platform) -> None:
-    done = await platform.deploy("""
+    platform.work.chmod(0o711)
+    gate = platform.work / "gate"
+    done = await platform.deploy(f"""
         import asyncio, os
 
         @headrace.endpoint(name="frozen", concurrency=2)
         async def frozen() -> int:
-            await asyncio.sleep(0.2)
+            while os.path.exists({str(gate)!r}):
+                await asyncio.sleep(0.02)
             return os.getpid()
     """)
     assert done["state"] == "succeeded", done
     pid = await platform.call("frozen")
+    gate.touch()
     calls = [asyncio.create_task(platform.call("frozen")) for _ in range(2)]
 
     async def running() -> bool:
@@ -70,6 +74,7 @@ async def test_a_stopped_process_loses_its_requests_to_another(platform: Platfor
 
     await until(running)
     os.kill(pid, signal.SIGSTOP)
+    gate.unlink()
     # Neither hangs until its own timeout of ten minutes.
     assert pid not in await asyncio.gather(*calls)
     assert pid not in {i["pid"] for i in await platform.instances("frozen")}

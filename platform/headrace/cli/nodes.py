@@ -69,8 +69,10 @@ def nodes_add(
 def nodes_remove(session: Session, node: str) -> None:
     """Drain NODE's host, then terminate the node."""
     with session.out.progress(f"removing {node}"), session.client() as client:
-        client.remove_node(node)
-    session.out.answer({"removed": node}, f"removing {node}: its host drains first")
+        state = client.remove_node(node)["state"]
+    gone = state == "removed"
+    text = f"forgot {node}: it was gone" if gone else f"removing {node}: its host drains first"
+    session.out.answer({"removed": node, "state": state}, text)
 
 
 @click.command("hosts", help=SUMMARIES["hosts"])
@@ -121,10 +123,16 @@ def _number(value: Any) -> Any:
 
 def _nodes(found: Sequence[Row]) -> str:
     rows = [
-        (n.get("id"), n.get("state"), n.get("provider"), n.get("region"), n.get("cpu"), size(n.get("memory")))
+        (
+            *(n.get(field) for field in ("id", "state", "provider", "region", "cpu")),
+            size(n.get("memory")),
+            " ".join(f"{name}:{count}" for name, count in (n.get("gpu") or {}).items()),
+            n.get("detail"),
+        )
         for n in found
     ]
-    return table(("NODE", "STATE", "PROVIDER", "REGION", "CPU", "MEMORY"), rows, "no nodes")
+    columns = ("NODE", "STATE", "PROVIDER", "REGION", "CPU", "MEMORY", "GPU", "WHY")
+    return table(columns, rows, "no nodes")
 
 
 def _pairs(values: Sequence[str], option: str) -> list[tuple[str, str]]:

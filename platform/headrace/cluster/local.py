@@ -13,6 +13,7 @@ import msgspec
 
 from headrace import wire
 from headrace.cluster.http import ApiClient
+from headrace.cluster.processes import allow_many_files
 from headrace.config import Settings
 from headrace.control.server import Control
 from headrace.datadir import DataDir, open_data_dir
@@ -68,6 +69,7 @@ class LocalCluster:
         Raises `SetupError`: `DataDirError`, `PortInUse`, or what keeps a part from starting.
         """
         began = time.perf_counter()
+        allow_many_files()
         self.data = open_data_dir(self.settings)
         try:
             self.control = self._new_control()

@@ -244,7 +244,13 @@ class Platform:
     def _save(self, **changes: Any) -> None:
         children = tuple(c.identity for c in (self._driver, *self._gateways) if c.identity is not None)
         self._record = msgspec.structs.replace(self._record, children=children, **changes)
-        write_record(self._record)
+        try:
+            write_record(self._record)
+        except OSError as error:
+            # Keeping the platform up matters more than what a later start would read there.
+            self._tell(
+                "warning", f"{self._settings.data / UP_FILE} cannot be written: {error.strerror}", "disk"
+            )
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -256,8 +262,7 @@ class Platform:
             self._fatal.cancel()
         elif not self._fatal.cancelled():
             self._fatal.exception()
-        with contextlib.suppress(OSError):
-            self._save(state="stopping")
+        self._save(state="stopping")
         orderly = asyncio.create_task(self._end_orderly())
         kill = asyncio.create_task(self._kill.wait())
         await asyncio.wait({orderly, kill}, return_when=asyncio.FIRST_COMPLETED)

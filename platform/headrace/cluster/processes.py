@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,15 @@ LOG_BYTES = 8 << 20
 """A log above this is put aside at the next start; one old one is kept."""
 TAIL_LINES, TAIL_COLUMNS = 3, 300
 KILL_WAIT_S = 5.0
+MAX_FILES = 1 << 17
+
+
+def allow_many_files() -> None:
+    """Take as many descriptors as we may, here and in children: the usual 1024 are few clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def child_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
@@ -80,7 +90,11 @@ class Child:
     async def start(self) -> None:
         """Start it. Must be called from the main thread, whose end it notices. Raises ``OSError``."""
         _rotate(self.log)
-        fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            # A full disk: better without a log than not at all.
+            fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         try:
             self._log_start = os.fstat(fd).st_size
             self._process = await asyncio.create_subprocess_exec(

@@ -27,7 +27,7 @@ from headrace.cluster import ray_private
 from headrace.cluster.logs import log_to_file
 from headrace.cluster.ports import GENERIC, PROVIDER_LABEL
 from headrace.cluster.ray_nodes import APP, HOST_DEPLOYMENTS, RayNodes, known_nodes
-from headrace.cluster.sweep import TOKEN_FILE
+from headrace.cluster.sweep import TOKEN_FILE, sweep_node
 from headrace.config import Settings
 from headrace.datadir import read_admin_key, read_cluster_token
 from headrace.errors import SetupError
@@ -66,6 +66,7 @@ class ControlReplica:
                 cluster_id=_sha256(self._settings.data_dir)[:12],
                 join=lambda: join_info(self._settings, self._nodes.join_address()),
                 state_dir=self._settings.data / "nodes",
+                sweep=lambda node: sweep_node(self._settings.run, node),
             )
             control = make(
                 self._settings,
@@ -131,6 +132,7 @@ class HostReplica:
             kind=node.kind,
             labels=labels,
             spot=labels.get("headrace.spot") == "true",
+            hide=(ray_private.temp_dir(),),
         )
         self._agent = HostAgent(config)
         await self._agent.start()

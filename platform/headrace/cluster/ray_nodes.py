@@ -112,5 +112,9 @@ class RayNodes:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, function: Callable[[], T]) -> T:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        except (ray.exceptions.RayError, RuntimeError, ValueError) as error:
+            # As `NodeOps` promises: whoever asks knows nothing of Ray.
+            raise OSError(f"Ray: {error}") from error

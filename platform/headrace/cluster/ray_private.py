@@ -78,6 +78,12 @@ def start_head(*, temp_dir: Path, port: int, object_store: int, labels: Mapping[
     return _QuietHead(params, head=True, shutdown_at_exit=False, spawn_reaper=True)
 
 
+def temp_dir() -> Path:
+    """Where this node's Ray keeps its sockets: open to everybody, unless it lies in a closed directory."""
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_session_dir_path()).parent
+
+
 def head_is_dead() -> bool:
     """Whether the head's GCS has ended; its port may be taken. `start_head` notices after 30 s only."""
     return _QuietHead.gcs is not None and _QuietHead.gcs.poll() is not None

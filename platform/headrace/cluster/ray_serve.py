@@ -73,10 +73,11 @@ def _new_token(path: Path) -> Path:
 
 
 def temp_dir_for(settings: Settings) -> Path:
-    """The head's temporary directory, 0700."""
+    """The head's temporary directory. Ray makes it 0777: the one above it is what keeps others out."""
     path = ray_temp_dir(settings.run)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
+    for each in (path.parent, path):
+        each.mkdir(mode=0o700, exist_ok=True)
+        each.chmod(0o700)
     return path
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from headrace import __version__
 from headrace.cluster.identity import UP_FILE, UpRecord, new_record, read_record
 from headrace.cluster.listeners import check_ports, listeners, with_ports
 from headrace.cluster.parts import Platform
+from headrace.cluster.processes import allow_many_files
 from headrace.cluster.sweep import check_run_dir, clear, end_leftovers, leftovers
 from headrace.config import Settings, load_settings
 from headrace.datadir import open_data_dir
@@ -64,8 +66,21 @@ async def up(settings: Settings, on_event: OnEvent, once: Once | None = None) ->
         seconds = time.monotonic() - started
         on_event(UpEvent(kind=kind, text=text, what=what, seconds=seconds, record=record))
 
+    allow_many_files()
     if not settings.address:
         check_run_dir(settings.run)
+    try:
+        return await _up(settings, tell, once)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise DataDirError(
+            f"no space is left for the data directory {settings.data} or the run directory {settings.run}.",
+            hint="Free some, or name another one with --data-dir.",
+        ) from error
+
+
+async def _up(settings: Settings, tell: Callable[..., None], once: Once | None) -> int:
     data = open_data_dir(settings)
     try:
         await _sweep_predecessor(settings, tell)

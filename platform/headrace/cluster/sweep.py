@@ -6,24 +6,29 @@ identities, a path of our run directory in the command line of a Ray server, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+from headrace_runtimes.process.leftovers import sweep_dead
 from headrace_runtimes.trees import remove_tree
 
 from headrace.cluster.identity import Identity
 from headrace.errors import SetupError
 
 KILL_WAIT_S = 5.0
+HOSTS = "hosts"
 
 
 UNIX_PATH_MAX = 107
 RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """The longest that Ray appends to its temporary directory: the date and the pid vary."""
-RAY = "ray"
+RAY = Path("ray", "t")
+"""Below the run directory. Ray opens its temporary directory and its sockets to everybody: it lies in one
+that is closed."""
 TOKEN_FILE = "ray.token"  # noqa: S105 - the name of the file in the data directory
 
 
@@ -54,7 +59,7 @@ def leftovers(
     found = {p.pid: p for p in (identity.process() for identity in known) if p is not None}
     prefix = f"{run}{os.sep}"
     # Only in the arguments of Ray's servers: any shell may have the run directory in its own.
-    argument = f"={run if run.name == RAY else ray_temp_dir(run)}{os.sep}"
+    argument = f"={run if run.parts[-2:] == RAY.parts else ray_temp_dir(run)}{os.sep}"
     for process in () if only_known else psutil.process_iter():
         if process.pid not in spared and process.pid not in found and _is_ours(process, prefix, argument):
             found[process.pid] = process
@@ -117,8 +122,23 @@ def end_leftovers(
     return ended
 
 
+def sweep_node(run: Path, node: str) -> bool:
+    """Remove what the host of a node left when it was killed; False while one lives there. Blocks."""
+    base = run / HOSTS / node
+    try:
+        # A runtime's directory is the one with its lock; the rest are files of the host.
+        runtimes = [path for path in base.iterdir() if (path / "lock").exists()]
+    except OSError:
+        return True
+    return all(sweep_dead(path) for path in runtimes) and remove_tree(base)
+
+
 def clear(run: Path) -> None:
     """Empty the run directory: nothing below it outlives a platform."""
+    # First by host: what they left elsewhere (cgroups) is known there only.
+    with contextlib.suppress(OSError):
+        for host in list((run / HOSTS).iterdir()):
+            sweep_node(run, host.name)
     try:
         entries = list(run.iterdir())
     except OSError:

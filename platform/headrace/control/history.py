@@ -68,10 +68,19 @@ class History:
     def _write(self, batch: list[Record]) -> None:
         if not batch:
             return
+        data = b"".join(self._encoder.encode(record) + b"\n" for record in batch)
         try:
-            with self._path.open("ab") as file:
-                file.write(b"".join(self._encoder.encode(record) + b"\n" for record in batch))
+            with self._path.open("ab", buffering=0) as file:
                 size = file.tell()
+                try:
+                    written = 0
+                    while written < len(data):
+                        written += file.write(data[written:])
+                except OSError:
+                    # Part of a line would spoil the replay of the next one.
+                    file.truncate(size)
+                    raise
+                size += written
             if size >= self._max_bytes:
                 self._path.replace(self._dir / "decisions.1.jsonl")
         except OSError as error:

@@ -16,6 +16,7 @@ from headrace_providers import registry
 from headrace_providers.base import Provider
 from headrace_providers.errors import InvalidRequest, ProviderError, UnknownProvider
 from headrace_providers.offers import JoinInfo, Node, NodeRequest, Offer
+from headrace_runtimes.trees import remove_tree
 
 from headrace import wire
 from headrace.control.nodes import Do, Known, State, plan
@@ -31,6 +32,7 @@ log = logging.getLogger("headrace.control.nodes")
 PERIOD_S = 1.0
 PROVIDER_TIMEOUT_S = 30.0
 MAX_AT_ONCE = 100
+OUR_LABELS = "headrace."
 
 
 class ClusterNode(Protocol):
@@ -77,15 +79,23 @@ class Nodes:
     """The node manager (`headrace.control.ports.NodeManager`)."""
 
     def __init__(
-        self, cluster: Cluster, *, cluster_id: str, join: Callable[[], JoinInfo], state_dir: Path
+        self,
+        cluster: Cluster,
+        *,
+        cluster_id: str,
+        join: Callable[[], JoinInfo],
+        state_dir: Path,
+        sweep: Callable[[str], bool] = lambda node: True,
     ) -> None:
+        """``sweep`` removes what a dead host of a node left on this machine; False: one lives. It blocks."""
         self._cluster = cluster
         self._cluster_id = cluster_id
         self._join = join
         self._state_dir = state_dir
         self._providers: dict[str, Provider] = {}
         self._rows: dict[str, NodeRow] = {}
-        self._details: dict[str, str] = {}
+        self._sweep = sweep
+        self._swept: set[str] = set()
         self._control: Control | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -170,7 +180,7 @@ class Nodes:
                 message = f"{ask.provider} did not launch a node: {error or 'no answer in time'}."
                 if isinstance(error, InvalidRequest):
                     raise ValidationFailed(message) from error
-                raise NoCapacity(message, hint="`headrace providers` lists what can be had.") from error
+                raise NoCapacity(message, hint="GET /api/v1/providers lists what can be had.") from error
             await self.control.store.update_intent(request.id, "launched", request.id)
             launched.append(self._describe(self._rows[request.id]))
         return launched
@@ -212,10 +222,11 @@ class Nodes:
             "kind": host.hello.kind if host else "generic",
             "spot": row.spec.get("spot", False), "price": host.hello.price if host else 0.0,
             "state": row.state,
-            "host": host.id if host else None, "managed": True, "detail": self._details.get(row.id, ""),
+            "host": host.id if host else None, "managed": True, "detail": row.detail,
             "created_at": row.created_at,
             "cpu": host.hello.resources.cpu if host else None,
             "memory": host.hello.resources.memory if host else None,
+            "gpu": host.hello.resources.gpu if host else {},
         }  # fmt: skip
 
     def _find(self, node_id: str) -> dict[str, Any]:
@@ -262,6 +273,9 @@ class Nodes:
         busy = frozenset(h.hello.node for h in alive if any(i.alive for i in h.instances.values()))
         for todo in plan(time.time(), known, owned, joined=joined, busy=busy, asked=frozenset(asked)):
             await self._do(todo)
+        for row in list(self._rows.values()):
+            if row.state in ("lost", "failed") and row.id not in joined and row.id not in self._swept:
+                await self._clean_up(row.id)
 
     async def _do(self, todo: Do) -> None:
         log.info("node %s: %s %s (%s)", todo.node, todo.what, todo.state or "", todo.reason)
@@ -290,8 +304,8 @@ class Nodes:
     async def _move(self, node_id: str, state: State, reason: str) -> None:
         row = self._rows.get(node_id)
         if row is not None:
-            self._details[node_id] = reason
-            await self._put(msgspec.structs.replace(row, state=state, updated_at=time.time()))
+            self._swept.discard(node_id)
+            await self._put(msgspec.structs.replace(row, state=state, detail=reason, updated_at=time.time()))
 
     async def _put(self, row: NodeRow) -> None:
         self._rows[row.id] = row
@@ -299,9 +313,16 @@ class Nodes:
 
     async def _forget(self, node_id: str) -> None:
         self._rows.pop(node_id, None)
-        self._details.pop(node_id, None)
         await self.control.store.delete_node(node_id)
         await self.control.store.update_intent(node_id, "ended")
+        await self._clean_up(node_id)
+        self._swept.discard(node_id)
+        # Logs of instances are read through their host, and its name is not used again.
+        await asyncio.to_thread(remove_tree, self.control.settings.data / "hosts" / node_id)
+
+    async def _clean_up(self, node_id: str) -> None:
+        if await asyncio.to_thread(self._sweep, node_id):
+            self._swept.add(node_id)
 
 
 DRAIN_DEADLINE_S = 5.0
@@ -327,6 +348,11 @@ def _parse(body: bytes) -> LaunchBody:
         raise ValidationFailed(f"body: {error}.") from error
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not JSON: {error}.") from error
+    for label in ask.labels:
+        if label.startswith(OUR_LABELS):
+            raise ValidationFailed(
+                f"label {label!r}: names that begin with {OUR_LABELS!r} are the platform's."
+            )
     if not 1 <= ask.count <= MAX_AT_ONCE:
         raise ValidationFailed(f"count={ask.count}: use 1 to {MAX_AT_ONCE}.")
     return ask

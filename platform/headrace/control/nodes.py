@@ -70,7 +70,7 @@ def plan(
         if node.provider in asked:
             todo += _next(now, node, exists.get(node.id), node.id in joined, node.id in busy)
     for node_id, stray in exists.items():
-        if node_id not in mine and stray.state in ("pending", "running"):
+        if node_id not in mine and stray.state in ("pending", "running", "failed"):
             todo.append(
                 Do(
                     node=node_id,
@@ -87,7 +87,10 @@ def _next(now: float, node: Known, there: Node | None, has_host: bool, busy: boo
         return [Do(node=node.id, provider=node.provider, what="move", state=state, reason=reason)]
 
     if node.state in ("lost", "failed"):
-        return []
+        if there is None or there.state == "terminating":
+            return []
+        # Its provider still has something of it, which may cost money.
+        return [Do(node=node.id, provider=node.provider, what="terminate", reason=f"it is {node.state}")]
     if node.state == "draining":
         if there is None:
             return [Do(node=node.id, provider=node.provider, what="forget", reason="it is gone")]

@@ -81,6 +81,8 @@ class NodeRow(msgspec.Struct, frozen=True):
     created_at: float
     updated_at: float
     intent: str | None = None
+    detail: str = ""
+    """Why it is in this state."""
 
 
 class Store:

@@ -18,6 +18,7 @@ from headrace_runtimes.trees import remove_tree
 
 from headrace import wire
 from headrace.config import Settings
+from headrace.datadir import make_run_dir
 from headrace.host.bundles import Bundles
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
@@ -57,6 +58,8 @@ class HostConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     spot: bool = False
     price: float = 0.0
+    hide: tuple[Path, ...] = ()
+    """What instances shall not see, beside the data directory."""
     run_dir: Path | None = None
     log_dir: Path | None = None
     runtimes: tuple[str, ...] = ("process",)
@@ -93,8 +96,10 @@ class HostAgent:
 
         Does not wait for control (`wait_connected` does). Raises what a runtime's ``open`` raises.
         """
+        if self.config.run_dir is None:
+            await asyncio.to_thread(make_run_dir, self.config.settings.run)
         for path in (self.run_dir, self.log_dir):
-            await asyncio.to_thread(path.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(path.mkdir, mode=0o700, parents=True, exist_ok=True)
         self.run_dir.chmod(0o711)
         self.log_dir.chmod(0o700)
         self._open = True
@@ -153,7 +158,7 @@ class HostAgent:
             zygote_bytes=int(self.resources.memory * settings.zygote_memory_share),
             log_dir=self.log_dir,
             log_bytes=settings.log_bytes,
-            hide=(settings.data,),
+            hide=(settings.data, *self.config.hide),
         )
 
     def _bundles_in_use(self) -> set[str]:

@@ -221,9 +221,9 @@ class Management:
         items: list[Doc] = doc["items"] if isinstance(doc, dict) else doc
         return items
 
-    def remove_node(self, node: str) -> None:
-        """Drain and terminate a node."""
-        _doc(self._manage("DELETE", f"/nodes/{quote(node, safe='')}", timeout=120.0))
+    def remove_node(self, node: str) -> Doc:
+        """Drain and terminate a node; the node. Its state is ``removed`` when there was nothing to drain."""
+        return _doc(self._manage("DELETE", f"/nodes/{quote(node, safe='')}", timeout=120.0))
 
     # -- keys ------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from headrace_providers.offers import NodeRequest
 
 POLL_S = 0.25
 STOP_GRACE_S = 5.0
+LAST_WORDS = 300
 STARTED_LINE = "Ray runtime started"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -95,6 +96,19 @@ def end_all(node_id: str) -> None:
     psutil.wait_procs(list(others().values()), timeout=STOP_GRACE_S)
 
 
+def last_words(log: Path) -> str:
+    """What the log ends with, as the end of a sentence: the log itself goes with the node."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    # Ray draws boxes and rules around what it says.
+    said = [line for line in lines if any(c.isalnum() for c in line)]
+    return f": {said[-1][:LAST_WORDS]}" if said else ""
+
+
 def keep(path: Path) -> None:
     """Run the node until there is a reason to end; leave nothing behind but the record of a failure."""
     record = records.read(path)
@@ -131,7 +145,7 @@ def keep(path: Path) -> None:
     while not stop:
         time.sleep(POLL_S)
         if child.poll() is not None:
-            failed = f"ray start ended with {child.returncode}: see {log}"
+            failed = f"ray start ended with {child.returncode}{last_words(log)}"
             break
         if platform_is_gone(record.request.join.alive_path):
             break

@@ -20,6 +20,8 @@ from headrace_providers.local import record as records
 from headrace_providers.offers import Node, NodeRequest, Offer
 
 LAUNCH_TIMEOUT_S = 20.0
+MAX_LABELS = 50
+MAX_CPU, MAX_MEMORY, MAX_GPU = 10_000, 1 << 50, 10_000
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
 
 
@@ -67,7 +69,7 @@ class LocalProvider:
         return node
 
     async def list_owned(self, cluster: str) -> Sequence[Node]:
-        """See `Provider.list_owned`. What a dead keeper left is ended and forgotten here."""
+        """See `Provider.list_owned`. One whose keeper died is ``failed`` until it is terminated."""
         return await asyncio.to_thread(self._owned, cluster)
 
     async def terminate(self, node_id: str) -> None:
@@ -99,10 +101,6 @@ class LocalProvider:
             record, node = records.read(path), self._node(path)
             if record is None or node is None or record.request.cluster != cluster:
                 continue
-            if node.state == "failed":
-                end_all_of(record.request.id)
-                path.unlink(missing_ok=True)
-                continue
             found.append(node)
         return found
 
@@ -115,6 +113,7 @@ class LocalProvider:
         if keeper is None:
             end_all_of(node_id)
             path.unlink(missing_ok=True)
+            path.with_suffix(".log").unlink(missing_ok=True)
             return
         records.write(path, msgspec.structs.replace(record, state="terminating"))
         keeper.terminate()
@@ -151,9 +150,17 @@ def _check(request: NodeRequest) -> None:
         raise InvalidRequest(f"node id {request.id!r}: use up to 63 of letters, digits, '.', '_' and '-'.")
     if request.cpu <= 0 or request.memory <= 0:
         raise InvalidRequest(f"cpu={request.cpu:g}, memory={request.memory}: ask for more than 0 of both.")
+    if not request.cpu <= MAX_CPU or request.memory > MAX_MEMORY:
+        raise InvalidRequest(f"cpu={request.cpu:g}, memory={request.memory:g}: no machine has so much.")
+    # All of these become ``--labels=k=v,k=v``: one with a comma would be two, and might name another node.
+    for what, value in (("region", request.region), ("instance_type", request.instance_type)):
+        if not _LABEL.match(value):
+            raise InvalidRequest(f"{what} {value!r:.100}: use letters, digits, '.', '_' and '-'.")
+    if len(request.labels) + len(request.gpu) > MAX_LABELS:
+        raise InvalidRequest(f"{len(request.labels) + len(request.gpu)} labels: use at most {MAX_LABELS}.")
     for key, value in request.labels.items():
         if not _LABEL.match(key) or not _LABEL.match(value):
             raise InvalidRequest(f"label {key}={value}: use letters, digits, '.', '_' and '-'.")
     for name, count in request.gpu.items():
-        if not _LABEL.match(name) or count < 1:
+        if not _LABEL.match(name) or not 1 <= count <= MAX_GPU:
             raise InvalidRequest(f"gpu {name}={count}: use a model name and a count of 1 or more.")

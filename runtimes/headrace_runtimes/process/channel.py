@@ -17,6 +17,9 @@ log = logging.getLogger("headrace.runtimes")
 
 MAX_PACKET = 128 << 10
 MAX_WAITING = 64
+UNASKED = 1000
+"""Packets that a peer may send beyond `ANSWERS` for each of ours: a flood is work for the whole host."""
+ANSWERS = 4
 _ANCILLARY = socket.CMSG_SPACE(253 * 4)
 """The most descriptors that one packet can carry."""
 _SO_PASSRIGHTS = 83
@@ -49,6 +52,7 @@ class Channel:
         self._on_packet = on_packet
         self._on_close = on_close
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        self._allowed = UNASKED
         self.closed = False
         self._loop.add_reader(self._fd, self._readable)
 
@@ -59,6 +63,7 @@ class Channel:
             raise ChannelError(f"a message of {len(data)} bytes is above the bound of {MAX_PACKET}")
         if self.closed:
             raise ChannelError("the process at the other end has ended")
+        self._allowed = min(self._allowed + ANSWERS, UNASKED)
         if not self._waiting and self._try(data, fds):
             return
         if len(self._waiting) >= MAX_WAITING:
@@ -125,7 +130,8 @@ class Channel:
                 received = array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                 _close_all(received.tolist())
-        if not data or flags & socket.MSG_TRUNC:
+        self._allowed -= 1
+        if not data or flags & socket.MSG_TRUNC or self._allowed < 0:
             self.close()
             return False
         try:

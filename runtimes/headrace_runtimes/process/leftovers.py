@@ -91,12 +91,12 @@ class RunDir:
         """A file per process: named by pid, holding its identity."""
         return self.root / "p"
 
-    def open(self) -> None:
-        """Create, lock, sweep. Blocks up to seconds while a predecessor dies. Raises `PrepareFailed`."""
+    def open(self, wait_s: float = LOCK_WAIT_S) -> None:
+        """Create, lock, sweep. Blocks up to ``wait_s`` while a predecessor dies. Raises `PrepareFailed`."""
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
             self.root.chmod(0o711)
-            self._take_lock()
+            self._take_lock(wait_s)
             self.sweep()
             for path in (self.sandboxes, self.sockets, self.processes):
                 path.mkdir(mode=0o700, exist_ok=True)
@@ -163,8 +163,8 @@ class RunDir:
         with contextlib.suppress(OSError):
             self.root.rmdir()
 
-    def _take_lock(self) -> None:
-        deadline = time.monotonic() + LOCK_WAIT_S
+    def _take_lock(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
         path = self.root / "lock"
         while True:
             self.lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -182,6 +182,22 @@ class RunDir:
             os.close(self.lock)
             self.lock = -1
             time.sleep(0.02)
+
+
+def sweep_dead(root: Path) -> bool:
+    """End and remove what a runtime that died left in its run directory ``root``: processes, cgroups, files.
+
+    False, and nothing is touched, while another one runs there. Blocks.
+    """
+    if not root.is_dir():
+        return True
+    run_dir = RunDir(root)
+    try:
+        run_dir.open(0.0)
+    except PrepareFailed:
+        return False
+    run_dir.remove()
+    return True
 
 
 def _files(path: Path) -> list[Path]:

@@ -201,10 +201,17 @@ class LogStore:
     def _append(self, log: _Log, data: bytes) -> None:
         if log.fd < 0 or log.end - log.segments[-1][0] + len(data) > self._segment_bytes:
             self._next_file(log, len(data))
-        while data:
-            written = os.write(log.fd, data)
-            log.end += written
-            data = data[written:]
+        before = log.end
+        try:
+            while data:
+                written = os.write(log.fd, data)
+                log.end += written
+                data = data[written:]
+        except OSError:
+            # What fitted of it would swallow the next line.
+            os.ftruncate(log.fd, before - log.segments[-1][0])
+            log.end = before
+            raise
 
     def _next_file(self, log: _Log, coming: int) -> None:
         """Open the last segment, or a new one when there is none or it would get too large."""

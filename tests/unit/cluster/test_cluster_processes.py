@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -114,3 +115,16 @@ def test_the_environment_has_the_settings_and_no_keys(tmp_path):
     assert load_settings(environ=made, toml=tmp_path / "none") == settings
     joined = child_environment(load_settings({"address": "127.0.0.1:6379"}), base)
     assert joined["RAY_AUTH_TOKEN"] == "secret"
+
+
+@pytest.mark.parametrize(("soft", "hard", "after"), [(64, 300, 300), (300, 300, 300), (64, 1 << 30, None)])
+def test_as_many_descriptors_as_we_may_have_are_taken(soft, hard, after):
+    own = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    hard = hard if own == resource.RLIM_INFINITY else min(hard, own)
+    code = (
+        "import resource as r\nfrom headrace.cluster.processes import allow_many_files\n"
+        f"r.setrlimit(r.RLIMIT_NOFILE, ({soft}, {hard}))\nallow_many_files()\n"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(after or min(hard, processes.MAX_FILES)), str(hard)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import resource
 import sqlite3
 import stat
 
@@ -188,6 +189,33 @@ async def test_the_history_is_bounded_and_replays(tmp_path):
     assert "decisions.1.jsonl" in files
     assert set(files) <= {"decisions.1.jsonl", "decisions.jsonl"}
     assert all(replay_file(tmp_path / "history" / name) == [] for name in files)
+
+
+async def test_a_full_disk_leaves_no_half_of_a_record(tmp_path):
+    history = History(tmp_path / "history")
+    history.start()
+    path = tmp_path / "history" / "decisions.jsonl"
+    line = len(msgspec.json.encode(_record(1.0))) + 1
+    history.record(_record(1.0))
+    await _until(path.exists)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (line + line // 2, before[1]))
+    try:
+        history.record(_record(1.0))
+        await _until(lambda: history.dropped)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert history.dropped == 1
+    history.record(_record(1.0))
+    await history.stop()
+    assert path.stat().st_size == 2 * line
+    assert replay_file(path) == []
+
+
+async def _until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def test_a_changed_decision_is_found(tmp_path):

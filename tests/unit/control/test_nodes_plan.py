@@ -53,7 +53,9 @@ def one(node: Known, found: Node | None, joined: bool, busy: bool = True) -> Do 
         ("draining", DRAIN_GRACE_S + 1, "terminating", False, None),
         ("draining", 1, None, False, ("forget", None)),
         ("lost", 1, None, False, None),
-        ("failed", 1, "failed", False, None),
+        ("lost", 1, "running", False, ("terminate", None)),
+        ("lost", 1, "terminating", False, None),
+        ("failed", 1, "failed", False, ("terminate", None)),
     ],
 )
 def test_every_state(
@@ -69,8 +71,9 @@ def test_an_empty_host_is_not_waited_for() -> None:
     assert todo.what == "terminate"
 
 
-def test_a_node_that_no_intent_names_is_terminated() -> None:
-    (todo,) = plan(NOW, [], [there("running", "n-stray")], joined=frozenset(), busy=frozenset(), asked=HERE)
+@pytest.mark.parametrize("state", ["pending", "running", "failed"])
+def test_a_node_that_no_intent_names_is_terminated(state: NodeState) -> None:
+    (todo,) = plan(NOW, [], [there(state, "n-stray")], joined=frozenset(), busy=frozenset(), asked=HERE)
     assert (todo.what, todo.node) == ("terminate", "n-stray")
     assert "nobody owns it" in todo.reason
 

@@ -130,6 +130,25 @@ async def test_what_is_not_json_is_422(serve, body):
     assert (answer.status, answer.json()["errors"][0]["type"]) == (422, "json_invalid")
 
 
+@pytest.mark.parametrize(
+    ("handler", "body"),
+    [
+        (two, {f"name-{n}": n for n in range(20_000)}),
+        (two, {"x" * 500_000: 1}),
+        (two, {"a": "x" * 500_000}),
+        (texts, list(range(100_000))),
+        (texts, {"texts": list(range(100_000))}),
+        (item, {"name": 5, "tags": [["x"]] * 100_000}),
+    ],
+    ids=["names", "name", "value", "values", "field", "model"],
+)
+async def test_what_is_told_of_wrong_input_is_less_than_the_input(serve, handler, body):
+    answer = await (await serve(handler)).call(body)
+    assert answer.status == 422
+    assert answer.json()["errors"]
+    assert len(answer.body) < 20_000
+
+
 async def test_content_types(serve):
     plain, binary = await serve(anything), await serve(raw)
     png = {"Content-Type": "image/png"}

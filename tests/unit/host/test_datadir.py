@@ -38,6 +38,19 @@ def test_is_private_and_keeps_its_secrets(settings: Settings) -> None:
     with_key.close()
 
 
+def test_nothing_is_open_to_others_whatever_the_umask(settings: Settings) -> None:
+    settings = msgspec.structs.replace(settings, data_dir=settings.data_dir + "/deep/er")
+    before = os.umask(0)
+    try:
+        data = open_data_dir(settings)
+        assert os.umask(0) & 0o022 == 0o022  # also what comes later, and what children make
+        data.close()
+        made = [settings.data, *settings.data.parent.parents[0].rglob("*"), settings.data.parent]
+        assert not [p for p in made if p.stat().st_mode & 0o022]
+    finally:
+        os.umask(before)
+
+
 def test_is_held_by_one(settings: Settings) -> None:
     first = open_data_dir(settings)
     with pytest.raises(DataDirError, match=rf"held by a running platform \(pid {os.getpid()}\)"):

@@ -5,7 +5,7 @@ import os
 import socket
 
 import pytest
-from headrace_runtimes.process.channel import MAX_PACKET, MAX_WAITING, Channel, ChannelError, pair
+from headrace_runtimes.process.channel import MAX_PACKET, MAX_WAITING, UNASKED, Channel, ChannelError, pair
 from headrace_runtimes.process.child import Child
 
 
@@ -96,6 +96,29 @@ async def test_junk_from_the_peer_closes(peer, junk):
     assert not peer.got
     with pytest.raises(ChannelError, match="has ended"):
         peer.channel.send({})
+
+
+async def test_a_flood_that_nobody_asked_for_closes(peer):
+    peer.theirs.setblocking(False)
+    for _ in range(100 * UNASKED):
+        try:
+            peer.theirs.send(b'{"ev":"stats"}')
+        except BlockingIOError:
+            await asyncio.sleep(0)
+        except OSError:
+            break
+    await eventually(lambda: peer.closed)
+    assert len(peer.got) == UNASKED
+
+
+async def test_answers_are_no_flood(peer):
+    for asked in range(1, 2 * UNASKED):
+        peer.channel.send({"op": "fork"})
+        peer.theirs.recv(MAX_PACKET)
+        for event in (b'{"ev":"forked"}', b'{"ev":"exited"}'):
+            peer.theirs.send(event)
+        await eventually(lambda asked=asked: len(peer.got) == 2 * asked)
+    assert not peer.closed
 
 
 @pytest.mark.parametrize(

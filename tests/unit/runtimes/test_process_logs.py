@@ -1,5 +1,6 @@
 import asyncio
 import os
+import resource
 
 import pytest
 from headrace_runtimes.process.logs import KEEP_SEGMENTS, MIN_SEGMENT, LogStore, decode_line, encode_line
@@ -150,6 +151,22 @@ async def test_a_full_disk_loses_lines_only(tmp_path):
     store = LogStore(tmp_path, 1 << 20)
     store.write("p/e", "i", "stdout", ["lost"])
     assert (await store.read("p/e", None, 0, 10, 0))[0] == []
+    store.close()
+
+
+async def test_a_line_that_a_full_disk_cut_does_not_swallow_the_next(tmp_path):
+    store = LogStore(tmp_path, 1 << 20)
+    store.attach("p/e")
+    store.write("p/e", "i", "stdout", ["before"])
+    (file,) = tmp_path.rglob("*.log")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, before[1]))
+    try:
+        store.write("p/e", "i", "stdout", ["lost " * 100])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    store.write("p/e", "i", "stdout", ["after"])
+    assert [line.text for line in (await read_all(store))[0]] == ["before", "after"]
     store.close()
 
 

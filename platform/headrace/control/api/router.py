@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from headrace import wire
 from headrace.control.api import endpoints, keys, logs, platform
 from headrace.control.api.replies import problem, reply
 from headrace.control.parts import Parts
-from headrace.errors import BadRequest, Forbidden, HeadraceError, NotFound, RequestError
+from headrace.errors import BadRequest, Forbidden, HeadraceError, NotFound, RequestError, StorageFull
 
 log = logging.getLogger("headrace.control")
 Handler = Callable[[Parts, wire.ApiCall, dict[str, str]], Awaitable[wire.ApiReply]]
@@ -89,11 +91,24 @@ async def handle(parts: Parts, call: wire.ApiCall) -> wire.ApiReply:
         return problem(error)
     except HeadraceError as error:
         return problem(BadRequest(error.message, hint=error.hint))
-    except Exception:
+    except Exception as error:
+        if _disk_is_full(error):
+            return problem(
+                StorageFull(
+                    "no space is left on the disk of the data directory: nothing was changed.",
+                    hint="Free some and try again.",
+                )
+            )
         log.exception("%s %s failed", call.method, call.path)
         return problem(
             RequestError(f"{call.method} {call.path} failed.", hint="Control's log has the traceback.")
         )
+
+
+def _disk_is_full(error: Exception) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _allowed(call: wire.ApiCall, scope: str) -> None:

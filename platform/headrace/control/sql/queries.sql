@@ -103,9 +103,10 @@ SELECT id, project, provider, kind, spec, state, created_at, updated_at, node FR
 
 -- name: node_put
 -- Add a node, or replace what is known of it.
-INSERT INTO nodes (id, project, provider, intent, spec, state, created_at, updated_at)
-VALUES (:id, :project, :provider, :intent, :spec, :state, :created_at, :updated_at)
-ON CONFLICT (id) DO UPDATE SET state = excluded.state, spec = excluded.spec, updated_at = excluded.updated_at;
+INSERT INTO nodes (id, project, provider, intent, spec, state, detail, created_at, updated_at)
+VALUES (:id, :project, :provider, :intent, :spec, :state, :detail, :created_at, :updated_at)
+ON CONFLICT (id) DO UPDATE
+SET state = excluded.state, detail = excluded.detail, spec = excluded.spec, updated_at = excluded.updated_at;
 
 -- name: node_delete
 -- Forget a node.
@@ -113,4 +114,4 @@ DELETE FROM nodes WHERE id = :id;
 
 -- name: nodes_all
 -- All nodes, oldest first.
-SELECT id, project, provider, spec, state, created_at, updated_at, intent FROM nodes ORDER BY created_at, id;
+SELECT id, project, provider, spec, state, created_at, updated_at, intent, detail FROM nodes ORDER BY created_at, id;

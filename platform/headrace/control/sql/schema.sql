@@ -66,6 +66,9 @@ CREATE TABLE nodes (
 ) WITHOUT ROWID;
 
 -- migration: 2
+ALTER TABLE nodes ADD COLUMN detail TEXT NOT NULL DEFAULT '';   -- why it is in its state
+
+-- migration: 3
 ALTER TABLE keys ADD COLUMN name TEXT NOT NULL DEFAULT '';
 ALTER TABLE keys ADD COLUMN endpoints TEXT NOT NULL DEFAULT '';  -- names it may call, separated by spaces; '': all
 ALTER TABLE keys ADD COLUMN rate REAL NOT NULL DEFAULT 0;        -- requests per second and gateway; 0: no limit

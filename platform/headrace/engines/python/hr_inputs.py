@@ -38,6 +38,12 @@ def decode_json(body: bytes) -> Any:
     raise invalid([{"loc": [], "msg": f"the body is not JSON: {message}", "type": "json_invalid"}])
 
 
+MAX_ERRORS = 50
+"""Errors that one answer tells: a small body can hold a million."""
+MAX_TEXT = 300
+_MANY = 1000
+
+
 def path_of(loc: Sequence[Any]) -> str:
     """A field's path as people write it: ``texts[0].lang``."""
     text = ""
@@ -48,11 +54,20 @@ def path_of(loc: Sequence[Any]) -> str:
 
 def invalid(errors: List[Error], hint: str = "") -> Problem:
     """The problem document of a failed validation; its detail names the first field."""
-    first = errors[0]
+    told = [
+        {**error, "loc": [_cut(p) for p in error["loc"]], "msg": _cut(error["msg"])}
+        for error in errors[:MAX_ERRORS]
+    ]
+    first = told[0]
     path = path_of(first["loc"])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     detail = f"{path}: {first['msg']}{more}" if path else f"{first['msg']}{more}"
-    return Problem("validation-failed", detail, hint, errors=errors)
+    return Problem("validation-failed", detail, hint, errors=told)
+
+
+def _cut(part: Any) -> Any:
+    """A name or message that came with the request, of a length that one reads."""
+    return part if not isinstance(part, str) or len(part) <= MAX_TEXT else part[:MAX_TEXT] + "..."
 
 
 class _Parameter:
@@ -72,6 +87,13 @@ class _Parameter:
             listing = getattr(error, "errors", None)
             if listing is None:
                 errors.append({"loc": list(loc), "msg": str(error), "type": "value_error"})
+                return None
+            count = error.error_count() if hasattr(error, "error_count") else 0
+            if count > _MANY:
+                # To list them all takes longer, and more memory, than the body did.
+                errors.append(
+                    {"loc": list(loc), "msg": f"{count} values in it are wrong", "type": "many_errors"}
+                )
                 return None
             for found in listing(include_url=False, include_context=False, include_input=False):
                 errors.append({"loc": [*loc, *found["loc"]], "msg": found["msg"], "type": found["type"]})
@@ -164,7 +186,9 @@ class Inputs:
                 if self._extra:
                     values[name] = value
                 else:
-                    errors.append({"loc": [name], "msg": self._unknown(name), "type": "extra_forbidden"})
+                    # To look for the closest name takes its time.
+                    msg = self._unknown(name) if len(errors) < MAX_ERRORS else "Unknown field"
+                    errors.append({"loc": [name], "msg": msg, "type": "extra_forbidden"})
         if errors:
             raise invalid(errors, self._hint())
         if not self._any_positional:
