@@ -94,7 +94,13 @@ setup_torch() {
     uv_install --no-deps --require-hashes -r requirements-torch.lock
 }
 
-setup_tools() { command -v wrk >/dev/null || apt_install wrk; }
+setup_tools() {
+    command -v wrk >/dev/null || apt_install wrk
+    # Tests start servers of their own; Debian keeps the programs off PATH.
+    if ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null && ! command -v postgres >/dev/null; then
+        apt_install postgresql
+    fi
+}
 
 for part in "${@:-base}"; do
     case $part in
