@@ -11,9 +11,10 @@ import sys
 from typing import Any
 
 import pytest
+from headrace.gateway.server import Gateway
 from headrace.sdk.client import Client
 
-from tests.integration.conftest import Platform
+from tests.integration.conftest import Platform, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -146,6 +147,29 @@ async def test_a_revoked_key_is_refused_at_once(platform: Platform) -> None:
         assert (await platform.request("POST", "/e/alpha", json={}, headers=bearer(made)))[0] == 401
         status, _, _ = await platform.request("DELETE", f"/api/v1/keys/{made['id']}")
         assert status == 404
+
+
+async def test_other_gateways_hear_of_keys_too(platform: Platform) -> None:
+    cluster = platform.cluster
+    second = Gateway(
+        cluster.settings,
+        token=cluster.data.cluster_token,
+        control_address=f"unix:{cluster.settings.control_socket}",
+    )
+    await second.start()
+    try:
+        made = await make(platform)
+
+        async def answers(status: int) -> bool:
+            async with platform.http.post(f"{second.url}/e/alpha", json={}, headers=bearer(made)) as answer:
+                return answer.status == status
+
+        await until(lambda: answers(200))
+        await platform.api("DELETE", f"/keys/{made['id']}")
+        # Told before the caller had its answer; this process has only to read it.
+        await until(lambda: answers(401), deadline_s=2.0)
+    finally:
+        await second.stop(0)
 
 
 async def test_the_admin_key_cannot_be_revoked_here(platform: Platform) -> None:

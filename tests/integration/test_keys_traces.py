@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ SOURCE = """
         found = dict(scope["headers"]).get(b"traceparent", b"")
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": found})
+
+    from opentelemetry import trace
+
+    def current() -> str:
+        found = trace.get_current_span().get_span_context()
+        return f"{found.trace_id:032x}-{found.span_id:016x}"
+
+    @headrace.endpoint(name="own-spans")
+    def own_spans() -> str:
+        return current()
+
+    @headrace.endpoint(name="own-spans-async")
+    async def own_spans_async() -> str:
+        return current()
 
     @headrace.endpoint(name="mortal")
     def mortal(path: str) -> str:
@@ -168,6 +183,14 @@ async def test_every_kind_of_handler_gets_it(traced: Platform) -> None:
     assert [value.split("-")[1] for value in found] == many
 
 
+async def test_opentelemetry_in_a_handlers_process_joins_the_trace(traced: Platform) -> None:
+    for name in ("own-spans", "own-spans-async"):
+        for trace in ("1" * 32, "2" * 32):
+            found = await traced.call(name, {}, headers=header(trace))
+            assert found.startswith(f"{trace}-"), name
+            assert not found.endswith("0" * 16)
+
+
 async def test_without_a_callers_trace_one_begins_here(traced: Platform, collector: Collector) -> None:
     value = await traced.call("traced", {})
     _, trace, _, flags = value.split("-")
@@ -201,11 +224,12 @@ async def test_failures_and_the_time_in_the_queue(traced: Platform, collector: C
 
 async def test_each_attempt_has_a_span(traced: Platform, collector: Collector) -> None:
     trace = "d" * 32
-    mark = str(traced.work / "mortal")
-    Path(traced.work).chmod(0o777)  # the instance has a uid of its own
-    value = await traced.call(
-        "mortal", {"path": f"/tmp/headrace-{Path(mark).parent.name}"}, headers=header(trace)
-    )
+    # Not in the test's directory: the instance has a uid of its own.
+    mark = Path(f"/tmp/headrace-mark-{secrets.token_hex(8)}")
+    try:
+        value = await traced.call("mortal", {"path": str(mark)}, headers=header(trace))
+    finally:
+        mark.unlink(missing_ok=True)
     await whole(collector, trace, {"POST /e/mortal", "attempt"})
     await until(lambda: len([s for s in collector.of(trace) if s.name == "attempt"]) == 2)
     first, second = sorted(

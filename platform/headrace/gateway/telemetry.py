@@ -28,13 +28,11 @@ def count_call(call: Call) -> None:
     # Jobs are counted when their result is stored; sync calls with a key have a client of another type.
     if type(call.request.client) is not JobClient:
         meter.request(status_of(call), call.ended - call.started)
-    outcomes = meter.attempts
     for attempt in attempts:
-        outcome = attempt.outcome
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        meter.attempts[attempt.outcome] += 1
     if len(attempts) > 1:
         for attempt in attempts[:-1]:
-            meter.retries[attempt.outcome] = meter.retries.get(attempt.outcome, 0) + 1
+            meter.retries[attempt.outcome] += 1
     if call.queued_at:
         meter.queue.add(call.queued_s(call.ended))
         if attempts:

@@ -7,6 +7,7 @@ Names and units follow OpenTelemetry's semantic conventions as its Prometheus ma
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -68,9 +69,9 @@ class Meter:
         self.jobs: dict[str, Histogram] = {}
         """By final state, from submission to the stored result."""
         self.queue = Histogram()
-        self.attempts: dict[str, int] = {}
-        self.retries: dict[str, int] = {}
-        self.cold_starts: dict[str, int] = {}
+        self.attempts: dict[str, int] = defaultdict(int)
+        self.retries: dict[str, int] = defaultdict(int)
+        self.cold_starts: dict[str, int] = defaultdict(int)
         self.cold_start_s: dict[str, Histogram] = {}
         self.late = 0
 
@@ -91,7 +92,7 @@ class Meter:
 
     def cold_start(self, tier: str, seconds: float) -> None:
         """A request waited for an instance that came up for it."""
-        self.cold_starts[tier] = self.cold_starts.get(tier, 0) + 1
+        self.cold_starts[tier] += 1
         if tier not in self.cold_start_s:
             self.cold_start_s[tier] = Histogram(LONG_BOUNDS)
         self.cold_start_s[tier].add(seconds)
@@ -223,7 +224,8 @@ def _requests(endpoints: Sequence[EndpointFacts], gateway: str) -> Iterator[Metr
             duration.add_metric([*where, name], *_buckets(histogram))
         active.add_metric(where, e.in_flight)
         waiting.add_metric(where, e.waiting)
-        wait.add_metric(where, *_buckets(e.meter.queue))
+        if e.meter.queue.total:
+            wait.add_metric(where, *_buckets(e.meter.queue))
     yield from (duration, active, waiting, wait)
 
 

@@ -13,6 +13,7 @@ import pytest
 from headrace import wire
 from headrace.control.blobs import Blobs
 from headrace.control.history import History
+from headrace.control.sql import load_migrations
 from headrace.control.store import Intent, NewVersion, NodeRow, open_store
 from headrace.errors import DataDirError, NotFound, ValidationFailed
 from headrace.sqlite_writer import StoreBusy, open_database
@@ -228,3 +229,22 @@ async def test_a_changed_decision_is_found(tmp_path):
     path.write_bytes(msgspec.json.encode(record) + b"\n\n" + msgspec.json.encode(wrong) + b"\n")
     (mismatch,) = replay_file(path)
     assert (mismatch.line, mismatch.decided) == (3, record.decision)
+
+
+async def test_keys_of_an_older_store_stay_valid(tmp_path):
+    path = tmp_path / "control.db"
+    old = open_database(path, load_migrations()[:1])
+    insert = (
+        "INSERT INTO keys (id, project, hash, scopes, created_at) VALUES ('k', 'default', 'h', 'invoke', 5.0)"
+    )
+    await old.write(lambda db: db.execute(insert))
+    await old.close()
+    new = await open_store(path)
+    try:
+        key = wire.KeyRecord(id="k", hash="h", scopes=("invoke",), created_at=5.0)
+        assert await new.keys() == [key]
+        assert await new.delete_key("other", "k") is False
+        assert await new.delete_key("default", "k") is True
+        assert await new.keys() == []
+    finally:
+        await new.close()

@@ -4,6 +4,8 @@ import logging
 import sys
 
 import pytest
+from headrace.cluster.processes import child_environment
+from headrace.config import Settings
 from headrace.gateway.head import read_head
 from headrace.observe.tracing import SpanRef, open_tracing, parse, wanted
 from hypothesis import given
@@ -91,3 +93,9 @@ def test_a_missing_package_is_said_and_costs_nothing(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, "gw", "1") is None
     assert "headrace[otel]" in caplog.text
+
+
+def test_the_platforms_processes_get_the_settings_of_opentelemetry(tmp_path):
+    settings = Settings(data_dir=str(tmp_path), run_dir=str(tmp_path / "run"))
+    base = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_SERVICE_NAME": "mine"}
+    assert base.items() <= child_environment(settings, base).items()

@@ -30,6 +30,14 @@ class Feed(Protocol):
         ...
 
 
+class Keep(Protocol):
+    """Who keeps answers."""
+
+    def put(self, request_id: str, status: int, content_type: bytes, body: bytes, extra: bytes) -> None:
+        """Keep one, or not."""
+        ...
+
+
 class Site(Protocol):
     """What a connection needs to know of its server."""
 
@@ -47,8 +55,8 @@ class Exchange:
     """One request and its answer. Calls that come after the answer or after the client left do nothing."""
 
     __slots__ = (
-        "body", "cancel", "cancelled", "conn", "deadline", "done", "head", "request_id", "slot", "started",
-        "streaming",
+        "body", "cancel", "cancelled", "conn", "deadline", "done", "head", "kept", "request_id", "slot",
+        "started", "streaming",
     )  # fmt: skip
 
     def __init__(self, conn: "Connection", head: Head, body: bytes) -> None:
@@ -64,6 +72,8 @@ class Exchange:
         self.cancelled = False
         self.streaming = False
         self.slot = False
+        self.kept: Optional[Keep] = None
+        """Keeps the answer for who asks for it again, also when nobody waits for it now."""
         self.cancel: Optional[Callable[[], None]] = None
         """Called when the work should end early; the slot is freed when it has."""
 
@@ -72,6 +82,8 @@ class Exchange:
 
     def respond(self, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """The whole answer; ``extra`` is further header lines, each with its line end."""
+        if self.kept is not None and not self.streaming:
+            self.kept.put(self.request_id, status, content_type, body, extra)
         if self.done or self.streaming:
             return
         conn = self.conn

@@ -83,6 +83,7 @@ class NativeApp:
         except Problem as error:
             problem = error
         except BaseException as error:
+            x.kept = None
             if not x.cancelled:
                 problem, header = handler_failed(error)
         self._server.release(x)
@@ -97,9 +98,11 @@ class NativeApp:
             header = b""
             answer = (b"", b"")
             try:
-                if not x.cancelled:
+                if x.cancelled:
+                    x.kept = None
+                else:
                     result = self._call(*args, **kwargs)
-                    if not x.cancelled:
+                    if not x.cancelled or x.kept is not None:
                         answer = self.outputs.encode(result)
             except Problem as error:
                 problem = error

@@ -16,6 +16,7 @@ import time
 from typing import Callable, List, Optional, Protocol, Set
 
 from hr_connection import Connection, Exchange
+from hr_kept import Kept
 from hr_problem import CONTENT_TYPE, Problem
 
 _ON_ITS_WAY_S = 0.05
@@ -56,6 +57,7 @@ class Server:
         self.connections: Set[Connection] = set()
         self.app: Optional[App] = None
         self.cancel_grace_s = cancel_grace_s
+        self.kept = Kept()
         self.stuck: Callable[[], None] = lambda: None
         """Called when all that runs was cancelled longer than ``cancel_grace_s`` ago."""
         self._zombies: Set[Exchange] = set()
@@ -82,6 +84,9 @@ class Server:
 
     def handle(self, x: Exchange) -> None:
         """Admit or refuse one request."""
+        recalled = x.head.index.get(b"x-headrace-recall")
+        if recalled is not None:
+            return self.kept.recall(x, recalled.decode("latin-1"))
         if self.draining:
             x.head.keep_alive = False
             return self.refuse(x, b"draining")
@@ -90,6 +95,8 @@ class Server:
         self.in_flight += 1
         x.slot = True
         self._active.add(x)
+        if b"x-headrace-keep" in x.head.index:
+            self.kept.begin(x)
         given = _deadline_ms(x)
         allowed = self._timeout_s if given is None else min(self._timeout_s, given / 1000)
         if allowed > 0 or given is not None:
@@ -114,6 +121,9 @@ class Server:
         x.slot = False
         self.in_flight -= 1
         self.served += 1
+        if b"x-headrace-keep" in x.head.index:
+            # The slot is given back just before the answer: until that is kept, the work counts as running.
+            asyncio.get_running_loop().call_soon(self.kept.over, x)
         self._active.discard(x)
         self._zombies.discard(x)
         if self._zombies:

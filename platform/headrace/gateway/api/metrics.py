@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CONTROL_TIMEOUT_S = 1.0
 STORE_TIMEOUT_S = 1.0
 _ACCEPT = re.compile(rb"^accept:\s*([^\r\n]{0,500})", re.IGNORECASE | re.MULTILINE)
+SLICE = 50
+"""So many endpoints are copied before requests get their turn."""
 MAX_STORED = 200
 """Endpoints whose jobs in the store are counted at a scrape."""
 
@@ -46,6 +48,7 @@ class MetricsApi:
         self._id = id
         self._dispatcher = dispatcher
         self._jobs = jobs
+        self._rendering = asyncio.Lock()
         self._control = control
         self.refused: Counter[str] = Counter()
         self.gauges: Mapping[str, Any] = {}
@@ -78,7 +81,7 @@ class MetricsApi:
         facts = Facts(
             gateway=self._id,
             version=VERSION,
-            endpoints=[_facts(state) for state in self._dispatcher.states()],
+            endpoints=await self._endpoints(),
             clients=self.gauges["clients"](),
             body_bytes=self.gauges["held"](),
             refused=dict(self.refused),
@@ -87,10 +90,10 @@ class MetricsApi:
             platform=platform,
         )
         accept = _ACCEPT.search(request.head.forward)
-        # In a thread: a thousand endpoints are some ten thousand lines.
-        body, content_type = await asyncio.to_thread(
-            render, facts, accept[1].decode("latin-1") if accept else ""
-        )
+        prefers = accept[1].decode("latin-1") if accept else ""
+        # In a thread, one at a time: a thousand endpoints are some fifty thousand lines.
+        async with self._rendering:
+            body, content_type = await asyncio.to_thread(render, facts, prefers)
         return response(
             200,
             body,
@@ -100,6 +103,14 @@ class MetricsApi:
             head_only=request.head.method == b"HEAD",
             extra=b"Cache-Control: no-store\r\n",
         )
+
+    async def _endpoints(self) -> list[EndpointFacts]:
+        found: list[EndpointFacts] = []
+        for count, state in enumerate(self._dispatcher.states(), 1):
+            found.append(_facts(state))
+            if count % SLICE == 0:
+                await asyncio.sleep(0)
+        return found
 
     async def _platform(self) -> dict[str, dict[str, int]] | None:
         try:

@@ -11,6 +11,7 @@ from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.head import Head
 from headrace.gateway.jobs.lanes import Run
+from headrace.gateway.jobs.recall import KEEP_LINE, recall
 from headrace.gateway.request import Request
 from headrace.jobs.model import Job
 
@@ -37,6 +38,7 @@ def request_of(job: Job, client: object) -> Request:
         head.forward = forward.encode("latin-1")
     else:
         head.forward = b"Host: headrace\r\nContent-Type: %b\r\n%b" % (head.content_type, ACCEPT)
+    head.forward += KEEP_LINE
     head.traceparent = job.traceparent.encode("latin-1", "replace")
     request.id = job.id
     request.head = head
@@ -56,6 +58,18 @@ def deadline_passed(job: Job) -> DeadlineExceeded | None:
     if timeout_of(job, time.time()) > 0:
         return None
     return DeadlineExceeded("the job's time to live passed while it was queued.", where="queued")
+
+
+async def take_over(run: Run, state: EndpointState) -> bool:
+    """Whether an earlier attempt had ended and an instance gave its answer, which is the run's now."""
+    job, client = run.lease.job, run.client
+    assert client is not None
+    answer = await recall(list(state.instances.values()), job.id, timeout_of(job, time.time()))
+    if answer and not run.void and not run.settling:
+        request = request_of(job, client)
+        client.serves(request)
+        client.reply(request, answer)
+    return bool(answer)
 
 
 def begin(dispatcher: Dispatcher, run: Run, state: EndpointState) -> None:

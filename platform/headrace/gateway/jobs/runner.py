@@ -14,7 +14,7 @@ import msgspec
 from headrace.errors import EndpointNotFound, RequestError
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
-from headrace.gateway.jobs.attempt import begin, deadline_passed
+from headrace.gateway.jobs.attempt import begin, deadline_passed, take_over
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.lanes import Lane, Run
 from headrace.gateway.jobs.outcome import Release
@@ -307,7 +307,15 @@ class Runner:
             client = JobClient(done, None if run.lane.sync else lambda items: self._items(run, items))
         run.client, run.began, run.idempotent = client, time.monotonic(), state.route.idempotent
         run.lane.sent.add(run)
-        begin(self._dispatcher, run, state)
+        if run.lease.job.attempts > 1:
+            self._spawn(self._take_over(run, state))
+        else:
+            begin(self._dispatcher, run, state)
+
+    async def _take_over(self, run: Run, state: EndpointState) -> None:
+        """Another attempt was before this one: it may have ended without its gateway."""
+        if not await take_over(run, state) and not run.void and not run.settling:
+            begin(self._dispatcher, run, state)
 
     def _items(self, run: Run, items: list[bytes]) -> None:
         run.pending.extend(items)
