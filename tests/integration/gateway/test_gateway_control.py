@@ -128,6 +128,8 @@ async def test_management_is_passed_to_control(rig):
     async def on_call(call):
         if call.path == "/missing":
             return wire.Error(slug="not-found", detail="no such thing")
+        if call.path == "/openapi.json":
+            return wire.ApiReply(status=200, body=b'{"paths": {}}')
         return wire.ApiReply(
             status=202,
             body=json.dumps({"path": call.path, "query": call.query, "n": len(call.body)}).encode(),
@@ -144,7 +146,7 @@ async def test_management_is_passed_to_control(rig):
     assert (call.method, call.key_id, call.project, call.scopes) == ("POST", "k", "default", ("admin",))
     assert (await rig.call("/api/v1/missing", method="GET")).status == 404
     assert (await rig.call("/api/v1/status", method="GET", key=None)).status == 401
-    assert (await rig.call("/api/openapi.json", method="GET")).json()["path"] == "/openapi.json"
+    assert "/e/{endpoint}" in (await rig.call("/api/openapi.json", method="GET")).json()["paths"]
     text = rig.request("/api/v1/deployments").replace(b"application/json", b"text/plain")
     client = await rig.connect()
     await client.send(text)

@@ -15,6 +15,7 @@ from headrace.errors import (
     RequestError,
     from_problem,
 )
+from headrace.gateway.api import openapi
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response
@@ -76,9 +77,12 @@ class AdminApi:
             raise from_slug(reply)
         if not isinstance(reply, wire.ApiReply):
             raise RequestError(f"control answered with {type(reply).__name__}.")
+        body = reply.body
+        if below == b"/openapi.json" and reply.status == 200 and call.method == "GET":
+            body = openapi.whole(body)
         return response(
             reply.status,
-            reply.body,
+            body,
             reply.content_type,
             request_id=request.id,
             close=request.client.closes(request),
