@@ -13,7 +13,7 @@ TOOLS := .venv/.setup-tools
 ONCE ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup run test check format bench docs lock clean
+.PHONY: help setup run test chaos check format bench docs lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ run: $(BASE) ## Start the platform, deploy examples/ocr.py, call it from zero (O
 
 test: $(BASE) $(TORCH) $(TOOLS) ## Run all tests
 	@TEST_STRICT_SKIPS=1 timeout --foreground --kill-after=30 1800 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(BASE) $(TOOLS) ## Kill parts of a platform under load: SEED=n SECONDS=n (default: 1 and 60)
+	@CHAOS_SEED=$(or $(SEED),1) CHAOS_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
 
 check: $(BASE) ## Format, lint, types, import directions, dependencies, spelling
 	@$(BIN)/ruff format --check --quiet $(PYTHON_DIRS) || { echo "check: \`make format\` formats these files"; exit 1; }

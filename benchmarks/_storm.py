@@ -44,9 +44,12 @@ class Strike:
 
 
 def schedule(
-    seed: int, seconds: float, kinds: Sequence[str] = PARTS, period_s: float = PERIOD_S
+    seed: int, seconds: float, kinds: Sequence[str] = PARTS, *, rare: str = "", period_s: float = PERIOD_S
 ) -> list[Strike]:
-    """One strike per period, all kinds in turn in an order of chance, none in the last half period."""
+    """One strike per period, all kinds in turn in an order of chance, none in the last half period.
+
+    ``rare`` is every eighth one, from the third: the platform needs some time to be there again.
+    """
     chance = random.Random(seed)
     found: list[Strike] = []
     bag: list[str] = []
@@ -54,7 +57,8 @@ def schedule(
     while at < seconds - period_s / 2:
         if not bag:
             bag = chance.sample(kinds, len(kinds))
-        found.append(Strike(at, bag.pop(), chance.random(), round(chance.uniform(1.0, 2.0), 2)))
+        kind = rare if rare and len(found) % 8 == 2 else bag.pop()
+        found.append(Strike(at, kind, chance.random(), round(chance.uniform(1.0, 2.0), 2)))
         at += period_s
     return found
 
@@ -145,8 +149,11 @@ class Receiver:
 class Storm:
     """The load on one platform while it is struck."""
 
-    def __init__(self, url: str, key: str, log: Path, *, reconnect: bool, retry_for: float = 30.0) -> None:
+    def __init__(
+        self, url: str, key: str, log: Path, *, reconnect: bool, busy: bool = False, retry_for: float = 10.0
+    ) -> None:
         self.url, self.key, self.log = url, key, log
+        self.busy = busy
         self.reconnect, self.retry_for = reconnect, retry_for
         self.plain, self.client, self.submits = Group(), Group(), Group()
         self.jobs: dict[str, str] = {}
@@ -216,7 +223,7 @@ class Storm:
     async def _plain(self, http: aiohttp.ClientSession, call: str) -> None:
         body = {"call": call, "log": str(self.log)}
         status, data = await post(
-            http, f"{self.url}/e/storm", body, self.auth, self.plain, reconnect=self.reconnect
+            http, f"{self.url}/e/storm", body, self.auth, self.plain, reconnect=self.reconnect, busy=self.busy
         )
         _check(status, data, call)
 

@@ -105,10 +105,10 @@ class Victims:
 
     def add_node(self, deadline_s: float = 60.0) -> None:
         """A second node, ready."""
-        hosts = self._hosts()
-        self.api("POST", "/nodes", NODE)
+        if self.api("POST", "/nodes", NODE) is None:
+            raise RuntimeError("a second node was refused")
         end = time.monotonic() + deadline_s
-        while self._hosts() <= hosts:
+        while self._hosts() < 2:
             if time.monotonic() > end:
                 raise TimeoutError("no second node")
             time.sleep(0.1)

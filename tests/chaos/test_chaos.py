@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from benchmarks._storm import PARTS, Storm, Strike, schedule
 from benchmarks._victims import Victims
 from tests.e2e.conftest import Up
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+# A run is its load, a start, and the time until all has ended.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300 + float(os.environ.get("CHAOS_SECONDS") or 0))]
 KINDS = {
     "parts": PARTS,
     "gateways": (*PARTS, "gateway"),
-    "platform": ("instance", "platform", "host", "gateway"),
+    "platform": ("instance", "host", "gateway"),
 }
 
 
@@ -62,7 +64,6 @@ def check(said: dict[str, Any]) -> None:
     assert said["plain"]["failures"] == {}
     assert said["client"]["failures"] == {}
     assert said["submit"]["failures"] == {}
-    assert said["ran_twice"]["client"] == []
     jobs = said["jobs"]
     assert jobs["lost"] == []
     assert jobs["states"] == {"succeeded": jobs["accepted"]}, jobs["reasons"]
@@ -78,7 +79,17 @@ async def test_nothing_is_lost(platform, flavour, seed, seconds):
     log.chmod(0o666)
     victims = Victims(platform.data, platform.settings.port)
     await asyncio.to_thread(victims.add_node)
-    storm = Storm(platform.url, platform.key, log, reconnect=flavour != "parts", retry_for=45.0)
+    whole = flavour == "platform"
+    storm = Storm(
+        platform.url,
+        platform.key,
+        log,
+        # Nobody answers while the platform is down; just after it, a gateway may say "not now".
+        reconnect=flavour != "parts",
+        busy=whole,
+        retry_for=45.0 if whole else 10.0,
+    )
+    strikes = schedule(seed, seconds, KINDS[flavour], rare="platform" if whole else "")
 
     async def strike(one: Strike) -> str:
         if one.kind != "platform":
@@ -89,8 +100,11 @@ async def test_nothing_is_lost(platform, flavour, seed, seconds):
         return f"SIGKILL of {killed} processes, up again in {took:.1f} s"
 
     async with storm.receiver:
-        await storm.run(seconds, schedule(seed, seconds, KINDS[flavour]), strike)
+        await storm.run(seconds, strikes, strike)
         await victims.settle()
         said = await storm.settle()
     report(said, flavour, seed)
     check(said)
+    if not whole:
+        # With everything dead at once, nobody is left who knows what had ended just before.
+        assert said["ran_twice"]["client"] == []

@@ -36,7 +36,7 @@ from headrace.sdk.background import Cancel
 MAX_IDLE = 16
 """Idle connections kept for reuse."""
 MAX_ATTEMPTS = 10
-"""Of one request, the first included."""
+"""Of one request, the first included; more within ``retry_for`` seconds."""
 MAX_CONNECTS = 50
 """Attempts while nobody listens; ``retry_for`` seconds end them sooner."""
 CONNECT_TIMEOUT_S = 10.0
@@ -200,7 +200,7 @@ class Transport:
         """
         started = time.monotonic()
         until = started + timeout
-        attempt = 0
+        attempt = died = 0
         while True:
             attempt += 1
             error: Exception
@@ -211,25 +211,30 @@ class Transport:
                 budget = self._retry_for if self._known else min(self._retry_for, FIRST_CONTACT_S)
                 error, give_up = broken, time.monotonic() - started >= budget
             except _Died as broken:
+                died += 1
                 error, give_up = broken, not repeatable
             else:
                 wait = self._not_now(reply)
-                if wait is None or attempt >= MAX_ATTEMPTS or time.monotonic() + wait >= until:
+                if (
+                    wait is None
+                    or self._tried(attempt, started, MAX_ATTEMPTS)
+                    or time.monotonic() + wait >= until
+                ):
                     return reply
                 reply.close()
                 _sleep(wait, cancel)
                 continue
             # A kept connection that the other side closed meanwhile says nothing of the platform's health.
             wait = 0.0 if isinstance(error, _Stale) else _backoff(attempt)
-            if (
-                give_up
-                or attempt >= MAX_ATTEMPTS * 3
-                or (isinstance(error, _Died) and attempt >= MAX_ATTEMPTS)
-            ):
+            if give_up or self._tried(attempt, started, MAX_ATTEMPTS * 3) or died >= MAX_ATTEMPTS:
                 raise self._final(error) from error.__cause__
             if time.monotonic() + wait >= until:
                 raise _late() from error
             _sleep(wait, cancel)
+
+    def _tried(self, attempt: int, started: float, bound: int) -> bool:
+        """Whether that was often and long enough: a platform that starts again takes a while."""
+        return attempt >= bound and time.monotonic() - started >= self._retry_for
 
     def release(self, connection: http.client.HTTPConnection, *, reusable: bool) -> None:
         """Take a connection back."""

@@ -314,7 +314,12 @@ class Runner:
 
     async def _take_over(self, run: Run, state: EndpointState) -> None:
         """Another attempt was before this one: it may have ended without its gateway."""
-        if not await take_over(run, state) and not run.void and not run.settling:
+        taken = False
+        try:
+            taken = await take_over(run, state)
+        except Exception:
+            log.exception("asking for the answer of job %s failed", run.lease.job.id)
+        if not taken and not run.void and not run.settling:
             begin(self._dispatcher, run, state)
 
     def _items(self, run: Run, items: list[bytes]) -> None:
