@@ -114,7 +114,7 @@ class MetricsApi:
 
     async def _platform(self) -> dict[str, dict[str, int]] | None:
         try:
-            call = wire.ApiCall(method="GET", path="/status")
+            call = wire.ApiCall(method="GET", path="/status", scopes=("deploy",), key_id="gateway")
             reply = await self._control.call(call, CONTROL_TIMEOUT_S)
             if isinstance(reply, wire.ApiReply) and reply.status == 200:
                 found = msgspec.json.decode(reply.body)
