@@ -15,7 +15,7 @@ from headrace.cli.app import DONE, SUMMARIES
 from headrace.cli.options import DEFAULT_DATA_DIR, Session, json_option, session_options
 from headrace.cli.output import Output, facts, moment
 from headrace.config import load_settings
-from headrace.errors import NotRunning, UnsupportedOption
+from headrace.errors import NotRunning, UsageError
 
 if TYPE_CHECKING:
     from headrace.cluster.supervisor import UpEvent
@@ -31,17 +31,20 @@ PORT = click.IntRange(0, 65535)
 @click.option("--ray-port", type=click.IntRange(0, 9999), help="Port of Ray's head (default: 6399).")
 @click.option("--gateways", type=click.IntRange(1, 64), help="Gateway processes (default: 1).")
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster instead of starting one.")
-@click.option("--store", metavar="URL", help="Another store than SQLite (not built yet).")
+@click.option("--store", metavar="URL", help="Jobs in postgresql://... (default: SQLite in --data-dir).")
+@click.option("--blobs", metavar="URL", help="Large bodies in s3://bucket/prefix (default: in --data-dir).")
 @click.option("--spares", type=click.IntRange(0, 64), help="Pre-forked children per zygote (default: 2).")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 @json_option
-def up_command(out: Output, store: str | None, **options: Any) -> int:
-    """Run the platform until Ctrl-C."""
-    if store is not None:
-        raise UnsupportedOption(
-            "--store is not built yet: state is in SQLite under the data directory.", hint="Leave it out."
-        )
+def up_command(out: Output, **options: Any) -> int:
+    """Run the platform until Ctrl-C. Addresses with a password belong into HEADRACE_STORE."""
     settings = load_settings(options)
+    store = options.get("store")
+    if store and not store.startswith(("postgresql://", "postgres://")):
+        raise UsageError(
+            "--store: is no address of a store.",
+            hint="Leave it out for SQLite, or give postgresql://host/db.",
+        )
     # Imported once the options are known to be good; the supervisor never imports Ray.
     from headrace.cluster import supervisor  # noqa: PLC0415
 

@@ -25,8 +25,8 @@ def status_of(call: Call) -> int:
 def count_call(call: Call) -> None:
     """The call has come to its end."""
     meter, attempts = call.state.meter, call.attempts
-    # Jobs are counted when their result is stored; sync calls with a key have a client of another type.
     client: object = call.request.client
+    # Jobs are counted when their result is stored; sync calls with a key have a client of another type.
     if type(client) is not JobClient:
         meter.request(status_of(call), call.ended - call.started)
     for attempt in attempts:

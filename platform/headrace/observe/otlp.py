@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import Mapping
 
 from opentelemetry.context import Context
@@ -92,9 +93,18 @@ class OtlpTracing:
     async def close(self) -> None:
         """See `Tracing.close`."""
         self._closed = True
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def run() -> None:
+            self._processor.shutdown()  # type: ignore[no-untyped-call]
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(done.set)
+
+        # A thread that nobody waits for: a collector that hangs must not hold up the end of the process.
+        threading.Thread(target=run, name="headrace-spans-end", daemon=True).start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await asyncio.to_thread(self._processor.shutdown)
+                await done.wait()
 
 
 def _context(ref: SpanRef, *, remote: bool = False) -> SpanContext:

