@@ -292,9 +292,9 @@ def test_the_request_of_a_job() -> None:
     assert (made.id, made.head.http10, made.body) == ("j1", True, b"{}")
     assert b"Accept: text/event-stream" in made.head.forward
     assert made.head.traceparent == b"00-1-2-01"
+    given = request_of(job(context={"forward": "Host: a\r\nX-A: \xe4\r\n"}), object())
     # The instance keeps its answer for whoever asks after a death of this gateway.
     assert given.head.forward == b"Host: a\r\nX-A: \xe4\r\nX-Headrace-Keep: 1\r\n"
-    assert given.head.forward == b"Host: a\r\nX-A: \xe4\r\n"
     assert isinstance(given.head, Head)
 
 
