@@ -303,3 +303,11 @@ def test_images_are_values() -> None:
 def test_wrong_image_steps_are_refused(make: Any) -> None:
     with pytest.raises(SpecError):
         make()
+
+
+def test_the_openai_api_needs_an_asgi_app() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    assert headrace.endpoint(name="chat", api="openai")(app).spec.api == "openai"
+    with pytest.raises(SpecError, match="must be an ASGI app"):
+        headrace.endpoint(name="chat", api="openai")(lambda: 1)

@@ -170,7 +170,7 @@ class OpenAiClient:
         if self._over:
             return
         error = self._error() or RequestError("the answer broke off.")
-        if self._stream and (self._chunked or self._begun):
+        if self._stream and (self._chunked or self._begun or self._request.head.http10):
             self._fail_stream(error_object(error))
         else:
             self._connection.cut(request)
