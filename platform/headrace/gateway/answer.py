@@ -79,6 +79,14 @@ Fate = Literal["began", "once", "retries"]
 or it has been sent often enough."""
 
 
+HOST_LOST = "its instance's host or process died"
+
+
+def counts(reason: str) -> bool:
+    """Whether a death uses up a retry: the end of a host is not the request's doing, nor is our own word."""
+    return bool(reason) and not reason.startswith(("host-lost", "stopped"))
+
+
 def lost_error(detail: str, why: Fate, attempts: int = 1) -> InstanceDied:
     """What the client is told then; ``detail``: why the instance died, or what was seen of it."""
     if why == "began":

@@ -13,10 +13,20 @@ import errno
 import itertools
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from headrace.errors import DeadlineExceeded, RequestError
-from headrace.gateway.answer import Fate, answer_head, error_tail, length_line, lost_error, server_timing
+from headrace.gateway.answer import (
+    HOST_LOST,
+    Fate,
+    answer_head,
+    counts,
+    error_tail,
+    length_line,
+    lost_error,
+    server_timing,
+)
 from headrace.gateway.head import Answer, read_answer
 from headrace.gateway.request import Request
 from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
@@ -34,17 +44,7 @@ SMALL_ANSWER = 256 << 10
 """Answers up to this size are forwarded in one write."""
 
 
-_REQUEST = (
-    b"%b %b HTTP/1.1\r\n%b%bX-Headrace-Request-Id: %b\r\n"
-    b"X-Headrace-Attempt: %d\r\nX-Headrace-Deadline-Ms: %d\r\n%b\r\n%b"
-)
 _order = itertools.count(1)
-HOST_LOST = "its instance's host or process died"
-
-
-def _counts(reason: str) -> bool:
-    """Whether a death uses up a retry: the end of a host is not the request's doing, nor is our own word."""
-    return bool(reason) and not reason.startswith(("host-lost", "stopped"))
 
 
 class Call:
@@ -145,9 +145,12 @@ class Call:
     def instance_dead(self, reason: str) -> None:
         """Control says that the instance is gone, and why: go elsewhere at once."""
         if self.phase == LOST:
-            self._give_up(reason)
+            if self._fate[1] == "retries" and not counts(reason):
+                self._resume()
+            else:
+                self._give_up(reason)
             return
-        self._lose(reason or HOST_LOST, began=self._began(), count=_counts(reason), known=True)
+        self._lose(reason or HOST_LOST, began=self._began(), count=counts(reason), known=True)
 
     # -- Exchange (the client) --------------------------------------------------------------
 
@@ -267,25 +270,10 @@ class Call:
 
     def _request_bytes(self) -> bytes:
         now = self.sent_at = time.monotonic()
-        request = self.request
-        head, body = request.head, request.body
         instance = cast("Instance", self.instance)
-        length = (
-            b"Content-Length: %d\r\n" % len(body)
-            if body or head.content_length == 0 or head.has_body
-            else b""
-        )
-        return _REQUEST % (
-            head.method,
-            self._path,
-            head.forward,
-            instance.token_line,
-            request.id.encode(),
-            self.attempt,
-            max(1, int((self._deadline - now) * 1000)),
-            length + self._extra_lines(),
-            body,
-        )
+        left_ms = max(1, int((self._deadline - now) * 1000))
+        extra = instance.token_line + self._extra_lines()
+        return self.request.forwarded(self._path, self.attempt, left_ms, extra)
 
     def _extra_lines(self) -> bytes:
         return b""
@@ -368,7 +356,29 @@ class Call:
         self._close_upstream()
         self.phase = LOST
         self._timer.cancel()
-        self._timer = self._dispatcher.loop.call_later(REASON_WAIT_S, self._give_up, "")
+        self._timer = self._dispatcher.loop.call_later(REASON_WAIT_S, self._unexplained)
+
+    def _unexplained(self, *, uncertain: bool = False) -> None:
+        """Control has not said why in time; ``uncertain``: it could not, as it was away itself."""
+        left = self._deadline - time.monotonic()
+        if left <= 0 or self._fate[1] != "retries":
+            self._give_up("")
+        elif self._dispatcher.uncertain():
+            again = partial(self._unexplained, uncertain=True)
+            self._timer = self._dispatcher.loop.call_later(min(left, REASON_WAIT_S), again)
+        elif uncertain:
+            # It went together with the instance, as with the end of a machine or of the platform.
+            self._resume()
+        else:
+            self._give_up("")
+
+    def _resume(self) -> None:
+        """It was the end of its host, which costs no retry."""
+        self._timer.cancel()
+        left = max(0.0, self._deadline - time.monotonic())
+        self._timer = self._dispatcher.loop.call_later(left, self._expired)
+        self.attempt += 1
+        self._back_to_queue()
 
     def _give_up(self, reason: str) -> None:
         """No other instance gets it: tell the client why, as far as that is known."""

@@ -28,9 +28,18 @@ TROUBLE_HOLD_S = 1.0
 
 
 class Dispatcher:
-    """See the module. ``send`` gives a message to control, or drops it and says False."""
+    """See the module. ``send`` gives a message to control, or drops it and says False.
 
-    def __init__(self, table: RoutingTable, send: Callable[[wire.AnyMessage], bool]) -> None:
+    ``uncertain``: control has not said yet what died, since it is away or new.
+    """
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        send: Callable[[wire.AnyMessage], bool],
+        uncertain: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.uncertain = uncertain
         self.loop = asyncio.get_running_loop()
         self._table = table
         self._send = send
