@@ -26,7 +26,7 @@ from headrace.config import Settings, default_run_dir
 from headrace.sdk.client import Client
 
 START_S = 60.0
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:

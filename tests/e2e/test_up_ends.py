@@ -13,15 +13,9 @@ from headrace.cluster.listeners import with_ports
 from headrace.cluster.sweep import leftovers
 from headrace.config import Settings, default_run_dir
 
+from tests.e2e.conftest import until
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
-
-
-def until(condition, deadline_s=30.0):
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end, "condition not met in time"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import socket
-import time
 
 import psutil
 import pytest
 from headrace.cluster import supervisor
+
+from tests.e2e.conftest import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -23,14 +24,6 @@ import headrace
 def hello(name: str) -> dict:
     return {"hello": name, "pid": os.getpid()}
 """
-
-
-def until(condition, deadline_s=30.0):
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end, "condition not met in time"
-        time.sleep(0.02)
-    return value
 
 
 def gone(pid):

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 import psutil
 import pytest
 from headrace.cluster import supervisor
 
+from tests.e2e.conftest import until
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
-
-
-def until(condition, deadline_s=60.0):
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end, "condition not met in time"
-        time.sleep(0.05)
-    return value
 
 
 def add(up):

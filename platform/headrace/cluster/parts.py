@@ -14,16 +14,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from headrace.cluster import probe
+from headrace.cluster.http import ApiClient
 from headrace.cluster.identity import UP_FILE, UpRecord, write_record
 from headrace.cluster.listeners import open_gateway_listeners
 from headrace.cluster.processes import Child, child_environment
 from headrace.cluster.sweep import clear, end_leftovers, ray_temp_dir
 from headrace.config import Settings
-from headrace.errors import SetupError
+from headrace.errors import NotRunning, RequestError, SetupError
 
 START_DEADLINE_S = 90.0
 READY_POLL_S = 0.05
+PROBE_TIMEOUT_S = 2.0
 GATEWAY_GRACE_S = 5.0
 DRIVER_GRACE_S = 15.0
 CRASH_WINDOW_S = 60.0
@@ -47,7 +48,7 @@ class Platform:
     def __init__(self, settings: Settings, record: UpRecord, admin_key: str, tell: Tell) -> None:
         self._settings = settings
         self._record = record
-        self._admin_key = admin_key
+        self._api = ApiClient(record.url, admin_key)
         self._tell = tell
         self._environment = child_environment(settings, os.environ)
         logs = settings.data / "logs"
@@ -133,25 +134,23 @@ class Platform:
                 self._tell("waiting", "waiting for the gateway and a host", "gateway")
                 await self._poll("/readyz", lambda _: True)
                 self._tell("done", "gateway ready", "gateway")
-                await self._poll("/api/v1/status", lambda body: is_complete(body, len(self._gateways)))
+                await self._poll("/api/v1/status", lambda found: is_complete(found, len(self._gateways)))
         except TimeoutError:
             raise SetupError(
                 f"the platform was not ready within {START_DEADLINE_S:g} s: {self._missing}.",
                 hint=f"The logs are in {self._settings.data / 'logs'}.",
             ) from None
 
-    async def _poll(self, path: str, good: Callable[[bytes], bool]) -> None:
+    async def _poll(self, path: str, good: Callable[[Any], bool]) -> None:
         while True:
             try:
-                status, body = await probe.get(
-                    self._settings.host, self._settings.port, path, key=self._admin_key
-                )
-            except (OSError, TimeoutError, ValueError) as error:
-                self._missing = f"the gateway does not answer at {path} ({type(error).__name__}: {error})"
+                found = await self._api.get(path, timeout_s=PROBE_TIMEOUT_S)
+            except (NotRunning, RequestError) as error:
+                self._missing = f"{path}: {error.message}"
             else:
-                if status == 200 and good(body):
+                if good(found):
                     return
-                self._missing = f"{path} says {status} {body[:200].decode(errors='replace')}"
+                self._missing = f"{path} says {str(found)[:200]}"
             await asyncio.sleep(READY_POLL_S)
 
     # -- keeping up ---------------------------------------------------------------------------
@@ -287,10 +286,9 @@ class Platform:
         await self._driver.stop(DRIVER_GRACE_S, by_stdin=True)
 
 
-def is_complete(body: bytes, gateways: int) -> bool:
+def is_complete(found: Any, gateways: int) -> bool:
     """Whether control's status names a host and all gateways: any of them may get the next request."""
     try:
-        found = json.loads(body)
         return bool(found["hosts"]) and int(found["gateways"]) >= gateways
     except (ValueError, TypeError, KeyError):
         return False

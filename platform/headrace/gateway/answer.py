@@ -14,6 +14,8 @@ from headrace.gateway.head import Answer
 from headrace.gateway.respond import problem_body, status_line
 
 MAX_TIMING_MS = 1e9
+HOST_LOST = "its instance's host or process died"
+"""What is said of a death of which control gives no reason."""
 
 
 def answer_head(

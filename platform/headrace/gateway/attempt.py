@@ -24,11 +24,6 @@ Outcome = Literal[
 ]
 """How an attempt ended; empty while it runs. ``beaten``: the other of two copies answered first."""
 
-_REQUEST = (
-    b"%b %b HTTP/1.1\r\n%b%bX-Headrace-Request-Id: %b\r\n"
-    b"X-Headrace-Attempt: %d\r\nX-Headrace-Deadline-Ms: %d\r\n%b\r\n%b"
-)
-
 
 class Attempt:
     """The `Receiver` of its instance. Times are monotonic seconds; 0.0: not yet."""
@@ -197,23 +192,12 @@ class Attempt:
         call = self.call
         now = self.sent_at = time.monotonic()
         request = call.request
-        head, body = request.head, request.body
-        if body or head.content_length == 0 or head.has_body:
-            extra += b"Content-Length: %d\r\n" % len(body)
+        extra = self.instance.token_line + extra
         tracing = call.dispatcher.tracing
-        if tracing is not None or head.traceparent:
+        if tracing is not None or request.head.traceparent:
             extra += trace_line(tracing, self)
-        return _REQUEST % (
-            head.method,
-            call.path,
-            head.forward,
-            self.instance.token_line,
-            request.id.encode(),
-            self.number,
-            max(1, int((call.deadline - now) * 1000)),
-            extra,
-            body,
-        )
+        left_ms = max(1, int((call.deadline - now) * 1000))
+        return request.forwarded(call.path, self.number, left_ms, extra)
 
     def _begin_stream(self, up: Upstream, answer: Answer) -> None:
         call = self.call

@@ -337,7 +337,13 @@ class Call:
     # -- inside -----------------------------------------------------------------------------
 
     def _undecided(self, attempt: Attempt) -> None:
-        if attempt.charged and attempt.instance.route.suspect:
+        verdict = self._verdict
+        if verdict is None or verdict.attempt is not attempt:
+            return
+        if attempt.charged and self.dispatcher.uncertain():
+            verdict.longer()
+        elif attempt.charged and (verdict.extended or attempt.instance.route.suspect):
+            # Without a word: control went together with the instance, as at the end of a machine.
             self.excused(attempt)
         else:
             self.convicted(attempt)
@@ -440,6 +446,9 @@ class Call:
             self._hedge = None
 
     def _expired(self) -> None:
+        if self._verdict is not None:
+            self.convicted(self._verdict.attempt)
+            return
         where = whereabouts(self)
         seconds = self.deadline - self.started
         self.fail(

@@ -42,6 +42,8 @@ class ControlLink:
         self._up = asyncio.Event()
         self._bulk = asyncio.Lock()
         self.why = "has not answered yet"
+        self.links = 0
+        """How many there were, this one included."""
 
     @property
     def is_up(self) -> bool:
@@ -114,6 +116,7 @@ class ControlLink:
 
     async def _serve(self, current: link.Link) -> None:
         self._link = current
+        self.links += 1
         current.start(self._handle)
         self._up.set()
         self._on_up()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from headrace import wire
 from headrace.errors import EndpointNotFound
+from headrace.gateway.answer import HOST_LOST
 from headrace.gateway.attempt import Attempt
 from headrace.gateway.call import Call
 from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance
@@ -34,9 +35,18 @@ TROUBLE_HOLD_S = 1.0
 
 
 class Dispatcher:
-    """See the module. ``send`` gives a message to control, or drops it and says False."""
+    """See the module. ``send`` gives a message to control, or drops it and says False.
 
-    def __init__(self, table: RoutingTable, send: Callable[[wire.AnyMessage], bool]) -> None:
+    ``uncertain``: control has not said yet what died, since it is away or new.
+    """
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        send: Callable[[wire.AnyMessage], bool],
+        uncertain: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.uncertain = uncertain
         self.loop = asyncio.get_running_loop()
         self._table = table
         self._send = send
@@ -381,7 +391,7 @@ class Dispatcher:
             for attempt in charged:
                 attempt.call.excused(attempt)
         for attempt, why in sorted(ended, key=lambda item: item[0].call.order, reverse=True):
-            detail = reasons.get(attempt.instance.route.id) or "its instance's host or process died"
+            detail = reasons.get(attempt.instance.route.id) or HOST_LOST
             attempt.call.lost(attempt, detail, why=why, began=attempt.began)
         self._holding = False
 

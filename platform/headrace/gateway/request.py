@@ -21,6 +21,12 @@ SKIP_BYTES = 16 << 10
 NO_HEAD = Head(b"GET", b"/")
 
 
+_FORWARDED = (
+    b"%b %b HTTP/1.1\r\n%bX-Headrace-Request-Id: %b\r\n"
+    b"X-Headrace-Attempt: %d\r\nX-Headrace-Deadline-Ms: %d\r\n%b\r\n%b"
+)
+
+
 class Exchange(Protocol):
     """Whoever answers the current request."""
 
@@ -107,6 +113,13 @@ class Request:
         self.target: Any = None
         self.trace: SpanRef | None = None
         """Its own span, once there is one."""
+
+    def forwarded(self, path: bytes, attempt: int, left_ms: int, extra: bytes) -> bytes:
+        """All that an instance gets of it; ``extra`` are header lines."""
+        head, body = self.head, self.body
+        if body or head.content_length == 0 or head.has_body:
+            extra += b"Content-Length: %d\r\n" % len(body)
+        return _FORWARDED % (head.method, path, head.forward, self.id.encode(), attempt, left_ms, extra, body)
 
 
 def skippable(head: Head) -> bool:

@@ -94,6 +94,8 @@ class Gateway:
         self._settings = settings
         self._listener = listener
         self._informed = asyncio.Event()
+        self._told = 0
+        """The number of the link on which control has given its table last."""
         self.id = f"gw-{os.getpid()}-{secrets.token_hex(3)}"
         self.table = RoutingTable()
         self.draining = False
@@ -129,7 +131,7 @@ class Gateway:
     async def start(self) -> None:
         """Listen, and begin to connect to control. Raises `PortInUse` or `SetupError`."""
         loop = asyncio.get_running_loop()
-        self.dispatcher = Dispatcher(self.table, self._control.send)
+        self.dispatcher = Dispatcher(self.table, self._control.send, self._uncertain)
         if (tracing := open_tracing(os.environ, self.id, health.VERSION)) is not None:
             self._tracing, self._spans = tracing, Spans(tracing)
             self.dispatcher.tracing, self.dispatcher.on_finish = tracing, self._spans.finished
@@ -376,6 +378,7 @@ class Gateway:
         if isinstance(msg, wire.RouteDelta):
             self._changed(self.table.apply_delta(msg))
         elif isinstance(msg, wire.Snapshot):
+            self._told = self._control.links
             self._changed(self.table.apply_snapshot(msg))
         else:
             log.warning("control sent %s, which means nothing here", type(msg).__name__)
@@ -400,6 +403,10 @@ class Gateway:
 
     def _link_up(self) -> None:
         self.dispatcher.announce_again()
+
+    def _uncertain(self) -> bool:
+        told = self._control.is_up and self._told == self._control.links
+        return not told or bool(self.table.unconfirmed)
 
     async def _every(self, period_s: float, work: Callable[[], None]) -> None:
         while True:

@@ -23,9 +23,9 @@ Over = Callable[[str], RequestError]
 
 
 class Verdict:
-    """``decide`` is called with the attempt when control has said nothing in time."""
+    """``decide`` is called with the attempt when control has said nothing in time, and may wait `longer`."""
 
-    __slots__ = ("_detail", "_over", "_timer", "attempt")
+    __slots__ = ("_decide", "_detail", "_loop", "_over", "_timer", "attempt", "extended")
 
     def __init__(
         self,
@@ -38,7 +38,16 @@ class Verdict:
         self.attempt = attempt
         self._over = over
         self._detail = detail
+        self._loop = loop
+        self._decide = decide
+        self.extended = False
+        """Whether control was away or new when it was to say something."""
         self._timer = loop.call_later(VERDICT_S, decide, attempt)
+
+    def longer(self) -> None:
+        """Control could not say anything yet: ask again."""
+        self.extended = True
+        self._timer = self._loop.call_later(VERDICT_S, self._decide, self.attempt)
 
     def stop(self) -> None:
         """There is nothing to wait for any more."""

@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 from headrace.errors import SpecError
 from headrace.sdk.spec import HandlerKind
 
-UNWRAP = "__headrace_handler__"
-"""The attribute of a decorated object that holds the original; the engine unwraps by it."""
-
 _VARARGS, _VARKEYWORDS, _GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x04, 0x08, 0x20, 0x80, 0x200
 _ASGI = ("scope", "receive", "send")
 _HOOKS = ("load", "health", "unload")

@@ -37,8 +37,6 @@ MAX_IDLE = 16
 """Idle connections kept for reuse."""
 MAX_ATTEMPTS = 10
 """Of one request, the first included; more within ``retry_for`` seconds."""
-MAX_CONNECTS = 50
-"""Attempts while nobody listens; ``retry_for`` seconds end them sooner."""
 CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_S = 1.0
 """A platform that has never answered is given up after this long; one that has gets ``retry_for``."""

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +18,19 @@ from headrace_runtimes.trees import remove_tree
 
 LOCK_WAIT_S = 10.0
 KILL_WAIT_S = 5.0
+SHARED = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 - looked at, not written to
+SHARED_DEADLINE_S = 5.0
 
 
 class Undertaker:
-    """Kills all other processes of ended sandboxes; one look at ``/proc`` serves all that ended meanwhile."""
+    """Kills all other processes of ended sandboxes; one look at ``/proc`` serves all that ended meanwhile.
 
-    def __init__(self) -> None:
+    What they left in ``shared`` directories goes as well: their uid will be another sandbox's.
+    """
+
+    def __init__(self, shared: Sequence[Path] = SHARED) -> None:
+        self._shared = shared
+        self._since = time.time()
         self._uids: dict[int, asyncio.Future[bool]] = {}
         self._sessions: dict[tuple[int, int | None], asyncio.Future[bool]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -46,6 +54,8 @@ class Undertaker:
             uids, self._uids = self._uids, {}
             sessions, self._sessions = self._sessions, {}
             gone = await asyncio.to_thread(_kill_all, frozenset(uids), frozenset(sessions))
+            if uids:
+                await asyncio.to_thread(_remove_shared, self._shared, frozenset(uids), self._since)
             for done in (*uids.values(), *sessions.values()):
                 if not done.done():
                     done.set_result(gone)
@@ -66,6 +76,17 @@ def _kill_all(uids: frozenset[int], sessions: frozenset[tuple[int, int | None]])
         return found
 
     return procs.kill_until_gone(find)
+
+
+def _remove_shared(places: Sequence[Path], uids: frozenset[int], since: float) -> None:
+    """Remove what these uids have in places that all may write to, unless it was there before us."""
+    for place in places:
+        with contextlib.suppress(OSError), os.scandir(place) as found:
+            for entry in found:
+                with contextlib.suppress(OSError):
+                    seen = entry.stat(follow_symlinks=False)
+                    if seen.st_uid in uids and seen.st_ctime >= since:
+                        remove_tree(Path(entry.path), SHARED_DEADLINE_S)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from headrace import link, wire
 from headrace.config import Settings
 from headrace.gateway.server import Gateway
 
-TOKEN = "cluster-token"
+TOKEN = "the-cluster-token-of-the-tests"
 KEY = "hr-key"
 LIMIT_S = 10.0
 

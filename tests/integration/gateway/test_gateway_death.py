@@ -153,3 +153,46 @@ async def test_a_lost_host_costs_no_retry_and_a_death_does(rig: Any, reason: str
     answer = await waiting
     assert answer.status == (200 if free else 502)
     assert free or reason in answer.json()["detail"]
+
+
+async def test_a_lost_host_costs_no_retry_either_when_that_is_told_late(rig: Any, patient: None) -> None:
+    """The connection breaks first, as it does when a host dies."""
+    rig.endpoint(retries=0)
+    await rig.up()
+    await rig.instance(dying(rig, "host-lost: host h1 was silent for 3.0 s"))
+    await rig.known(lambda t: t.instances)
+    waiting = asyncio.create_task(rig.call())
+    await rig.until(lambda: rig.control.of(wire.InstanceTrouble))
+    await rig.instance()
+    answer = await waiting
+    assert (answer.status, answer.get("X-Headrace-Attempt")) == (200, "2")
+
+
+async def test_a_request_whose_instance_and_control_die_together_waits_for_both(
+    rig: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "ADOPT_WINDOW_S", -0.9)
+    started, end = asyncio.Event(), asyncio.Event()
+
+    async def resets(exchange: Any) -> None:
+        started.set()
+        await end.wait()
+        exchange.reset()
+
+    rig.endpoint(retries=0)
+    gateway = await rig.up()
+    first = await rig.instance(resets)
+    await rig.known(lambda t: t.instances)
+    waiting = asyncio.create_task(rig.call())
+    await asyncio.wait_for(started.wait(), 10)
+    await rig.control.stop()
+    await rig.until(lambda: not gateway._control.is_up)
+    end.set()
+    # Long after the wait for a reason: control is away, and may know one.
+    await asyncio.sleep(verdict.VERDICT_S * 2)
+    assert not waiting.done()
+    del rig.control.instances[first.id]
+    rig.control.epoch = 2
+    await rig.control.start()
+    await rig.instance()
+    assert (await waiting).status == 200

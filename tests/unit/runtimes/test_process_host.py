@@ -289,3 +289,24 @@ async def test_a_session_is_ended_only_as_far_as_it_is_of_that_uid():
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+async def test_what_a_uid_left_in_shared_places_is_not_the_next_ones(tmp_path):
+    (tmp_path / "before").write_text("x")
+    os.chown(tmp_path / "before", FIRST + 3, FIRST + 3)
+    os.utime(tmp_path / "before", (1, 1))
+    await asyncio.sleep(0.05)  # file times are those of the kernel's last tick
+    undertaker = Undertaker((tmp_path, tmp_path / "never"))
+    await asyncio.sleep(0.05)
+    kept = tmp_path / "kept"
+    kept.write_text("x")
+    (tmp_path / "mine" / "deep").mkdir(parents=True)
+    (tmp_path / "mine" / "deep" / "file").write_text("secret")
+    (tmp_path / "link").symlink_to(kept)
+    (tmp_path / "another").write_text("x")
+    for name in ("mine", "link"):
+        os.chown(tmp_path / name, FIRST + 3, FIRST + 3, follow_symlinks=False)
+    os.chown(tmp_path / "another", FIRST + 4, FIRST + 4)
+    assert await undertaker.bury(1, FIRST + 3)
+    assert {p.name for p in tmp_path.iterdir()} == {"before", "kept", "another"}
