@@ -336,18 +336,6 @@ class Call:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _undecided(self, attempt: Attempt) -> None:
-        verdict = self._verdict
-        if verdict is None or verdict.attempt is not attempt:
-            return
-        if attempt.charged and self.dispatcher.uncertain():
-            verdict.longer()
-        elif attempt.charged and (verdict.extended or attempt.instance.route.suspect):
-            # Without a word: control went together with the instance, as at the end of a machine.
-            self.excused(attempt)
-        else:
-            self.convicted(attempt)
-
     def _give_up(self, attempt: Attempt, over: Over, detail: str, *, known: bool) -> None:
         """No other instance gets it; ``known``: the detail has all that control will say of the death."""
         if known:
@@ -356,7 +344,7 @@ class Call:
         self._unhedge()
         if not attempt.charged:
             self._timer.cancel()
-        self._verdict = Verdict(self.dispatcher.loop, attempt, over, detail, self._undecided)
+        self._verdict = Verdict(attempt, over, detail)
 
     def _stop_waiting(self) -> None:
         if self._verdict is not None:

@@ -9,8 +9,6 @@ from headrace.errors import InstanceKilled, RequestError
 from headrace.gateway.answer import Fate, lost_error
 
 if TYPE_CHECKING:
-    import asyncio
-
     from headrace.gateway.attempt import Attempt
 
 Why = Literal["reset", "own", "host"]
@@ -23,31 +21,17 @@ Over = Callable[[str], RequestError]
 
 
 class Verdict:
-    """``decide`` is called with the attempt when control has said nothing in time, and may wait `longer`."""
+    """Without a word of control in time, it tells the attempt's call how the loss counts."""
 
-    __slots__ = ("_decide", "_detail", "_loop", "_over", "_timer", "attempt", "extended")
+    __slots__ = ("_detail", "_mute", "_over", "_timer", "attempt")
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        attempt: Attempt,
-        over: Over,
-        detail: str,
-        decide: Callable[[Attempt], None],
-    ) -> None:
+    def __init__(self, attempt: Attempt, over: Over, detail: str) -> None:
         self.attempt = attempt
         self._over = over
         self._detail = detail
-        self._loop = loop
-        self._decide = decide
-        self.extended = False
+        self._mute = False
         """Whether control was away or new when it was to say something."""
-        self._timer = loop.call_later(VERDICT_S, decide, attempt)
-
-    def longer(self) -> None:
-        """Control could not say anything yet: ask again."""
-        self.extended = True
-        self._timer = self._loop.call_later(VERDICT_S, self._decide, self.attempt)
+        self._timer = attempt.call.dispatcher.loop.call_later(VERDICT_S, self._due)
 
     def stop(self) -> None:
         """There is nothing to wait for any more."""
@@ -56,6 +40,18 @@ class Verdict:
     def error(self, reason: str) -> RequestError:
         """What the client is told; without a reason, what was seen of the death."""
         return self._over(reason or self._detail)
+
+    def _due(self) -> None:
+        attempt = self.attempt
+        call = attempt.call
+        if attempt.charged and call.dispatcher.uncertain():
+            self._mute = True
+            self._timer = call.dispatcher.loop.call_later(VERDICT_S, self._due)
+        elif attempt.charged and (self._mute or attempt.instance.route.suspect):
+            # Control went together with the instance, as at the end of a machine.
+            call.excused(attempt)
+        else:
+            call.convicted(attempt)
 
 
 def over_for(fate: Fate, attempts: int) -> Over:
