@@ -67,3 +67,11 @@ CREATE TABLE nodes (
 
 -- migration: 2
 ALTER TABLE nodes ADD COLUMN detail TEXT NOT NULL DEFAULT '';   -- why it is in its state
+
+-- migration: 3
+CREATE TABLE deployments (
+    id         TEXT PRIMARY KEY,
+    project    TEXT NOT NULL,
+    parts      TEXT NOT NULL,            -- JSON: endpoint, version, state, ... of each
+    created_at REAL NOT NULL
+) WITHOUT ROWID;
