@@ -26,7 +26,7 @@ from headrace.errors import (
     UsageError,
     ValidationFailed,
 )
-from headrace.sdk import background
+from headrace.sdk import background, manage
 from headrace.sdk.client import Client, default_client
 from headrace.sdk.inspect import inspect_file
 
@@ -273,6 +273,27 @@ def test_nobody_there_is_said_soon() -> None:
     for url in ("ftp://x", "localhost:8700", "http://", "http://x:y"):
         with pytest.raises(UsageError):
             Client(url, "k")
+
+
+RUNNING = {"id": "d1", "state": "running", "endpoints": []}
+
+
+def test_a_deployment_is_followed_over_a_restart(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manage, "AWAY_POLL_S", 0.01)
+    answers = [reply(RUNNING), problem(ControlAway("away")), reply({**RUNNING, "state": "succeeded"})]
+    server = serve(lambda request: answers.pop(0))
+    with client(server) as c:
+        assert c.wait_deployment(dict(RUNNING))["state"] == "succeeded"
+    assert answers == []
+
+
+def test_a_platform_that_does_not_come_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manage, "AWAY_S", 0.05)
+    monkeypatch.setattr(manage, "AWAY_POLL_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    with Client(f"http://127.0.0.1:{port}", "k") as c, pytest.raises(NotRunning):
+        c.wait_deployment(dict(RUNNING), timeout=3600.0)
 
 
 @pytest.mark.parametrize("kind", [QueueFull, ControlAway])

@@ -1,8 +1,7 @@
 """Deployments: a version is stored, tried on a host, and only then made the current one.
 
 The old version stays current until the new one's trial instance is ready; a version whose trial fails
-is kept but never current. Control keeps the progress of deployments in memory only: when it is killed
-in between, the old version is still current and the deployment's id is gone.
+is kept but never current. A deployment that was under way when control ended is taken up by the next.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -64,7 +64,7 @@ class Deployer:
         self._warm = warm
         self._known: OrderedDict[str, Deployment] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def stop(self) -> None:
@@ -79,7 +79,7 @@ class Deployer:
         if found is None or found.project != project:
             raise NotFound(
                 f"no deployment {id!r}.",
-                hint="Control forgets them when it restarts: `headrace describe` shows the versions.",
+                hint="The last hundred are kept: `headrace describe` shows the versions.",
             )
         return found
 
@@ -104,14 +104,15 @@ class Deployer:
             if number % 500 == 499:
                 await asyncio.sleep(0)
         new = [NewVersion(s.project, s.name, data, s.bundle) for s, data, _, _ in fresh]
-        numbers = await self._store.add_versions(new, flip=not verify) if new else []
+        await self._number(new, [part for *_, part in fresh], flip=not verify)
+        if verify and fresh:
+            await self._keep(deployment)
         changed: list[Endpoint] = []
-        for (spec, _, digest, part), version in zip(fresh, numbers, strict=True):
-            part.version = version
+        for spec, _, digest, part in fresh:
             if verify:
                 self._spawn(self._try(deployment, part, slim(spec), digest))
             else:
-                changed.append(self._flip(slim(spec), version, digest))
+                changed.append(self._flip(slim(spec), part.version, digest))
                 part.state = "ready"
             if len(changed) % 500 == 499:
                 await asyncio.sleep(0)
@@ -132,9 +133,39 @@ class Deployer:
         if version == endpoint.version:
             part.state = "unchanged"
         else:
+            await self._keep(deployment)
             self._spawn(self._try(deployment, part, slim(spec), packed(spec)[1]))
         deployment.update()
         return deployment
+
+    async def resume(self) -> None:
+        """Go on with what a predecessor had begun, and know what it had done."""
+        for id, project, parts in await self._store.deployments():
+            deployment = self._known[id] = Deployment.load(id, project, parts)
+            for part in deployment.parts:
+                if part.state == "starting":
+                    await self._resume(deployment, part)
+            deployment.update()
+
+    async def _resume(self, deployment: Deployment, part: Part) -> None:
+        endpoint = self._world.endpoints.get(f"{deployment.project}/{part.endpoint}")
+        data = await self._store.version_spec(deployment.project, part.endpoint, part.version)
+        if endpoint is None or data is None:
+            part.state, part.detail = "failed", "it is not kept any more"
+        elif endpoint.version == part.version:
+            part.state, part.detail = "ready", ""
+        else:
+            spec = msgspec.json.decode(data, type=EndpointSpec)
+            part.notes.append("control was restarted while it was tried: tried again")
+            self._spawn(self._try(deployment, part, slim(spec), packed(spec)[1]))
+
+    async def _number(self, new: list[NewVersion], parts: list[Part], *, flip: bool) -> None:
+        numbers = await self._store.add_versions(new, flip=flip) if new else []
+        for part, version in zip(parts, numbers, strict=True):
+            part.version = version
+
+    async def _keep(self, deployment: Deployment) -> None:
+        await self._store.put_deployment(deployment.id, deployment.project, deployment.dump())
 
     def _forgive(self, endpoint: Endpoint) -> None:
         """Deployed again unchanged: a crash loop may try again at once (a missing file is there now)."""
@@ -146,8 +177,10 @@ class Deployer:
     # -- one trial -------------------------------------------------------------------------
 
     async def _try(self, deployment: Deployment, part: Part, spec: EndpointSpec, digest: bytes) -> None:
+        # It lives as long as somebody holds or awaits it.
         lock = self._locks.setdefault(spec.key, asyncio.Lock())
         endpoint: Endpoint | None = None
+        stopped = False
         try:
             async with self._slots, lock:
                 endpoint = self._enter(spec, part.version)
@@ -155,7 +188,9 @@ class Deployer:
         except TrialFailed as error:
             part.state, part.detail, part.traceback = "failed", error.message, error.traceback
         except asyncio.CancelledError:
+            # The next control goes on with it: what is kept says that it starts.
             part.state, part.detail = "failed", "control stopped"
+            stopped = True
             raise
         except Exception as error:
             log.exception("deployment of %s failed", spec.key)
@@ -163,9 +198,9 @@ class Deployer:
         finally:
             if endpoint is not None:
                 self._leave(endpoint, part)
-            if not lock.locked():
-                self._locks.pop(spec.key, None)
             deployment.update()
+            if deployment.state != "running" and not stopped:
+                self._spawn(self._keep(deployment))
 
     def _enter(self, spec: EndpointSpec, version: int) -> Endpoint:
         endpoint = self._world.endpoints.get(spec.key)

@@ -81,6 +81,7 @@ class Control:
             epoch = await store.take_epoch()
             self._parts = parts = self._make(store, epoch)
             await self._load(parts)
+            await parts.deployer.resume()
             self.settings.control_socket.parent.mkdir(parents=True, exist_ok=True)
             addresses = [
                 f"unix:{self.settings.control_socket}",

@@ -22,6 +22,7 @@ from headrace.sqlite_writer import Database, open_database
 
 T = TypeVar("T", bound=msgspec.Struct)
 VERSIONS_KEPT = 10
+DEPLOYMENTS_KEPT = 100
 _Q = load_queries()
 
 
@@ -196,6 +197,26 @@ class Store:
     async def bundles(self) -> set[str]:
         """Hashes of all bundles that a stored version needs."""
         return await self._db.read(lambda db: {row[0] for row in db.execute(_Q["bundles"])})
+
+    # -- deployments -----------------------------------------------------------------------
+
+    async def put_deployment(self, id: str, project: str, parts: bytes) -> None:
+        """Keep how far a deployment is; the newest hundred are kept."""
+        row = {"id": id, "project": project, "parts": parts.decode(), "at": time.time()}
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(_Q["deployment_put"], row)
+            db.execute(_Q["deployments_prune"], {"kept": DEPLOYMENTS_KEPT})
+
+        await self._db.write(run)
+
+    async def deployments(self) -> list[tuple[str, str, bytes]]:
+        """(id, project, parts) of all that are kept, oldest first."""
+
+        def run(db: sqlite3.Connection) -> list[tuple[str, str, bytes]]:
+            return [(id, project, parts.encode()) for id, project, parts in db.execute(_Q["deployments_all"])]
+
+        return await self._db.read(run)
 
     # -- keys ------------------------------------------------------------------------------
 

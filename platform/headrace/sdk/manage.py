@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Doc = dict[str, Any]
 POLL_S = 10.0
+AWAY_S = 90.0
+"""A platform that is away for longer than a restart takes is not waited for."""
+AWAY_POLL_S = 0.2
 """A long poll asks the platform to wait this long."""
 UPLOAD_TIMEOUT_S = 120.0
 
@@ -100,6 +103,7 @@ class Management:
         """Follow a deployment (of `deploy` or `rollback`) until it ends; see `deploy`."""
         until = time.monotonic() + timeout
         shown: Doc | None = None
+        away = 0.0
         while True:
             if on_progress is not None and deployment != shown:
                 on_progress(deployment)
@@ -121,8 +125,13 @@ class Management:
                 )
                 deployment = _doc(reply)
             except (ControlAway, NotRunning):
-                if time.monotonic() >= until:
+                # A restart is waited for; the deployment goes on after it.
+                away = away or time.monotonic()
+                if time.monotonic() >= min(until, away + AWAY_S):
                     raise
+                time.sleep(AWAY_POLL_S)
+            else:
+                away = 0.0
         if check and deployment["state"] == "failed":
             raise _failure(deployment)
         return deployment

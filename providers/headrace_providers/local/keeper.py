@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from headrace_providers.offers import NodeRequest
 POLL_S = 0.25
 STOP_GRACE_S = 5.0
 LAST_WORDS = 300
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STARTED_LINE = "Ray runtime started"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -96,6 +98,13 @@ def end_all(node_id: str) -> None:
     psutil.wait_procs(list(others().values()), timeout=STOP_GRACE_S)
 
 
+def ending(code: int, log: Path) -> str:
+    """How ``ray start`` ended, and what it said last when it ended by itself."""
+    if code < 0:
+        return f"ray start was killed by signal {-code}"
+    return f"ray start ended with exit code {code}{last_words(log)}"
+
+
 def last_words(log: Path) -> str:
     """What the log ends with, as the end of a sentence: the log itself goes with the node."""
     try:
@@ -104,8 +113,9 @@ def last_words(log: Path) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    # Ray draws boxes and rules around what it says.
-    said = [line for line in lines if any(c.isalnum() for c in line)]
+    # Ray draws boxes and rules around what it says, in colours.
+    plain = [_COLOUR.sub("", line) for line in lines]
+    said = [line for line in plain if any(c.isalnum() for c in line)]
     return f": {said[-1][:LAST_WORDS]}" if said else ""
 
 
@@ -145,7 +155,7 @@ def keep(path: Path) -> None:
     while not stop:
         time.sleep(POLL_S)
         if child.poll() is not None:
-            failed = f"ray start ended with {child.returncode}{last_words(log)}"
+            failed = ending(child.returncode, log)
             break
         if platform_is_gone(record.request.join.alive_path):
             break

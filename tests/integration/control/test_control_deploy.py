@@ -258,7 +258,7 @@ async def test_without_a_host_the_trial_says_so(platform, monkeypatch):
     assert "no host joined" in doc["endpoints"][0]["detail"]
 
 
-async def test_killed_before_the_switch_the_old_version_is_still_current(platform):
+async def test_killed_before_the_switch_the_old_version_is_current_and_the_next_control_goes_on(platform):
     host = await platform.new_host()
     gateway = platform.gateway
     await gateway.deploy(platform.spec(), verify=False)
@@ -268,14 +268,63 @@ async def test_killed_before_the_switch_the_old_version_is_still_current(platfor
     await platform.until(lambda: host.started)
     await platform.restart()
     await gateway.connect()
-    status, problem = await gateway.api("GET", f"/deployments/{doc['id']}")
-    assert (status, "restarts" in problem["hint"]) == (404, True)
-    # The trial's instance was never of a current version: it is stopped when its host is back.
-    host.started.clear()
-    await host.connect()
-    await platform.until(lambda: host.stopped)
+    path = f"/deployments/{doc['id']}"
+    status, there = await gateway.api("GET", path)
+    assert (status, there["state"]) == (200, "running")
     _, shown = await gateway.api("GET", "/endpoints/hello")
     assert (shown["version"], [v["version"] for v in shown["versions"]]) == (1, [2, 1])
+    # The instance that was tried then is stopped when its host is back, and another one is tried.
+    (before,) = [s.id for s in host.started]
+    host.script = lambda start: None
+    await host.connect()
+    await platform.until(lambda: before in [s.id for s in host.stopped])
+    _, done = await gateway.api("GET", path, wait="20")
+    assert done["state"] == "succeeded", done
+    assert any("restarted" in note for note in done["endpoints"][0]["notes"])
+    _, shown = await gateway.api("GET", "/endpoints/hello")
+    assert shown["version"] == 2
+
+
+async def test_what_a_deployment_came_to_is_known_after_a_restart(platform):
+    host = await platform.new_host()
+    gateway = platform.gateway
+    good = await gateway.deploy(platform.spec())
+    host.script = lambda start: BROKEN
+    bad = await gateway.deploy(platform.spec(env={"A": "2"}))
+    # The switch was made, but control ended before it could note that.
+    store = platform.control.store
+    parts = b'[{"endpoint": "hello", "version": 1, "state": "starting"}, {"endpoint": "gone", "version": 4}]'
+    await store.put_deployment("d-cut", "default", parts)
+    await platform.until(lambda: not platform.control.parts.deployer._tasks)
+    await platform.restart()
+    await gateway.connect()
+    for doc in (good, bad):
+        status, again = await gateway.api("GET", f"/deployments/{doc['id']}")
+        assert (status, again) == (200, doc)
+    _, cut = await gateway.api("GET", "/deployments/d-cut")
+    assert [part["state"] for part in cut["endpoints"]] == ["ready", "failed"]
+    status, problem = await gateway.api("GET", "/deployments/d-never")
+    assert (status, "last hundred" in problem["hint"]) == (404, True)
+
+
+async def test_deployments_of_one_endpoint_are_tried_one_at_a_time(platform):
+    host = await platform.new_host()
+    gateway = platform.gateway
+    host.script = lambda start: "hang"
+    ids = []
+    for n in range(4):
+        body = {"specs": msgspec.to_builtins([platform.spec(env={"A": str(n)})]), "verify": True}
+        _, doc = await gateway.api("POST", "/deployments", body)
+        ids.append(doc["id"])
+    for number in range(1, 5):
+        await platform.until(lambda number=number: len(host.started) == number)
+        assert [s.spec.version for s in host.started] == list(range(1, number + 1))
+        assert len(platform.world.endpoints["default/hello"].trials) == 1
+        host.ready(host.started[-1].id)
+    for id in ids:
+        assert (await gateway.api("GET", f"/deployments/{id}", wait="20"))[1]["state"] == "succeeded"
+    _, shown = await gateway.api("GET", "/endpoints/hello")
+    assert shown["version"] == 4
 
 
 async def test_ten_versions_are_kept_and_old_bundles_go(platform):

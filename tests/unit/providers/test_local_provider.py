@@ -25,7 +25,7 @@ time.sleep(300)
 FAILS = """
 import sys
 print("----------")
-print("the port is taken")
+print("\\x1b[31mthe port\\x1b[0m is taken")
 print("----------")
 sys.exit(3)
 """
@@ -106,9 +106,29 @@ async def test_a_node_that_does_not_start_says_its_last_words(make, tmp_path) ->
         node = await owned(provider)
         return node if node.state == "failed" else None
 
-    assert (await until(failed)).detail == "ray start ended with 3: the port is taken"
+    assert (await until(failed)).detail == "ray start ended with exit code 3: the port is taken"
     await provider.terminate(request.id)
     assert list((tmp_path / "state").iterdir()) == []
+
+
+async def test_a_node_whose_ray_was_killed_says_just_that(make, tmp_path) -> None:
+    provider, request = make(STARTS)
+    await provider.launch(request)
+
+    async def started():
+        return "started" in (tmp_path / "state" / f"{request.id}.log").read_text()
+
+    await until(started)
+    (child,) = [p for p in keeper_of(tmp_path, request).children() if str(tmp_path) in " ".join(p.cmdline())]
+    child.kill()
+
+    async def failed():
+        node = await owned(provider)
+        return node if node.state == "failed" else None
+
+    assert (await until(failed)).detail == "ray start was killed by signal 9"
+    await provider.terminate(request.id)
+    assert records.marked(request.id) == []
 
 
 async def test_a_record_of_another_process_with_the_same_pid_is_no_keeper(make, tmp_path) -> None:

@@ -115,3 +115,18 @@ DELETE FROM nodes WHERE id = :id;
 -- name: nodes_all
 -- All nodes, oldest first.
 SELECT id, project, provider, spec, state, created_at, updated_at, intent, detail FROM nodes ORDER BY created_at, id;
+
+-- name: deployment_put
+-- Keep how far a deployment is.
+INSERT INTO deployments (id, project, parts, created_at) VALUES (:id, :project, :parts, :at)
+ON CONFLICT (id) DO UPDATE SET parts = excluded.parts;
+
+-- name: deployments_prune
+-- Forget all but the newest deployments.
+DELETE FROM deployments WHERE id NOT IN (
+    SELECT id FROM deployments ORDER BY created_at DESC, id LIMIT :kept
+);
+
+-- name: deployments_all
+-- All deployments, oldest first.
+SELECT id, project, parts FROM deployments ORDER BY created_at, id;

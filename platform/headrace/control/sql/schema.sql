@@ -69,6 +69,14 @@ CREATE TABLE nodes (
 ALTER TABLE nodes ADD COLUMN detail TEXT NOT NULL DEFAULT '';   -- why it is in its state
 
 -- migration: 3
+CREATE TABLE deployments (
+    id         TEXT PRIMARY KEY,
+    project    TEXT NOT NULL,
+    parts      TEXT NOT NULL,            -- JSON: endpoint, version, state, ... of each
+    created_at REAL NOT NULL
+) WITHOUT ROWID;
+
+-- migration: 4
 ALTER TABLE keys ADD COLUMN name TEXT NOT NULL DEFAULT '';
 ALTER TABLE keys ADD COLUMN endpoints TEXT NOT NULL DEFAULT '';  -- names it may call, separated by spaces; '': all
 ALTER TABLE keys ADD COLUMN rate REAL NOT NULL DEFAULT 0;        -- requests per second and gateway; 0: no limit
