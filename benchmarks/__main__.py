@@ -20,6 +20,8 @@ COMMANDS: dict[str, list[str]] = {
     "coldstart-embeddings": ["benchmarks.coldstart", "--example", "embeddings", "--serve-wakes", "3"],
     "throughput": ["benchmarks.throughput"],
     "idle": ["benchmarks.idle"],
+    "jobs": ["benchmarks.jobs"],
+    "chaos": ["benchmarks.chaos"],
 }
 LIMIT_S = 900
 FIRST_MARK = "<!-- measured: `make bench` writes what is between these lines -->"
@@ -81,6 +83,27 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"wake p50 {one['wake']['p50']:.1f} ms, p99 {one['wake']['p99']:.1f} ms",
                 f"list of all: {one['list_s']} s",
                 f"control and gateway grew by {one['grown_mb']} MB",
+            )
+        )
+    for store, name in (("sqlite", "SQLite"), ("postgres", "PostgreSQL")):
+        if (one := found.get("jobs", {}).get(store)) and "long_queue" in one:
+            behind = one["long_queue"]
+            table.append(
+                (
+                    f"jobs in {name}, submit to stored result, fsync on",
+                    f"{one['sustained']['finished_per_s']} jobs/s for {one['sustained']['seconds']:.0f} s",
+                    f"submit p99 {behind['submit_ms_behind_it']['p99']} ms with {behind['queued']} queued",
+                    f"gateway {behind['gateway_mb_before']} to {behind['gateway_mb_after']} MB",
+                )
+            )
+    if (one := found.get("chaos")) and "ray_serve_default" in one:
+        mine, serve = one["headrace"], one["ray_serve_default"]
+        table.append(
+            (
+                f"SIGKILL of an instance every 3 s, {mine['strikes']} times",
+                f"{one['failed_headrace']} of {mine['clients']['sent']} requests failed",
+                f"Ray Serve: {one['failed_ray_serve_default']} of {serve['clients']['sent']}",
+                f"p99 {mine['clients']['ms'].get('p99')} and {serve['clients']['ms'].get('p99')} ms",
             )
         )
     return table

@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--store", choices=["sqlite", "postgres", "both"], default="both")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--queued", type=int, default=100_000)
-    parser.add_argument("--limit", type=float, default=300, help="Seconds that filling the queue may take.")
+    parser.add_argument("--limit", type=float, default=200, help="Seconds that filling the queue may take.")
     given = parser.parse_args()
     stores = ["sqlite", "postgres"] if given.store == "both" else [given.store]
     bounded(int(len(stores) * (given.seconds + given.limit + 180)))

@@ -76,13 +76,27 @@ def test_report_has_a_row_for_each_measurement() -> None:
             "own_socket": side, "times_ray_serve": 20.0, "of_bare_aiohttp": 0.4, "above_own_socket_ms": 0.3,
         },
         "idle": {"endpoints": 10000, "list_s": 0.5, "wake": side, "grown_mb": 90.0},
+        "jobs": {
+            "sqlite": {
+                "sustained": {"finished_per_s": 500.0, "seconds": 30.0},
+                "long_queue": {
+                    "queued": 100000, "submit_ms_behind_it": side,
+                    "gateway_mb_before": 50.0, "gateway_mb_after": 51.0,
+                },
+            },
+        },
+        "chaos": {
+            "headrace": {"strikes": 9, "clients": {"sent": 1500, "ms": side}},
+            "ray_serve_default": {"strikes": 9, "clients": {"sent": 1500, "ms": {}}},
+            "failed_headrace": 0, "failed_ray_serve_default": 7,
+        },
     }  # fmt: skip
     text = main.report(found, datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC))
     assert "2026-01-02 03:04 UTC" in text
-    assert text.count("\n| ") == 1 + 4
+    assert text.count("\n| ") == 1 + 6
     assert "python -m benchmarks.idle" in text
     readme = main.in_readme((ROOT / "README.md").read_text(), found, datetime.datetime(2026, 1, 2))
-    assert readme.count("\n| ") == 1 + 4
+    assert readme.count("\n| ") == 1 + 6
     assert main.in_readme(readme, found, datetime.datetime(2026, 1, 2)) == readme
     with pytest.raises(RuntimeError, match="marks"):
         main.in_readme("nothing", found, datetime.datetime(2026, 1, 2))
