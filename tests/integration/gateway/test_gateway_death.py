@@ -196,3 +196,18 @@ async def test_a_request_whose_instance_and_control_die_together_waits_for_both(
     await rig.control.start()
     await rig.instance()
     assert (await waiting).status == 200
+
+
+async def test_who_waits_for_control_to_return_hears_of_the_death_at_the_deadline(rig: Any) -> None:
+    async def resets(exchange: Any) -> None:
+        await rig.control.stop()
+        await rig.until(lambda: not rig.gateway._control.is_up)
+        exchange.reset()
+
+    rig.endpoint(retries=0, timeout_s=1)
+    await rig.up()
+    await rig.instance(resets)
+    await rig.known(lambda t: t.instances)
+    answer = await rig.call()
+    assert (answer.status, answer.json()["type"]) == (502, "urn:headrace:instance-died")
+    await rig.quiet()
