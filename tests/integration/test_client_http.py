@@ -23,6 +23,7 @@ from headrace.errors import (
     NotRunning,
     QueueFull,
     RequestError,
+    StorageFull,
     UsageError,
     ValidationFailed,
 )
@@ -273,6 +274,36 @@ def test_nobody_there_is_said_soon() -> None:
     for url in ("ftp://x", "localhost:8700", "http://", "http://x:y"):
         with pytest.raises(UsageError):
             Client(url, "k")
+
+
+def head(status: int) -> bytes:
+    return f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+def test_a_deploy_while_control_restarts_waits_for_it(serve: Serve, tmp_path: Path) -> None:
+    """The first question is a HEAD, whose answer cannot say why."""
+    (tmp_path / "b.zip").write_bytes(b"zip")
+    heads = [head(503), head(404)]
+    states = [problem(ControlAway("away"), "Retry-After: 0\r\n"), reply({})]
+
+    def answer(request: Request) -> bytes:
+        if request.method == "HEAD":
+            return heads.pop(0)
+        return states.pop(0) if request.path.endswith("/status") else reply({}, 201)
+
+    with client(serve(answer)) as c:
+        assert c.put_bundle(tmp_path / "b.zip", "0" * 64)
+    assert (heads, states) == ([], [])
+
+
+def test_a_deploy_that_cannot_even_begin_says_why(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "b.zip").write_bytes(b"zip")
+
+    def answer(request: Request) -> bytes:
+        return head(503) if request.method == "HEAD" else problem(StorageFull("no space is left"))
+
+    with client(serve(answer)) as c, pytest.raises(StorageFull, match="no space"):
+        c.put_bundle(tmp_path / "b.zip", "0" * 64)
 
 
 RUNNING = {"id": "d1", "state": "running", "endpoints": []}

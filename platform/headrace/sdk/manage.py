@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -84,6 +85,11 @@ class Management:
         """Send a bundle unless the platform has it; whether it was sent."""
         target = f"/bundles/{sha256}"
         known = self._manage("HEAD", target)
+        if known.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            # An answer to HEAD has no body: another question says what is wrong, or waits until it is over.
+            known.close()
+            self.status()
+            known = self._manage("HEAD", target)
         if known.status == NotFound.status:
             known.close()
             _doc(self._manage("PUT", target, body=path.read_bytes(), timeout=UPLOAD_TIMEOUT_S))
