@@ -46,8 +46,7 @@ class Embeddings:
         sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
         import embeddings  # type: ignore[import-not-found]  # noqa: PLC0415 - in the replica, as a user writes it
 
-        handler = embeddings.Embedder
-        self.model = getattr(handler, "target", handler)()
+        self.model = embeddings.Embeddings.__headrace_handler__()
         self.model.load()
 
     async def __call__(self, request: Request) -> Any:
