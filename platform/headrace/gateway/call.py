@@ -359,15 +359,15 @@ class Call:
         self._timer = self._dispatcher.loop.call_later(REASON_WAIT_S, self._unexplained)
 
     def _unexplained(self, *, uncertain: bool = False) -> None:
-        """Control has not said why in time; ``uncertain``: it could not, as it was away itself."""
+        """Control has not said why in time; ``uncertain``: it could not know, see `Dispatcher.uncertain`."""
         left = self._deadline - time.monotonic()
         if left <= 0 or self._fate[1] != "retries":
             self._give_up("")
-        elif self._dispatcher.uncertain():
+        elif self._dispatcher.uncertain(cast("Instance", self.instance)):
             again = partial(self._unexplained, uncertain=True)
             self._timer = self._dispatcher.loop.call_later(min(left, REASON_WAIT_S), again)
         elif uncertain:
-            # It went together with the instance, as with the end of a machine or of the platform.
+            # It was the host, the machine or the platform that ended or stood still.
             self._resume()
         else:
             self._give_up("")
