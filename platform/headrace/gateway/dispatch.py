@@ -46,7 +46,7 @@ class Dispatcher:
         send: Callable[[wire.AnyMessage], bool],
         uncertain: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.uncertain = uncertain
+        self._uncertain = uncertain
         self.loop = asyncio.get_running_loop()
         self._table = table
         self._send = send
@@ -161,6 +161,10 @@ class Dispatcher:
             ):
                 # Nobody is there to announce it again: it may have been a hiccup, so try it again later.
                 self.loop.call_later(TROUBLE_HOLD_S, self._try_again, instance)
+
+    def uncertain(self, instance: Instance) -> bool:
+        """Whether control may yet say that the instance's host is dead: it is away, new, or suspects it."""
+        return self._uncertain() or (instance.route.suspect and instance.route.id in instance.state.instances)
 
     def drains(self, instance: Instance) -> None:
         """It said that it takes nothing new."""

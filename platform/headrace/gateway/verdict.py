@@ -30,7 +30,7 @@ class Verdict:
         self._over = over
         self._detail = detail
         self._mute = False
-        """Whether control was away or new when it was to say something."""
+        """Whether control could not know when it was to say something: see `Dispatcher.uncertain`."""
         self._timer = attempt.call.dispatcher.loop.call_later(VERDICT_S, self._due)
 
     def stop(self) -> None:
@@ -44,11 +44,11 @@ class Verdict:
     def _due(self) -> None:
         attempt = self.attempt
         call = attempt.call
-        if attempt.charged and call.dispatcher.uncertain():
+        if attempt.charged and call.dispatcher.uncertain(attempt.instance):
             self._mute = True
             self._timer = call.dispatcher.loop.call_later(VERDICT_S, self._due)
         elif attempt.charged and (self._mute or attempt.instance.route.suspect):
-            # Control went together with the instance, as at the end of a machine.
+            # It was the host, the machine or the platform that ended or stood still.
             call.excused(attempt)
         else:
             call.convicted(attempt)

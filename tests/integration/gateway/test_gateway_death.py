@@ -211,3 +211,36 @@ async def test_who_waits_for_control_to_return_hears_of_the_death_at_the_deadlin
     answer = await rig.call()
     assert (answer.status, answer.json()["type"]) == (502, "urn:headrace:instance-died")
     await rig.quiet()
+
+
+@pytest.mark.parametrize("dead", [True, False])
+async def test_a_request_on_a_host_that_is_suspect_waits_for_its_fate(rig: Any, dead: bool) -> None:
+    """All instances of a host that dies break off at once; that it is dead is known seconds later."""
+    rig.endpoint(retries=1)
+    await rig.up()
+    end = asyncio.Event()
+
+    async def resets(exchange: Any) -> None:
+        await end.wait()
+        exchange.reset()
+
+    first, second = await rig.instance(resets), await rig.instance(resets)
+    await rig.known(lambda t: len(t.instances) == 2)
+    waiting = asyncio.create_task(rig.call())
+    await rig.until(lambda: first.requests or second.requests)
+    for instance in (first, second):
+        rig.announce(instance, suspect=True)
+    await rig.known(lambda t: all(i.suspect for i in t.instances.values()))
+    end.set()
+    await rig.until(lambda: len(rig.control.of(wire.InstanceTrouble)) == 2)
+    await asyncio.sleep(verdict.VERDICT_S * 2)
+    assert not waiting.done()
+    await rig.instance(host="h2")
+    if dead:
+        for instance in (first, second):
+            dies(rig, instance.id, "host-lost: host h1 was silent for 3.0 s")
+    else:
+        # It had only stood still; what broke off is told as before.
+        for instance in (first, second):
+            dies(rig, instance.id, "exited: exit code 3")
+    assert (await waiting).status == (200 if dead else 502)
