@@ -129,7 +129,7 @@ class Dispatcher:
                 self.loop.call_later(TROUBLE_HOLD_S, self._try_again, instance)
 
     def uncertain(self, instance: Instance) -> bool:
-        """Whether control may yet say that the instance's host is dead: it is away, or new, or suspects it."""
+        """Whether control may yet say that the instance's host is dead: it is away, new, or suspects it."""
         return self._uncertain() or (instance.route.suspect and instance.route.id in instance.state.instances)
 
     def drains(self, instance: Instance) -> None:
