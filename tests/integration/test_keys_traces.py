@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import secrets
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -64,8 +62,9 @@ SOURCE = """
 
     @headrace.endpoint(name="mortal")
     def mortal(path: str) -> str:
-        if not os.path.exists(path):
-            open(path, "w").close()
+        if os.path.getsize(path) == 0:
+            with open(path, "a") as mark:
+                mark.write("died")
             os.kill(os.getpid(), 9)
         return headrace.traceparent()
 """
@@ -224,12 +223,13 @@ async def test_failures_and_the_time_in_the_queue(traced: Platform, collector: C
 
 async def test_each_attempt_has_a_span(traced: Platform, collector: Collector) -> None:
     trace = "d" * 32
-    # Not in the test's directory: the instance has a uid of its own.
-    mark = Path(f"/tmp/headrace-mark-{secrets.token_hex(8)}")
-    try:
+    # The instance has a uid of its own, and what it makes in /tmp goes with it.
+    with tempfile.TemporaryDirectory(prefix="hrt-") as folder:
+        Path(folder).chmod(0o711)
+        mark = Path(folder, "mark")
+        mark.touch()
+        mark.chmod(0o666)
         value = await traced.call("mortal", {"path": str(mark)}, headers=header(trace))
-    finally:
-        mark.unlink(missing_ok=True)
     await whole(collector, trace, {"POST /e/mortal", "attempt"})
     await until(lambda: len([s for s in collector.of(trace) if s.name == "attempt"]) == 2)
     first, second = sorted(

@@ -307,8 +307,11 @@ def stored_error(job: Job) -> RequestError:
 class StoredProblem(RequestError):
     """A problem document that was stored, given back as it was."""
 
-    doc: dict[str, Any]
+    type = "stored-problem"
+    doc: dict[str, Any] | None = None
 
     def to_problem(self, request_id: str | None = None) -> dict[str, Any]:
         """The document."""
+        if self.doc is None:
+            return super().to_problem(request_id)
         return {**self.doc, "request_id": request_id} if request_id else self.doc
