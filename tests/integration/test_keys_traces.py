@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
