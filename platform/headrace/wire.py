@@ -179,6 +179,8 @@ class InstanceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     concurrency: int = 1
     started_at: float = 0.0
     timings: StartTimings = StartTimings()
+    gpu: tuple[tuple[str, int], ...] = ()
+    """The accelerators that it has: (model, count)."""
     death: Death | None = None
     note: str = ""
     """For people: for example why ``snapshot="loaded"`` fell back to ``imports``."""

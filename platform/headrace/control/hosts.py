@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 
-from headrace_autoscaler.placement import pick_gpu
-
 from headrace import wire
 from headrace.control import state
 from headrace.control.claims import Claims
-from headrace.control.model import BEAT_COUNTS_AFTER_S, Endpoint, Host, Instance, World, gpu_pairs
+from headrace.control.model import BEAT_COUNTS_AFTER_S, Endpoint, Host, Instance, World
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.warm import Warm
@@ -185,7 +183,6 @@ class Hosts:
             return
         now = self._world.now()
         spec = endpoint.spec_of(report.version) or endpoint.spec
-        found = pick_gpu(host.free()[2], gpu_pairs(spec.gpu))
         ready = report.state == "ready"
         instance = Instance(
             id=report.id,
@@ -194,7 +191,7 @@ class Hosts:
             host=host,
             cpu=spec.cpu,
             memory=spec.memory,
-            gpu=found[1] if found else None,
+            gpu=report.gpu[0] if report.gpu else None,
             state=report.state,
             report=report,
             started=now,

@@ -23,7 +23,7 @@ from headrace.host.bundles import Bundles
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
-from headrace.host.resources import detect
+from headrace.host.resources import Accelerators, detect
 from headrace.host.watch import Watch
 from headrace.link import Link
 
@@ -86,7 +86,9 @@ class HostAgent:
         self._runtimes: dict[str, Runtime] = {name: config.make_runtime(name) for name in config.runtimes}
         self._bundles = Bundles(self.run_dir / "bundles", self.link, self._bundles_in_use)
         self._pool = Pool(self._runtimes, self._bundles, self._on_warm)
-        self.instances = Instances(self._runtimes, self._pool, self._bundles, self._on_instance)
+        self.instances = Instances(
+            self._runtimes, self._pool, self._bundles, self._on_instance, Accelerators(self.resources.gpu)
+        )
         self._watch = Watch(self.instances)
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = False

@@ -19,6 +19,7 @@ from headrace import wire
 from headrace.errors import BundleError, LinkError
 from headrace.host.bundles import Bundles
 from headrace.host.pool import Pool
+from headrace.host.resources import Accelerators
 
 log = logging.getLogger("headrace.host")
 
@@ -40,6 +41,8 @@ class Instance:
     stopping: bool = False
     death: wire.Death | None = None
     """Set before the host itself ends it: told instead of what the runtime saw."""
+    accelerators: tuple[tuple[str, int], ...] = ()
+    """Those that are its own: (model, number)."""
 
 
 def death_of(exit: Exit) -> wire.Death:
@@ -62,8 +65,10 @@ class Instances:
         pool: Pool,
         bundles: Bundles,
         emit: Callable[[wire.InstanceReport], None],
+        accelerators: Accelerators,
     ) -> None:
         self._runtimes, self._pool, self._bundles, self._emit = runtimes, pool, bundles, emit
+        self._accelerators = accelerators
         self._living: dict[str, Instance] = {}
         self._ended: OrderedDict[str, wire.InstanceReport] = OrderedDict()
         self._draining = False
@@ -102,16 +107,22 @@ class Instances:
             concurrency=spec.concurrency * max(1, spec.batch_max_size),
             started_at=time.time(),
             timings=wire.StartTimings(claim_s=msg.claim_s),
+            gpu=spec.gpu,
         )
         instance = Instance(spec, report)
         self._living[msg.id] = instance
         runtime = self._runtimes.get(spec.base.runtime)
-        if self._draining or runtime is None:
-            why = (
-                "the host is draining" if self._draining else f"the host has no runtime {spec.base.runtime!r}"
-            )
+        taken = self._accelerators.take(spec.gpu)
+        if self._draining or runtime is None or taken is None:
+            instance.accelerators = taken or ()
+            why = f"the host has no free {' and '.join(f'{name}:{count}' for name, count in spec.gpu)}"
+            if runtime is None:
+                why = f"the host has no runtime {spec.base.runtime!r}"
+            if self._draining:
+                why = "the host is draining"
             self._end(instance, "failed", wire.Death(reason="host-lost", detail=why + "."))
             return
+        instance.accelerators = taken
         received = time.perf_counter()
         instance.task = asyncio.get_running_loop().create_task(self._start(instance, runtime, received))
         # After the claim is under way: telling about it must not delay it.
@@ -162,7 +173,7 @@ class Instances:
             base = self._pool.base(spec.base)
             if base.loaded is not None and not self._bundles.has(base.loaded.code_dir.name):
                 await self._bundles.ensure(base.loaded.code_dir.name)
-            sandbox = await runtime.assign(base, self._assignment(spec, report))
+            sandbox = await runtime.assign(base, self._assignment(instance))
         except AssignFailed as error:
             self._end(instance, "failed", death_of(error.exit))
         except BundleError as error:
@@ -198,7 +209,8 @@ class Instances:
             )
         sandbox.exited.add_done_callback(lambda exited: self._exited(instance, exited.result()))
 
-    def _assignment(self, spec: wire.InstanceSpec, report: wire.InstanceReport) -> Assignment:
+    def _assignment(self, instance: Instance) -> Assignment:
+        spec, report = instance.spec, instance.report
         return Assignment(
             id=report.id,
             endpoint=spec.endpoint,
@@ -216,6 +228,7 @@ class Instances:
             memory_limit=spec.memory_limit,
             max_body=spec.max_body,
             fresh=spec.snapshot == "none",
+            gpu_indices=tuple(number for _, number in instance.accelerators),
         )
 
     async def _stop(self, instance: Instance, starting: asyncio.Task[None] | None, grace_s: float) -> None:
@@ -246,6 +259,7 @@ class Instances:
         id = instance.report.id
         if self._living.pop(id, None) is None:
             return
+        self._accelerators.give_back(instance.accelerators)
         self._ended[id] = msgspec.structs.replace(instance.report, state=state, death=death)
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)

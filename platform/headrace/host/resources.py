@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from bisect import insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from headrace import wire
@@ -60,6 +61,36 @@ def cgroup_memory(read: ReadText = read_text) -> int | None:
         if text != "max" and int(text) < NO_LIMIT:
             found.append(int(text))
     return min(found, default=None)
+
+
+class Accelerators:
+    """Which of the node's accelerators is whose.
+
+    Numbered through the models in their declared order, as drivers number equal ones from 0: on a node with
+    one model the numbers are the drivers' own.
+    """
+
+    def __init__(self, gpu: Mapping[str, int]) -> None:
+        self._free: dict[str, list[int]] = {}
+        first = 0
+        for name, count in gpu.items():
+            self._free[name] = list(range(first, first + count))
+            first += count
+
+    def take(self, wanted: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...] | None:
+        """(model, number) of each that is handed out, the lowest first; None when not all are free."""
+        if any(len(self._free.get(name, ())) < count for name, count in wanted):
+            return None
+        taken: list[tuple[str, int]] = []
+        for name, count in wanted:
+            taken += [(name, number) for number in self._free[name][:count]]
+            del self._free[name][:count]
+        return tuple(taken)
+
+    def give_back(self, taken: Sequence[tuple[str, int]]) -> None:
+        """They are free again."""
+        for name, number in taken:
+            insort(self._free[name], number)
 
 
 def detect() -> wire.Resources:

@@ -112,7 +112,7 @@ class FakeHost:
         report = wire.InstanceReport(
             id=start.id, endpoint=start.spec.endpoint, version=start.spec.version, state=state, pid=7,
             address=f"unix:/run/{start.id}", token=f"token-{start.id}", concurrency=start.spec.concurrency,
-            started_at=time.time(), death=death,
+            started_at=time.time(), gpu=start.spec.gpu, death=death,
         )  # fmt: skip
         if state in ("stopped", "failed"):
             self.instances.pop(start.id, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from headrace import link, wire
 from headrace.errors import LinkRefused
-from headrace.sdk.spec import Scaling
+from headrace.sdk.spec import Gpu, Scaling
 from headrace_autoscaler.replay import replay_file
 
 
@@ -199,3 +199,24 @@ async def test_the_recorded_history_decides_the_same_again(platform):
     path = platform.settings.data / "history" / "decisions.jsonl"
     assert len(path.read_bytes().splitlines()) >= 2
     assert replay_file(path) == []
+
+
+async def test_an_adopted_instance_has_the_accelerator_that_it_has(platform):
+    """Not the one that would be picked for it now."""
+    host = await platform.new_host(gpu={"L4": 1, "H100": 1})
+    gateway = platform.gateway
+    gpu = (Gpu(name="H100"), Gpu(name="L4"))
+    await gateway.deploy(platform.spec("first", gpu=gpu))
+    await gateway.deploy(platform.spec("second", gpu=gpu))
+    held = {i.endpoint.name: i.gpu for i in platform.world.instances.values()}
+    assert held == {"first": ("H100", 1), "second": ("L4", 1)}
+    first = next(i.id for i in platform.world.instances.values() if i.endpoint.name == "first")
+    host.end(first)
+    await platform.until(lambda: first not in platform.world.instances)
+    await platform.restart()
+    await gateway.connect()
+    await host.connect()
+    await platform.until(lambda: platform.world.instances)
+    assert [i.gpu for i in platform.world.instances.values()] == [("L4", 1)]
+    (there,) = platform.control.hosts()
+    assert there.free()[2] == {"L4": 0, "H100": 1}

@@ -214,7 +214,7 @@ async def agent(
             token=TOKEN,
             node="n1",
             labels={"zone": "a"},
-            resources=wire.Resources(cpu=2, memory=1 << 30),
+            resources=wire.Resources(cpu=2, memory=1 << 30, gpu={"L4": 1, "H100": 2}),
             make_runtime=lambda name: runtime,
         )
     )

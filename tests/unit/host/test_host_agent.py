@@ -75,6 +75,35 @@ async def test_repeated_start_is_one_start(
     assert len(runtime.assigned) == 1
 
 
+async def test_every_accelerator_is_one_instances_alone(
+    agent: HostAgent, control: RecordingControl, runtime: FakeRuntime
+) -> None:
+    def claim(id: str, *gpu: tuple[str, int]) -> None:
+        asked = start(id)
+        control.send(msgspec.structs.replace(asked, spec=msgspec.structs.replace(asked.spec, gpu=gpu)))
+
+    for n in range(3):
+        claim(f"i-{n}", ("H100", 1))
+    last = [["ready"], ["ready"], ["failed"]]
+    await until(lambda: [control.states(f"i-{n}")[-1:] for n in range(3)] == last)
+    assert [a.gpu_indices for _, a, _ in runtime.assigned] == [(1,), (2,)]
+    death = control.reports("i-2")[-1].death
+    assert death is not None
+    assert (death.reason, death.detail) == ("host-lost", "the host has no free H100:1.")
+    assert control.reports("i-0")[-1].gpu == (("H100", 1),)
+    claim("i-3", ("L4", 1))
+    claim("i-4")
+    claim("i-5", ("B200", 1))
+    await until(lambda: control.states("i-5")[-1:] == ["failed"])
+    await until(lambda: "ready" in control.states("i-4"))
+    assert [a.gpu_indices for _, a, _ in runtime.assigned][2:] == [(0,), ()]
+    control.send(wire.StopInstance(epoch=1, id="i-0"))
+    await until(lambda: control.states("i-0")[-1] == "stopped")
+    claim("i-6", ("H100", 1))
+    await until(lambda: "ready" in control.states("i-6"))
+    assert runtime.assigned[-1][1].gpu_indices == (1,)
+
+
 async def test_old_epoch_is_refused(
     agent: HostAgent, control: RecordingControl, runtime: FakeRuntime
 ) -> None:
