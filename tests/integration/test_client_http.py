@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import headrace
 import pytest
@@ -73,14 +73,7 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as reader, contextlib.suppress(OSError):
-            while line := reader.readline():
-                method, path, _ = line.decode().split()
-                headers = {}
-                while (field := reader.readline()) not in (b"\r\n", b""):
-                    name, _, value = field.decode().partition(":")
-                    headers[name.lower()] = value.strip()
-                body = reader.read(int(headers.get("content-length", 0)))
-                request = Request(method, path, headers, body)
+            while request := self._read(reader):
                 self.requests.append(request)
                 answer = self.answer(request)
                 if answer is None:
@@ -90,6 +83,23 @@ class Server:
                 if b"Connection: close" in answer:
                     connection.shutdown(socket.SHUT_RDWR)
                     return
+
+    @staticmethod
+    def _read(reader: BinaryIO) -> Request | None:
+        """The next request; None when the connection ended, also in the middle of one (a client that gave up)."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if not (line := reader.readline()):
+                return None
+            head += line
+        first, *fields = head.decode().split("\r\n")[:-2]
+        method, path, _ = first.split()
+        headers = {
+            name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)
+        }
+        size = int(headers.get("content-length", 0))
+        body = reader.read(size)
+        return Request(method, path, headers, body) if len(body) == size else None
 
     def drop(self) -> None:
         """Close all connections and listen no more."""
