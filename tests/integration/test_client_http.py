@@ -86,7 +86,7 @@ class Server:
 
     @staticmethod
     def _read(reader: BinaryIO) -> Request | None:
-        """The next request; None when the connection ended, also in the middle of one (a client that gave up)."""
+        """The next request; None when the connection ended, also in the middle of one (a caller gave up)."""
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             if not (line := reader.readline()):
