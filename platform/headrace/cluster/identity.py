@@ -12,47 +12,43 @@ from typing import Literal
 
 import msgspec
 import psutil
+from headrace_runtimes.process import procs
 
 from headrace.config import Settings
 
 UP_FILE = "up.json"
-CLOCK_SLACK_S = 0.05
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """A process: its pid and when it was created (seconds since the epoch, as psutil says)."""
+    """A process: its pid, and what no other one ever has (its start in ticks since boot, the boot's id).
+
+    Not the time of day of its start: that moves with the wall clock (NTP after boot, a resumed machine).
+    """
 
     name: str
     pid: int
-    created: float
+    mark: str
 
     def process(self) -> psutil.Process | None:
         """The process, or None when it has ended or is another one by now."""
         try:
             found = psutil.Process(self.pid)
-            if (
-                abs(found.create_time() - self.created) > CLOCK_SLACK_S
-                or found.status() == psutil.STATUS_ZOMBIE
-            ):
-                return None
         except psutil.Error:
             return None
-        return found
+        # Asked after psutil has noted its own: when both are of the marked one, signals go to no other.
+        return found if self.mark and procs.identity(self.pid) == self.mark else None
 
 
 def identify(name: str, pid: int) -> Identity:
-    """The identity of a process that lives. One that has just ended gets a time that matches nothing."""
-    try:
-        return Identity(name=name, pid=pid, created=psutil.Process(pid).create_time())
-    except psutil.Error:
-        return Identity(name=name, pid=pid, created=-1.0)
+    """The identity of a process that lives. One that has just ended gets a mark that matches nothing."""
+    return Identity(name=name, pid=pid, mark=procs.identity(pid) or "")
 
 
 class UpRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What runs: readable by its owner only, holds no secret."""
 
     pid: int
-    created: float
+    mark: str
     state: Literal["starting", "ready", "stopping"]
     url: str
     port: int
@@ -68,7 +64,7 @@ class UpRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def supervisor(self) -> Identity:
         """The process of ``headrace up``."""
-        return Identity(name="headrace up", pid=self.pid, created=self.created)
+        return Identity(name="headrace up", pid=self.pid, mark=self.mark)
 
 
 def new_record(settings: Settings, version: str) -> UpRecord:
@@ -76,7 +72,7 @@ def new_record(settings: Settings, version: str) -> UpRecord:
     me = identify("headrace up", os.getpid())
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
     return UpRecord(
-        pid=me.pid, created=me.created, state="starting", version=version,
+        pid=me.pid, mark=me.mark, state="starting", version=version,
         url=f"http://{f'[{host}]' if ':' in host else host}:{settings.port}",
         port=settings.port, control_port=settings.control_port, ray_port=settings.ray_port,
         data_dir=settings.data_dir, run_dir=settings.run_dir, started_at=time.time(),

@@ -134,8 +134,8 @@ def keep(path: Path) -> None:
 
     signal.signal(signal.SIGTERM, asked)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    mine = psutil.Process()
-    record = msgspec.structs.replace(record, keeper_pid=mine.pid, keeper_started=mine.create_time())
+    mine = os.getpid()
+    record = msgspec.structs.replace(record, keeper_pid=mine, keeper_started=records.started(mine))
     records.write(path, record)
 
     log = path.with_suffix(".log")

@@ -20,7 +20,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     request: NodeRequest
     launched_at: float
     keeper_pid: int = 0
-    keeper_started: float = 0.0
+    keeper_started: str = ""
+    """Ticks since boot and the boot's id: the time of day would move with the wall clock."""
     state: NodeState = "pending"
     detail: str = ""
 
@@ -41,17 +42,27 @@ def write(path: Path, record: Record) -> None:
     temp.replace(path)
 
 
+def started(pid: int) -> str:
+    """When a process began, as no other one with its pid did; empty when there is none that lives."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    # The command may hold spaces and parentheses: fields are counted from the last parenthesis.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return "" if fields[0] in (b"Z", b"X") else f"{int(fields[19])} {boot}"
+
+
 def keeper(record: Record) -> psutil.Process | None:
     """The living keeper of a node; a recycled pid is not taken for it."""
     if not record.keeper_pid:
         return None
     try:
         process = psutil.Process(record.keeper_pid)
-        if process.create_time() == record.keeper_started and process.status() != psutil.STATUS_ZOMBIE:
-            return process
     except psutil.NoSuchProcess:
-        pass
-    return None
+        return None
+    return process if record.keeper_started and started(process.pid) == record.keeper_started else None
 
 
 def marked(node_id: str) -> list[psutil.Process]:

@@ -38,7 +38,18 @@ def holder(path: Path) -> subprocess.Popen[bytes]:
 def test_a_recycled_pid_is_another_process(sleeper):
     identity = identify("x", sleeper.pid)
     assert identity.process() == psutil.Process(sleeper.pid)
-    assert msgspec.structs.replace(identity, created=identity.created - 100).process() is None
+    pid, start, boot = identity.mark.split()
+    for other in (f"{pid} {int(start) - 1} {boot}", f"{pid} {start} {boot[::-1]}", ""):
+        assert msgspec.structs.replace(identity, mark=other).process() is None
+
+
+def test_a_step_of_the_wall_clock_makes_nobody_another_process(sleeper, monkeypatch):
+    """What psutil calls the creation time moves with the clock: /proc/stat's btime does."""
+    identity = identify("x", sleeper.pid)
+    created, later = psutil.Process(sleeper.pid).create_time(), psutil.boot_time() + 2
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: later)
+    assert psutil.Process(sleeper.pid).create_time() != created, "the test steps the clock"
+    assert identity.process() is not None
 
 
 def test_an_ended_process_has_no_identity(sleeper):

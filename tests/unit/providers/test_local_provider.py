@@ -8,7 +8,6 @@ import sys
 import time
 
 import msgspec
-import psutil
 import pytest
 from headrace_providers import conformance
 from headrace_providers.errors import InvalidRequest
@@ -135,12 +134,11 @@ async def test_a_record_of_another_process_with_the_same_pid_is_no_keeper(make, 
     provider, request = make(STARTS)
     state = tmp_path / "state"
     state.mkdir()
-    me = psutil.Process()
     record = records.Record(
         request=request,
         launched_at=0.0,
-        keeper_pid=me.pid,
-        keeper_started=me.create_time() - 5,
+        keeper_pid=os.getpid(),
+        keeper_started="1" + records.started(os.getpid()),
         state="running",
     )
     records.write(state / f"{request.id}.json", record)
