@@ -12,7 +12,7 @@ OPENS_AFTER = 5
 FIRST_OPEN_S = 1.0
 LONGEST_OPEN_S = 30.0
 BURST_S = 0.2
-"""Losses on one host within this time are one: they have one cause."""
+"""Losses on one host within this time of the first are one: they have one cause."""
 RETRY_SHARE = 0.2
 """So many retries and hedges per request, beyond the burst."""
 RETRY_BURST = 20
@@ -37,17 +37,19 @@ class Circuit:
         self._burst_host = ""
         self._burst_at = float("-inf")
 
-    def lost(self, host: str, now: float) -> bool:
-        """An instance died under a request, or refused a connection; whether the circuit opened by it."""
+    def lost(self, host: str, since: float, now: float) -> bool:
+        """An instance died under a request, or refused a connection; whether the circuit opened by it.
+
+        ``since``: when the instance came. One that came after its host's burst had begun is no victim of it.
+        """
         if self.open:
             if now < self.until:
                 return False
             self._open(now)
             return True
-        burst = host == self._burst_host and now - self._burst_at < BURST_S
-        self._burst_host, self._burst_at = host, now
-        if burst:
+        if host == self._burst_host and since <= self._burst_at and now - self._burst_at < BURST_S:
             return False
+        self._burst_host, self._burst_at = host, now
         self.losses += 1
         if self.losses < OPENS_AFTER:
             return False

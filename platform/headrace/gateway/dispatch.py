@@ -322,7 +322,7 @@ class Dispatcher:
             return
         instance.blamed = True
         state, now = instance.state, time.monotonic()
-        if state.circuit.lost(instance.route.host, now):
+        if state.circuit.lost(instance.route.host, instance.since, now):
             log.warning("circuit of %s opens for %.1f s", state.key, state.circuit.until - now)
             self.loop.call_later(state.circuit.until - now + 0.001, self._pump, state)
 

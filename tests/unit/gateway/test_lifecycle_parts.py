@@ -60,7 +60,7 @@ async def test_a_call_makes_every_legal_move_and_no_other():
 
 def broken(times, now=100.0):
     circuit = Circuit()
-    opened = [circuit.lost("h", now + n) for n in range(times)]
+    opened = [circuit.lost("h", 0.0, now + n) for n in range(times)]
     return circuit, opened, now + times - 1
 
 
@@ -71,7 +71,7 @@ def test_the_circuit_opens_after_losses_in_a_row():
     assert circuit.lets_through(now + FIRST_OPEN_S)
     circuit, _, _ = broken(OPENS_AFTER - 1)
     circuit.answered()
-    assert not circuit.lost("h", 200.0)
+    assert not circuit.lost("h", 0.0, 200.0)
     assert not circuit.open
 
 
@@ -83,29 +83,46 @@ def test_half_open_lets_one_through_and_waits_twice_as_long_when_that_fails():
         assert circuit.lets_through(now)
         circuit.probe = object()
         assert not circuit.lets_through(now)
-        assert circuit.lost("h", now)
+        assert circuit.lost("h", 0.0, now)
         wait = min(LONGEST_OPEN_S, wait * 2)
         assert circuit.until == now + wait
     circuit.answered()
     assert not circuit.open
-    assert [circuit.lost("h", now + n) for n in range(OPENS_AFTER)][-1]
+    assert [circuit.lost("h", 0.0, now + n) for n in range(OPENS_AFTER)][-1]
     assert circuit.until == now + OPENS_AFTER - 1 + FIRST_OPEN_S, "it starts anew"
 
 
 def test_many_losses_on_one_host_at_once_are_one():
     circuit = Circuit()
     for n in range(50):
-        circuit.lost("h", 100.0 + n * BURST_S / 2)
-    assert not circuit.open
+        circuit.lost("h", 0.0, 100.0 + n * BURST_S / 51)
+    assert (circuit.open, circuit.losses) == (False, 1)
     for n in range(OPENS_AFTER):
-        circuit.lost(f"other{n}", 200.0)
+        circuit.lost(f"other{n}", 0.0, 200.0)
     assert circuit.open
+
+
+def test_losses_that_do_not_end_are_not_one_however_close_they_are():
+    circuit = Circuit()
+    first = 100.0
+    losses = [first + n * BURST_S / 4 for n in range(OPENS_AFTER * 4)]
+    assert any(circuit.lost("h", 0.0, at) for at in losses)
+    assert circuit.open
+
+
+def test_the_death_of_a_replacement_is_another_one():
+    circuit = Circuit()
+    at, came = 100.0, 0.0
+    for _ in range(OPENS_AFTER):
+        opened = circuit.lost("h", came, at)
+        came, at = at + 0.001, at + BURST_S / 100
+    assert opened
 
 
 def test_a_lost_host_is_excused():
     circuit = Circuit()
     for n in range(OPENS_AFTER):
-        circuit.lost(f"h{n}", 100.0 + n)
+        circuit.lost(f"h{n}", 0.0, 100.0 + n)
     assert circuit.open
     circuit.excused("h0")
     assert circuit.open, "that was long ago"
