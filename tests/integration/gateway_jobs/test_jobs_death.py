@@ -126,7 +126,7 @@ async def test_jobs_of_a_killed_gateway_are_finished_once_by_another(platform: P
     lost = [a for id in jobs for a in await store.attempts(id) if a.outcome == "lost"]
     assert lost
     assert not (await asyncio.to_thread(lambda: set(os.listdir(platform.work / "data" / "gateways")))) - {
-        ".sweep",
+        ".swept",
         platform.cluster.gateway.id,
     }
 

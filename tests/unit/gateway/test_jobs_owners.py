@@ -33,11 +33,17 @@ def test_a_living_gateway_is_not_dead_and_one_that_crashed_is(tmp_path: Path) ->
     one.close(clean=True)
 
 
-def test_one_gateway_sweeps_until_it_is_gone(tmp_path: Path) -> None:
+def test_a_sweep_is_due_when_nobody_has_swept_lately(tmp_path: Path) -> None:
     one, two = OwnerMark(tmp_path / "g", "gw-1"), OwnerMark(tmp_path / "g", "gw-2")
-    assert (one.sweeps(), two.sweeps(), one.sweeps()) == (True, False, True)
+    assert (one.sweep_due(60.0), two.sweep_due(60.0)) == (True, True)
+    one.swept()
+    assert (one.sweep_due(60.0), two.sweep_due(60.0)) == (False, False)
+    assert two.sweep_due(0.0)
+    for ago, due in ((50.0, False), (61.0, True), (-3600.0, True)):
+        os.utime(tmp_path / "g" / ".swept", times=(time.time() - ago,) * 2)
+        assert two.sweep_due(60.0) is due, ago
+    assert one.dead() == []
     one.close(clean=True)
-    assert two.sweeps()
     two.close(clean=True)
 
 

@@ -1,6 +1,7 @@
 """Marks in the data directory by which gateways of one machine see that another one is dead.
 
-A gateway holds a lock on its mark for as long as it lives; the kernel lets go of it with the process.
+A gateway holds a lock on its mark for as long as it lives; the kernel lets go of it with the process. Who
+sweeps is not decided by a lock: a gateway that is stopped or hangs would hold it for ever.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from pathlib import Path
 
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -26,7 +28,7 @@ class OwnerMark:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         # Under its name it is locked from its first moment.
         draft.rename(self._path)
-        self._sweep_fd = os.open(directory / ".sweep", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._swept = directory / ".swept"
 
     def dead(self) -> list[str]:
         """Owners whose process is gone."""
@@ -47,13 +49,19 @@ class OwnerMark:
         """All that a dead one held was given back."""
         (self._dir / owner).unlink(missing_ok=True)
 
-    def sweeps(self) -> bool:
-        """Whether this gateway is the one that sweeps; it is, then, for as long as it lives."""
+    def sweep_due(self, period_s: float) -> bool:
+        """Whether no gateway of this machine has swept for so long."""
         try:
-            fcntl.flock(self._sweep_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            age = time.time() - self._swept.stat().st_mtime
         except OSError:
-            return False
-        return True
+            return True
+        # One in the future was made before the clock was set back.
+        return not 0.0 <= age < period_s
+
+    def swept(self) -> None:
+        """A sweep went well: the others need not make one now."""
+        with contextlib.suppress(OSError):
+            self._swept.touch(mode=0o600)
 
     def close(self, *, clean: bool) -> None:
         """Let go; ``clean``: nothing is held any more, so nobody needs to look."""
@@ -62,5 +70,4 @@ class OwnerMark:
         if clean:
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
-        os.close(self._sweep_fd)
         self._fd = -1

@@ -1,10 +1,14 @@
 """Every second: leases of the dead and expired ones are queued again, what is past its time goes, and so
-do blobs that nothing names."""
+do blobs that nothing names.
+
+Every gateway may sweep (a sweep is made of transactions), and does when no other one has just done so.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 
@@ -17,7 +21,8 @@ log = logging.getLogger("headrace.gateway.jobs")
 
 PERIOD_S = 1.0
 SWEEP_LIMIT = 1000
-BLOB_LIST = 1000
+DUE = 0.75
+"""Share of the period after which a sweep is due again: less than the shortest pause."""
 
 
 async def sweep(
@@ -33,15 +38,17 @@ async def sweep(
         try:
             if await bury(store, mark):
                 look()
-            if mark.sweeps():
+            if mark.sweep_due(period_s * DUE):
                 unnamed = await store.sweep(time.time(), SWEEP_LIMIT)
+                # Told afterwards, so that one which hangs or fails in its sweep keeps nobody from it.
+                mark.swept()
                 if unnamed:
                     await blobs.delete(unnamed)
         except HeadraceError as error:
             log.warning("not swept: %s", error)
         except Exception:
             log.exception("sweeping failed")
-        await asyncio.sleep(period_s)
+        await asyncio.sleep(period_s * random.uniform(0.8, 1.2))  # noqa: S311 - keeps gateways apart
 
 
 async def bury(store: JobStore, mark: OwnerMark) -> int:
