@@ -110,7 +110,7 @@ def main() -> int:
 
     try:
         settings = load_settings()
-        with UpProgress(out) as show:
+        with UpProgress(out, str(settings.data)) as show:
             return asyncio.run(supervisor.up(settings, show, lambda record: work(record, settings)))
     except HeadraceError as error:
         out.note(f"headrace: {error}")

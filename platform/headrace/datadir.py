@@ -35,6 +35,8 @@ class DataDir:
     admin_key: str = field(repr=False)
     cluster_token: str = field(repr=False)
     _lock: int = field(repr=False, default=-1)
+    fresh_key: bool = False
+    """The admin key was made just now: nobody has seen it."""
 
     @property
     def admin_key_hash(self) -> str:
@@ -73,12 +75,13 @@ def open_data_dir(settings: Settings) -> DataDir:
         for name in ("blobs", "history", "logs", "hosts"):
             _make_dir(data / name, 0o700)
         make_run_dir(settings.run)
+        fresh = not (data / "admin.key").exists()
         admin_key = _secret(data / "admin.key", ADMIN_KEY_PREFIX)
         token = _secret(data / "cluster.token", "")
     except BaseException:
         os.close(lock)
         raise
-    return DataDir(data, settings.run, settings.control_socket, admin_key, token, lock)
+    return DataDir(data, settings.run, settings.control_socket, admin_key, token, lock, fresh)
 
 
 def read_cluster_token(settings: Settings) -> str:

@@ -25,7 +25,7 @@ from headrace.cluster.sweep import leftovers
 from headrace.config import Settings, default_run_dir
 from headrace.sdk.client import Client
 
-START_S = 60.0
+START_S = 120.0
 DEADLINE_S = 60.0
 
 

@@ -190,4 +190,5 @@ def test_down_ends_in_order_and_leaves_nothing(deployed):
 
 def test_it_starts_again_after_down(deployed):
     deployed.start()
+    assert (deployed.folder / "up.err").read_text().count(deployed.key) == 1, "shown at the first start only"
     assert until(lambda: answers(deployed))

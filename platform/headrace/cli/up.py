@@ -48,15 +48,16 @@ def up_command(out: Output, **options: Any) -> int:
     # Imported once the options are known to be good; the supervisor never imports Ray.
     from headrace.cluster import supervisor  # noqa: PLC0415
 
-    with UpProgress(out) as show:
+    with UpProgress(out, str(settings.data)) as show:
         return asyncio.run(supervisor.up(settings, show)) or DONE
 
 
 class UpProgress:
     """Shows what the supervisor tells. ``ready`` is the command's answer; the rest is progress, on stderr."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Output, data_dir: str) -> None:
         self._out = out
+        self._key_file = f"{data_dir}/admin.key"
         self._spinner = contextlib.ExitStack()
         self._change: Callable[[str], None] | None = None
 
@@ -77,6 +78,8 @@ class UpProgress:
             self._out.answer(document, f"{event.text} ({event.seconds:.1f} s); Ctrl-C stops it")
         elif event.kind in ("waiting", "stopping"):
             self._work(event.text)
+        elif event.kind == "key":
+            self._out.note(f"admin key, shown this once (kept in {self._key_file}): {event.text}")
         elif event.kind == "warning":
             self._out.note(f"warning: {event.text}")
         else:

@@ -81,6 +81,11 @@ class Platform:
             self._kill.set()
         self._stop.set()
 
+    @property
+    def asked(self) -> bool:
+        """Whether `ask_to_stop` was called."""
+        return self._stop.is_set()
+
     async def run(self, once: Callable[[UpRecord], Awaitable[int]] | None) -> int:
         """Start, serve, stop. Raises `SetupError` when a part does not start or keeps dying."""
         write_record(self._record)

@@ -39,8 +39,9 @@ PORT_WAIT_S = 3.0
 class UpEvent(msgspec.Struct, frozen=True, kw_only=True):
     """What `up` and `down` tell while they work. ``seconds`` since their start; ``text`` is one line."""
 
-    kind: Literal["waiting", "done", "ready", "warning", "stopping", "stopped"]
+    kind: Literal["waiting", "done", "key", "ready", "warning", "stopping", "stopped"]
     text: str
+    """With ``key``, told once in the life of a data directory: the new admin key, which belongs in no log."""
     what: str = ""
     """The part it is about: ``ray``, ``control``, ``host``, ``gateway`` ..."""
     seconds: float = 0.0
@@ -83,6 +84,9 @@ async def up(settings: Settings, on_event: OnEvent, once: Once | None = None) ->
 async def _up(settings: Settings, tell: Callable[..., None], once: Once | None) -> int:
     data = open_data_dir(settings)
     try:
+        # Before anything can fail: the next start would not know that nobody has seen it.
+        if data.fresh_key:
+            tell("key", data.admin_key, "key")
         await _sweep_predecessor(settings, tell)
         settings = with_ports(settings)
         await _wait_for_ports(settings)
@@ -94,8 +98,14 @@ async def _up(settings: Settings, tell: Callable[..., None], once: Once | None) 
         try:
             return await platform.run(once)
         finally:
+            # A second Ctrl-C that comes now changes nothing: all has ended, and so does this process.
+            ignored = signals if platform.asked else ()
+            signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
             for number in signals:
                 loop.remove_signal_handler(number)
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     finally:
         data.close()
 

@@ -27,6 +27,7 @@ def test_is_private_and_keeps_its_secrets(settings: Settings) -> None:
     assert len(first.admin_key) >= 46
     assert first.admin_key_hash == hashlib.sha256(first.admin_key.encode()).hexdigest()
     assert first.admin_key not in repr(first)
+    assert first.fresh_key
     assert first.cluster_token not in repr(first)
     first.close()
     first.close()
@@ -34,6 +35,7 @@ def test_is_private_and_keeps_its_secrets(settings: Settings) -> None:
     with_key = open_data_dir(settings)
     assert (with_key.admin_key, with_key.cluster_token) == (first.admin_key, first.cluster_token)
     assert read_admin_key(settings) == first.admin_key
+    assert not with_key.fresh_key
     assert read_cluster_token(settings) == first.cluster_token
     with_key.close()
 
