@@ -48,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     workers.notes_need_the_fence,
     workers.chunks_of_a_new_attempt_replace_the_old,
     workers.chunks_are_read_in_pages,
+    workers.chunks_are_taken_once,
     workers.released_jobs_come_again,
     workers.released_jobs_wait_for_their_delay,
     workers.releases_that_count_are_bounded,

@@ -195,6 +195,44 @@ async def chunks_are_read_in_pages(harness: Harness) -> None:
         assert list(await bench.store.chunks("unknown")) == []
 
 
+async def chunks_are_taken_once(harness: Harness) -> None:
+    """Whoever takes chunks, and through whichever store: each is given once, those of a new attempt anew."""
+    async with opened(harness) as bench:
+        second = await bench.open()
+        try:
+            await bench.submit("a", retention_s=10.0)
+            assert list(await bench.store.take_chunks("a")) == []
+            assert list(await bench.store.take_chunks("unknown")) == []
+            lease = await bench.lease_one()
+            await bench.store.append("a", lease.fence, 0, [b"%d" % i for i in range(6)])
+            found = [*await bench.store.take_chunks("a", limit=2), *await second.take_chunks("a", limit=3)]
+            assert [(c.attempt, c.seq, c.data) for c in found] == [(1, i, b"%d" % i) for i in range(5)]
+            await bench.reopen()
+            assert [c.seq for c in await bench.store.take_chunks("a")] == [5], "not after a restart"
+            assert list(await second.take_chunks("a")) == []
+            await bench.store.append("a", lease.fence, 6, [b"%d" % i for i in range(6, 46)])
+            pages = await asyncio.gather(
+                *(store.take_chunks("a", limit=3) for store in [bench.store, second] * 10)
+            )
+            seqs = [chunk.seq for page in pages for chunk in page]
+            assert sorted(seqs) == list(range(6, 46)), f"takes at once gave {sorted(seqs)}"
+            assert len(await bench.store.chunks("a")) == 46, "what was taken is not kept"
+            await bench.release(lease, lost=True)
+            again = await bench.lease_one()
+            assert list(await second.take_chunks("a")) == [], "chunks of the old attempt"
+            await bench.store.append("a", again.fence, 0, [b"new"])
+            assert [(c.attempt, c.data) for c in await second.take_chunks("a")] == [(2, b"new")]
+            await bench.finish(again)
+            bench.now += 11
+            await bench.store.sweep(bench.now)
+            assert list(await second.take_chunks("a")) == []
+            await bench.submit("a")
+            await bench.store.append("a", (await bench.lease_one()).fence, 0, [b"other"])
+            assert [c.data for c in await second.take_chunks("a")] == [b"other"], "an old place is known"
+        finally:
+            await second.close()
+
+
 async def released_jobs_come_again(harness: Harness) -> None:
     """A job that was given back is queued with the reason, before younger ones, and costs nothing if lost."""
     async with opened(harness) as bench:

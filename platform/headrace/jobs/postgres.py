@@ -103,6 +103,11 @@ class PostgresStore:
         rows = await self._rows("chunks", job_id, attempt, after, limit)
         return [Chunk(attempt=row["attempt"], seq=row["seq"], data=row["data"]) for row in rows]
 
+    async def take_chunks(self, job_id: str, *, limit: int = 1000) -> Sequence[Chunk]:
+        """See `JobStore.take_chunks`."""
+        rows = await self._writes.take(job_id, limit, secrets.randbits(62))
+        return [Chunk(attempt=row["attempt"], seq=row["seq"], data=row["data"]) for row in rows]
+
     async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
         """See `JobStore.cancel`."""
         job = await self._move("cancel", project, job_id, now)

@@ -199,6 +199,22 @@ class Writes:
 
         return await self._link.run(work)
 
+    async def take(self, job_id: str, limit: int, call: int) -> Sequence[Row]:
+        """Chunks behind the cursor, which moves; a call whose answer was lost gives the same ones again."""
+
+        async def work(connection: Connection, repeated: bool) -> Sequence[Row]:
+            async with connection.transaction():
+                at = await connection.fetchrow(self._q["cursor"], job_id)
+                if at is None:
+                    return ()
+                place = at["attempt"], at["seq"]
+                if repeated and at["call"] == call:
+                    place = at["from_attempt"], at["from_seq"]
+                rows: Sequence[Row] = await connection.fetch(self._q["take"], job_id, *place, limit, call)
+                return rows
+
+        return await self._link.run(work)
+
     async def _fenced(
         self,
         name: str,

@@ -105,6 +105,10 @@ class SqliteStore:
         rows = await self._read(lambda db: db.execute(Q["chunks"], args).fetchall())
         return [Chunk(attempt=a, seq=s, data=d) for a, s, d in rows]
 
+    async def take_chunks(self, job_id: str, *, limit: int = 1000) -> Sequence[Chunk]:
+        """See `JobStore.take_chunks`."""
+        return await self._write(lambda db: moves.take_chunks(db, job_id, limit))
+
     async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
         """See `JobStore.cancel`."""
         return await self._write(lambda db: moves.cancel(db, project, job_id, now))

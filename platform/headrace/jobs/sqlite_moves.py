@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace.jobs import ends, events
-from headrace.jobs.model import Job, Lease, Payload, Result
+from headrace.jobs.model import Chunk, Job, Lease, Payload, Result
 from headrace.jobs.sql import load_queries
 from headrace.jobs.sqlite_rows import COMPLETED, OUTPUT, ROW_BYTES, START, job_of, to_json
 
@@ -30,6 +30,15 @@ def submit(db: sqlite3.Connection, row: dict[str, Any], data: bytes) -> Job | No
     if row["idempotency_key"] is not None:
         found = db.execute(Q["job_get_key"], row).fetchone()
     return job_of(found or db.execute(Q["job_get_any"], row).fetchone())
+
+
+def take_chunks(db: sqlite3.Connection, job_id: str, limit: int) -> Sequence[Chunk]:
+    """See `JobStore.take_chunks`."""
+    rows = db.execute(Q["chunks_untaken"], {"id": job_id, "limit": limit}).fetchall()
+    if rows:
+        attempt, seq, _, job = rows[-1]
+        db.execute(Q["cursor_put"], {"job": job, "attempt": attempt, "seq": seq})
+    return [Chunk(attempt=attempt, seq=seq, data=data) for attempt, seq, data, _ in rows]
 
 
 def cancel(db: sqlite3.Connection, project: str, job_id: str, now: float) -> Job | None:

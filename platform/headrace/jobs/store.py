@@ -73,6 +73,11 @@ class JobStore(Protocol):
         """Chunks of the latest attempt: after ``after`` when ``attempt`` is still that one, else all."""
         ...
 
+    async def take_chunks(self, job_id: str, *, limit: int = 1000) -> Sequence[Chunk]:
+        """The next chunks of the latest attempt that no call has given yet, whichever gateway or client made
+        it: each is given once, and after a new attempt has begun they come from its first."""
+        ...
+
     async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
         """Queued: cancelled at once. Running: cancelled at once too; its worker's fence is void."""
         ...

@@ -150,3 +150,38 @@ async def test_a_sync_call_is_answered_by_another_gateway_after_the_death_of_its
     answer = await post(platform, platform.cluster.url, "/e/slow", body, headers)
     assert answer == (200, 7)
     assert file.read_text().count("ended") == 1
+
+
+COUNT = """
+    import time
+
+    @headrace.endpoint(name="count", scaling=headrace.Scaling(max=1))
+    def count(n: int):
+        for i in range(n):
+            time.sleep(0.02)
+            yield i
+"""
+
+
+async def test_a_runpod_stream_read_through_two_gateways_gives_each_item_once(platform: Platform) -> None:
+    await platform.deploy(COUNT)
+    port = free_port()
+    items: list[int] = []
+    async with second_gateway(platform, port):
+        urls = [platform.cluster.url, f"http://127.0.0.1:{port}"]
+        await ready(platform, urls[1])
+        status, job = await post(platform, urls[0], "/v2/count/run", {"input": {"n": 40}})
+        assert status == 200, job
+        turn = 0
+
+        async def ended() -> bool:
+            nonlocal turn
+            turn += 1
+            url = f"{urls[turn % 2]}/v2/count/stream/{job['id']}"
+            async with platform.http.get(url, headers=platform.auth) as answer:
+                page = json.loads(await answer.read())
+            items.extend(item["output"] for item in page["stream"])
+            return page["status"] == "COMPLETED" and not page["stream"]
+
+        await until(ended)
+    assert items == list(range(40))

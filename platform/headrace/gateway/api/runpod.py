@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections import OrderedDict
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 
@@ -33,8 +32,6 @@ DEFAULT_WAIT_MS, SHORTEST_WAIT_MS, LONGEST_WAIT_MS = 90_000, 1_000, 300_000
 DEFAULT_TTL_S = 86_400.0
 STREAM_ITEMS = 1000
 """Items in one answer of ``stream``."""
-MAX_READERS = 10_000
-"""Streams whose place is remembered; the one that was read longest ago starts again."""
 _PATH = re.compile(r"/v2/([^/]+)/(run|runsync|purge-queue|health|status|stream|cancel|retry)(?:/([^/]+))?")
 _GET = frozenset({"health", "status", "stream"})
 _WITH_ID = frozenset({"status", "stream", "cancel", "retry"})
@@ -73,7 +70,6 @@ class RunpodApi:
 
     def __init__(self, service: JobService) -> None:
         self._service = service
-        self._read: OrderedDict[str, tuple[int, int]] = OrderedDict()
         service.documents["runpod"] = webhook_document
 
     @staticmethod
@@ -160,15 +156,8 @@ class RunpodApi:
         return await self._document(done, RUNSYNC_BYTES)
 
     async def _stream(self, job: Job) -> dict[str, Any]:
-        """The items that were not given yet. What is there when the job is final is all."""
-        attempt, seq = self._read.get(job.id, (0, -1))
-        store = self._service.store
-        chunks = await store.chunks(job.id, attempt=attempt, after=seq, limit=STREAM_ITEMS)
-        if chunks:
-            self._read[job.id] = (chunks[-1].attempt, chunks[-1].seq)
-            self._read.move_to_end(job.id)
-            while len(self._read) > MAX_READERS:
-                self._read.popitem(last=False)
+        """The items that no gateway has given yet. What is there when the job is final is all."""
+        chunks = await self._service.store.take_chunks(job.id, limit=STREAM_ITEMS)
         status = "FAILED" if job.state == "cancelled" else RUNPOD_WORDS[job.state]
         return {"status": status, "stream": [{"output": msgspec.Raw(chunk.data)} for chunk in chunks]}
 
@@ -179,7 +168,6 @@ class RunpodApi:
                 f"job {job.id} is {RUNPOD_WORDS[job.state]}: only FAILED and TIMED_OUT jobs run again."
             )
         again = await self._service.retry(job.project, job.id)
-        self._read.pop(job.id, None)
         return {"id": job.id, "status": RUNPOD_WORDS[again.state] if again else "IN_QUEUE"}
 
     async def _health(self, route: Route) -> dict[str, Any]:

@@ -63,6 +63,27 @@ JOIN headrace.chunks c ON c.job = j.id AND c.attempt = j.attempts
 WHERE j.id = $1 AND (j.attempts <> $2 OR c.seq > $3)
 ORDER BY c.seq LIMIT $4;
 
+-- name: cursor
+-- How far a job's stream was taken, locked until the end of the transaction: two readers take turns.
+INSERT INTO headrace.cursors (job, attempt, seq)
+SELECT id, 0, -1 FROM headrace.jobs j
+WHERE id = $1 AND EXISTS (SELECT FROM headrace.chunks c WHERE c.job = j.id AND c.attempt = j.attempts)
+ON CONFLICT (job) DO UPDATE SET job = excluded.job
+RETURNING attempt, seq, call, from_attempt, from_seq;
+
+-- name: take
+-- Chunks of the latest attempt behind a place ($2, $3), and the cursor moved behind them.
+WITH items AS MATERIALIZED (
+    SELECT c.attempt, c.seq, c.data FROM headrace.jobs j
+    JOIN headrace.chunks c ON c.job = j.id AND c.attempt = j.attempts
+    WHERE j.id = $1 AND (j.attempts <> $2 OR c.seq > $3)
+    ORDER BY c.seq LIMIT $4
+), moved AS (
+    UPDATE headrace.cursors r SET attempt = i.attempt, seq = i.seq, call = $5, from_attempt = $2, from_seq = $3
+    FROM (SELECT attempt, max(seq) AS seq FROM items GROUP BY attempt) AS i WHERE r.job = $1
+)
+SELECT attempt, seq, data FROM items ORDER BY seq;
+
 -- name: cancel
 -- Cancel what is not final; its worker's fence is void from then on.
 UPDATE headrace.jobs SET state = 'cancelled', finished_at = $3, moved_at = $3, expires_at = $3 + retention_s,

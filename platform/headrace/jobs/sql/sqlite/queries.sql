@@ -69,6 +69,18 @@ SELECT c.attempt, c.seq, c.data FROM jobs j JOIN chunks c ON c.job = j.seq AND c
 WHERE j.id = :id AND c.seq > CASE WHEN j.attempts = :attempt THEN :after ELSE -1 END
 ORDER BY c.seq LIMIT :limit;
 
+-- name: chunks_untaken
+-- Chunks of the latest attempt behind those that were taken, with the job's seq.
+SELECT c.attempt, c.seq, c.data, j.seq FROM jobs j JOIN chunks c ON c.job = j.seq AND c.attempt = j.attempts
+LEFT JOIN cursors r ON r.job = j.seq
+WHERE j.id = :id AND c.seq > CASE WHEN r.attempt = j.attempts THEN r.seq ELSE -1 END
+ORDER BY c.seq LIMIT :limit;
+
+-- name: cursor_put
+-- How far a job's stream was taken.
+INSERT INTO cursors (job, attempt, seq) VALUES (:job, :attempt, :seq)
+ON CONFLICT (job) DO UPDATE SET attempt = excluded.attempt, seq = excluded.seq;
+
 -- name: job_cancel
 -- Cancel a job that has not ended; a worker's fence is void then.
 UPDATE jobs SET state = 'cancelled', moved_at = :now, finished_at = :now, expires_at = :now + retention_s,
