@@ -12,7 +12,7 @@ import psutil
 import pytest
 from headrace.cluster import supervisor
 
-from tests.e2e.conftest import until
+from tests.e2e.conftest import alive, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -143,10 +143,11 @@ def test_after_a_kill_of_everything_the_next_start_cleans_up_and_goes_on(deploye
 
 
 def test_a_killed_supervisor_takes_all_with_it(deployed):
-    old = [p.pid for p in deployed.processes()]
+    old = deployed.processes()
     deployed.process.kill()
     deployed.wait()
-    until(lambda: all(gone(pid) for pid in old))
+    # Ray's agents try to report the death of their raylet before they end.
+    until(lambda: not any(alive(p) for p in old), 120)
     deployed.start()
     assert until(lambda: answers(deployed))
 
