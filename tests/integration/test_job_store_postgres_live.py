@@ -385,6 +385,8 @@ async def test_hot_statements_neither_scan_nor_sort_the_queue(store):
         "lease": "'{w}', '{p}', '{e}', '{9}', '{1}', '{2}', '{7}'",
         "oldest": "'p', 'e'",
         "counts": "'p', 'e'",
+        "submit": ", ".join(["'{}'"] * 25),
+        "retry": "'a', 'p', 1",
         "heartbeat": "'w', '{a}', '{1}', 2",
         "finish": "'{a}','{1}','{failed}','{x}','{x}','{x}','{1}','{x}','{x}','{x}','{1}', false",
         "past_deadline": "1, 9",
@@ -397,5 +399,8 @@ async def test_hot_statements_neither_scan_nor_sort_the_queue(store):
             plan = "\n".join(row[0] for row in rows)
             assert "Seq Scan on jobs" not in plan, plan
             assert "Seq Scan on counts" not in plan, plan
+            if name == "lease":
+                # The jobs it takes, few, are sorted, and never those it takes them from.
+                plan = plan[plan.index("CTE picked") : plan.index("CTE latest")]
             if name in ("lease", "oldest"):
                 assert "Sort" not in plan, plan

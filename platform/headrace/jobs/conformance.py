@@ -38,6 +38,8 @@ CHECKS: tuple[Check, ...] = (
     clients.purges_only_what_waits,
     clients.counts_every_state,
     workers.leases_by_priority_then_age,
+    workers.keys_take_turns,
+    workers.a_retry_takes_a_new_turn,
     workers.leases_are_exclusive,
     workers.leases_only_one_endpoint,
     workers.waiting_endpoints_are_told,

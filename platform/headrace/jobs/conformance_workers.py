@@ -26,6 +26,54 @@ async def leases_by_priority_then_age(harness: Harness) -> None:
         assert not await bench.lease(0)
 
 
+async def keys_take_turns(harness: Harness) -> None:
+    """A key with many queued jobs gets one leased for each of another key; nothing is owed for the past."""
+    async with opened(harness) as bench:
+        second = await bench.open()
+
+        async def take(limit: int) -> list[str]:
+            return [lease.job.id for lease in await bench.lease(limit)]
+
+        try:
+            for i in range(20):
+                await bench.submit(f"a{i}", key_id="a")
+            assert await take(5) == ["a0", "a1", "a2", "a3", "a4"]
+            for i in range(3):
+                new = bench.new(f"b{i}", key_id="b")
+                await second.submit(new, bench.now)
+            await bench.submit("c0", key_id="c")
+            assert await take(5) == ["a5", "b0", "c0", "a6", "b1"], "keys don't take turns"
+            await bench.submit("low", key_id="d", priority="low")
+            await bench.submit("high", key_id="a", priority="high")
+            await bench.submit("c1", key_id="c")
+            assert await take(4) == ["high", "a7", "b2", "c1"]
+            for i in range(8, 20):
+                await bench.store.cancel(PROJECT, f"a{i}", bench.now)
+            for key in ("b3", "b4", "a20", "e0"):
+                await bench.submit(key, key_id=key[0])
+            assert await take(9) == ["b3", "a20", "e0", "b4", "low"], (
+                "cancelled jobs are held against their key"
+            )
+        finally:
+            await second.close()
+
+
+async def a_retry_takes_a_new_turn(harness: Harness) -> None:
+    """Retried jobs queue behind those of their key; a job that was given back stays in front."""
+    async with opened(harness) as bench:
+        for i in range(3):
+            await bench.submit(f"a{i}", key_id="a")
+        lost, *dead = await bench.lease(3)
+        for lease in dead:
+            await bench.finish(lease, failed())
+        await bench.submit("a3", key_id="a")
+        for lease in dead:
+            await bench.store.retry(PROJECT, lease.job.id, bench.now)
+        await bench.submit("b0", key_id="b")
+        await bench.release(lost, lost=True)
+        assert [lease.job.id for lease in await bench.lease(9)] == ["a0", "a3", "b0", "a1", "a2"]
+
+
 async def leases_are_exclusive(harness: Harness) -> None:
     """Two workers over two stores that take at once never have the same job, and together have all."""
     async with opened(harness) as bench:

@@ -32,8 +32,8 @@ def columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def submit_row(new: NewJob, now: float) -> tuple[Any, ...]:
-    """The arguments of the query ``submit`` for one job."""
+def submit_row(new: NewJob, now: float, nth: int = 1) -> tuple[Any, ...]:
+    """The arguments of the query ``submit`` for one job, the ``nth`` of its key in the statement."""
     payload, hook = new.input, new.webhook
     return (
         new.id,
@@ -60,6 +60,7 @@ def submit_row(new: NewJob, now: float) -> tuple[Any, ...]:
         msgspec.json.encode(new.context) if new.context else _EMPTY,
         now,
         None if new.ttl_s is None else now + new.ttl_s,
+        nth,
     )
 
 

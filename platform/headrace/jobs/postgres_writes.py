@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -113,7 +114,13 @@ class Writes:
     async def _submit(self, items: Sequence[tuple[NewJob, float]]) -> Sequence[tuple[Job, bool] | Exception]:
         # Those with a key last and in its order: two gateways that store the same keys cannot deadlock.
         order = sorted(items, key=lambda item: item[0].idempotency_key or "")
-        arrays = columns([submit_row(new, now) for new, now in order])
+        of_key: Counter[tuple[str, ...]] = Counter()
+        rows = []
+        for new, now in order:
+            key = (new.project, new.endpoint, new.priority, new.key_id)
+            of_key[key] += 1
+            rows.append(submit_row(new, now, of_key[key]))
+        arrays = columns(rows)
 
         async def work(connection: Connection, repeated: bool) -> Sequence[tuple[Job, bool] | Exception]:
             stored = {row["id"] for row in await connection.fetch(self._q["submit"], *arrays)}
@@ -158,10 +165,7 @@ class Writes:
         by_call: dict[int, list[Row]] = {item.call: [] for item in items}
         for row in await self._link.run(work):
             by_call[row["lease_call"]].append(row)
-        return [
-            [lease_of_row(row) for row in sorted(by_call[item.call], key=lambda r: (r["rank"], r["seq"]))]
-            for item in items
-        ]
+        return [[lease_of_row(row) for row in sorted(by_call[item.call], key=_place)] for item in items]
 
     async def _finish(self, items: Sequence[Finish]) -> Sequence[bool]:
         rows = [(item.job, item.fence, *result_row(item.result), item.now) for item in items]
@@ -245,6 +249,11 @@ def _same(new: NewJob, now: float, row: Row, repeated: bool) -> tuple[Job, bool]
             hint="Use a new key for a new request.",
         )
     return job, repeated and job.id == new.id and job.created_at == now
+
+
+def _place(row: Row) -> tuple[int, int, int]:
+    """Its place in the queue."""
+    return row["rank"], row["turn"], row["seq"]
 
 
 def _output_bytes(item: Finish) -> int:

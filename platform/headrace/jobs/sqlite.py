@@ -132,8 +132,8 @@ class SqliteStore:
 
         def run(db: sqlite3.Connection) -> Counts:
             numbers = dict(db.execute(Q["counts"], args).fetchall())
-            oldest = db.execute(Q["oldest_queued"], args).fetchone()[0] if numbers.get("queued") else None
-            return Counts(**numbers, oldest_queued_at=oldest)
+            oldest = db.execute(Q["oldest_queued"], args).fetchone() if numbers.get("queued") else None
+            return Counts(**numbers, oldest_queued_at=oldest[0] if oldest else None)
 
         return await self._read(run)
 
@@ -146,9 +146,9 @@ class SqliteStore:
             found = []
             for project, endpoint, queued in db.execute(Q["waiting"], {"limit": limit}).fetchall():
                 args = {"project": project, "endpoint": endpoint}
-                oldest = db.execute(Q["oldest_queued"], args).fetchone()[0]
+                oldest = db.execute(Q["oldest_queued"], args).fetchone()
                 if oldest is not None:
-                    found.append((project, endpoint, queued, oldest))
+                    found.append((project, endpoint, queued, oldest[0]))
             return found
 
         return await self._read(run)

@@ -74,9 +74,13 @@ def lease(
     if not taken:
         return ()
     rows = db.execute(Q["jobs_get_seqs"], {"seqs": json.dumps([row[0] for row in taken])}).fetchall()
-    rows.sort(key=lambda row: (row[5], row[0]))  # rank, seq
-    jobs = {row[0]: job_of(row) for row in rows}
-    for seq, notify, nth in taken:
+    jobs_by_seq = {row[0]: job_of(row) for row in rows}
+    # By rank, turn, seq.
+    taken.sort(key=lambda row: (row[3], row[4], row[0]))
+    jobs = {row[0]: jobs_by_seq[row[0]] for row in taken}
+    for rank, turn in {row[3]: row[4] for row in taken}.items():
+        db.execute(Q["turn_put"], args | {"rank": rank, "turn": turn})
+    for seq, notify, nth, _, _ in taken:
         if notify & START and nth == 1:
             queue_event(db, jobs[seq], "start", now)
     return [Lease(job=job, fence=job.attempts, owner=owner, until=until) for job in jobs.values()]

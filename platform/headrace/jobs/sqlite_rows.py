@@ -55,6 +55,7 @@ def insert_row(new: NewJob, now: float) -> dict[str, Any]:
         "project": new.project,
         "endpoint": new.endpoint,
         "rank": PRIORITY_RANK[new.priority],
+        "key_id": new.key_id,
         "idempotency_key": new.idempotency_key,
         "fingerprint": new.fingerprint,
         "spec": to_json(spec),

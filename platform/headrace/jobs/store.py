@@ -106,8 +106,11 @@ class JobStore(Protocol):
     async def lease(
         self, owner: str, project: str, endpoint: str, *, limit: int, now: float, until: float
     ) -> Sequence[Lease]:
-        """Take up to ``limit`` queued jobs, high priority first, then oldest. They are ``running`` now.
+        """Take up to ``limit`` queued jobs, high priority first. They are ``running`` now.
 
+        Within a priority API keys (``key_id``) take turns, each with its oldest first: a key that had nothing
+        queued is next, however many jobs others have. A job that was released keeps its place, one that was
+        retried comes after those of its key.
         Two workers never get the same job (PostgreSQL: SKIP LOCKED).
         """
         ...

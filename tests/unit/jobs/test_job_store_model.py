@@ -26,7 +26,8 @@ class Known:
     """What the model knows of a job."""
 
     id: str
-    order: int
+    place: int
+    """In the queue, among those of its rank: all have one key."""
     rank: int
     max_attempts: int
     ttl_s: float | None
@@ -63,7 +64,7 @@ class Jobs(RuleBasedStateMachine):
         self.removed: list[Known] = []
         self.leases: list[tuple[str, int]] = []
         self.dropped = 0
-        self.turn = 0
+        self.turn = self.places = 0
         for priority in ("normal", "low", "high"):
             self.submit(priority, 2, None, 1)
 
@@ -103,13 +104,17 @@ class Jobs(RuleBasedStateMachine):
         assert is_new
         self.known[new.id] = Known(
             id=new.id,
-            order=order,
+            place=self.next_place(),
             rank=PRIORITY_RANK[priority],
             max_attempts=max_attempts,
             ttl_s=ttl,
             created_at=self.now,
             deadline_at=None if ttl is None else self.now + ttl,
         )
+
+    def next_place(self):
+        self.places += 1
+        return self.places
 
     def id_of(self, recent):
         return f"j{max(0, len(self.known) + len(self.removed) - 1 - recent)}"
@@ -123,7 +128,7 @@ class Jobs(RuleBasedStateMachine):
             and k.available_at <= self.now
             and (k.deadline_at is None or k.deadline_at > self.now)
         ]
-        expected = sorted(free, key=lambda k: (k.rank, k.order))[:limit]
+        expected = sorted(free, key=lambda k: (k.rank, k.place))[:limit]
         taken = self.do(
             self.store.lease(owner, "p", "e", limit=limit, now=self.now, until=self.now + LEASE_S)
         )
@@ -215,6 +220,7 @@ class Jobs(RuleBasedStateMachine):
             k.move("queued", self.now)
             k.retried += 1
             k.counted = k.lost_now = 0
+            k.place = self.next_place()
             k.available_at = self.now
             k.deadline_at = None if k.ttl_s is None else self.now + k.ttl_s
 

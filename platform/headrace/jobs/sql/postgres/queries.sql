@@ -3,19 +3,27 @@
 -- and are one transaction each.
 
 -- name: submit
--- Store new jobs; gives the ids of those that were not there (same id, or same idempotency key).
+-- Store new jobs, at the next turns of their keys; gives the ids of those that were not there (same id, or same
+-- idempotency key). Two gateways that store jobs of one key at the same instant give them the same turns: they would
+-- have to wait for one another to do better.
 INSERT INTO headrace.jobs (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
-    max_attempts, retention_s, traceparent, context, created_at, deadline_at, moved_at)
+    max_attempts, retention_s, traceparent, context, created_at, deadline_at, moved_at, turn)
 SELECT id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data, input_blob,
     input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s, max_attempts,
-    retention_s, traceparent, context, created_at, deadline_at, created_at
+    retention_s, traceparent, context, created_at, deadline_at, created_at,
+    nth + greatest(
+        (SELECT t.turn FROM headrace.turns t
+        WHERE t.project = new.project AND t.endpoint = new.endpoint AND t.rank = new.rank),
+        (SELECT q.turn FROM headrace.jobs q WHERE q.project = new.project AND q.endpoint = new.endpoint
+            AND q.rank = new.rank AND q.key_id = new.key_id AND q.state = 'queued' ORDER BY q.turn DESC LIMIT 1), 0)
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::text[], $8::text[],
     $9::text[], $10::text[], $11::bytea[], $12::text[], $13::bigint[], $14::text[], $15::text[], $16::text[],
-    $17::text[], $18::float8[], $19::int[], $20::float8[], $21::text[], $22::bytea[], $23::float8[], $24::float8[])
+    $17::text[], $18::float8[], $19::int[], $20::float8[], $21::text[], $22::bytea[], $23::float8[], $24::float8[],
+    $25::int[])
     WITH ORDINALITY AS new (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
-    max_attempts, retention_s, traceparent, context, created_at, deadline_at, place)
+    max_attempts, retention_s, traceparent, context, created_at, deadline_at, nth, place)
 ORDER BY place
 ON CONFLICT DO NOTHING
 RETURNING id;
@@ -91,8 +99,13 @@ UPDATE headrace.jobs SET state = 'cancelled', finished_at = $3, moved_at = $3, e
 WHERE id = $1 AND project = $2 AND state IN ('queued', 'running');
 
 -- name: retry
--- Queue a failed or timed-out job again: with all its attempts, and without its old end.
-UPDATE headrace.jobs SET state = 'queued', moved_at = $3, not_before = $3, retried = retried + 1,
+-- Queue a failed or timed-out job again: with all its attempts, at the next turn of its key, and without its old end.
+UPDATE headrace.jobs j SET turn = 1 + greatest(
+        (SELECT t.turn FROM headrace.turns t
+        WHERE t.project = j.project AND t.endpoint = j.endpoint AND t.rank = j.rank),
+        (SELECT q.turn FROM headrace.jobs q WHERE q.project = j.project AND q.endpoint = j.endpoint
+            AND q.rank = j.rank AND q.key_id = j.key_id AND q.state = 'queued' ORDER BY q.turn DESC LIMIT 1), 0),
+    state = 'queued', moved_at = $3, not_before = $3, retried = retried + 1,
     old_attempts = attempts, old_lost = lost,
     deadline_at = $3 + (deadline_at - created_at), finished_at = NULL, expires_at = NULL, started_at = NULL,
     output_type = NULL, output_data = NULL, output_blob = NULL, output_size = NULL, error = NULL, receipt = NULL,
@@ -115,34 +128,43 @@ SELECT what, sum(n)::bigint AS n, count(*) AS parts FROM headrace.counts
 WHERE project = $1 AND endpoint = $2 GROUP BY what;
 
 -- name: oldest
--- When the oldest queued job of an endpoint was submitted: the first of each priority.
-SELECT min(first.created_at) FROM (VALUES (0), (1), (2)) AS r (rank)
-CROSS JOIN LATERAL (SELECT created_at FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued'
-    AND jobs.rank = r.rank ORDER BY seq LIMIT 1) AS first;
+-- When the oldest queued job of an endpoint was submitted.
+SELECT created_at FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued' ORDER BY seq LIMIT 1;
 
 -- name: waiting
 -- Endpoints with queued jobs: how many, and since when the oldest waits.
-SELECT w.project, w.endpoint, w.n, o.oldest FROM (
+SELECT w.project, w.endpoint, w.n, o.created_at AS oldest FROM (
     SELECT project, endpoint, sum(n)::bigint AS n FROM headrace.counts WHERE what = 'queued'
     GROUP BY project, endpoint HAVING sum(n) > 0 LIMIT $1) AS w
-CROSS JOIN LATERAL (SELECT min(first.created_at) AS oldest FROM (VALUES (0), (1), (2)) AS r (rank)
-    CROSS JOIN LATERAL (SELECT created_at FROM headrace.jobs j WHERE j.project = w.project
-        AND j.endpoint = w.endpoint AND j.state = 'queued' AND j.rank = r.rank
-        ORDER BY seq LIMIT 1) AS first) AS o
-WHERE o.oldest IS NOT NULL;
+CROSS JOIN LATERAL (SELECT created_at FROM headrace.jobs j WHERE j.project = w.project
+    AND j.endpoint = w.endpoint AND j.state = 'queued' ORDER BY seq LIMIT 1) AS o;
 
 -- name: lease
--- Take queued jobs, for several endpoints at once: high priority first, then oldest; what another worker has
--- locked is passed over.
+-- Take queued jobs, for several endpoints at once: high priority first, then by turn, then oldest; what another worker
+-- has locked is passed over, also in moving the latest turn on.
 WITH wanted AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::float8[], $6::float8[], $7::bigint[])
         AS w (owner, project, endpoint, places, at, until, call)
 ), picked AS MATERIALIZED (
-    SELECT q.id, w.owner, w.at, w.until, w.call FROM wanted w
-    CROSS JOIN LATERAL (SELECT j.id FROM headrace.jobs j
+    SELECT q.*, w.owner, w.at, w.until, w.call FROM wanted w
+    CROSS JOIN LATERAL (SELECT j.id, j.project, j.endpoint, j.rank, j.turn FROM headrace.jobs j
         WHERE j.project = w.project AND j.endpoint = w.endpoint AND j.state = 'queued' AND j.not_before <= w.at
             AND (j.deadline_at IS NULL OR j.deadline_at > w.at)
-        ORDER BY j.rank, j.seq LIMIT w.places FOR UPDATE OF j SKIP LOCKED) AS q
+        ORDER BY j.rank, j.turn, j.seq LIMIT w.places FOR UPDATE OF j SKIP LOCKED) AS q
+), latest AS MATERIALIZED (
+    SELECT project, endpoint, rank, max(turn) AS turn FROM picked GROUP BY project, endpoint, rank
+), ours AS MATERIALIZED (
+    SELECT project, endpoint, rank, l.turn FROM latest l JOIN headrace.turns t USING (project, endpoint, rank)
+    WHERE t.turn < l.turn FOR UPDATE OF t SKIP LOCKED
+), moved AS (
+    UPDATE headrace.turns t SET turn = o.turn FROM ours o
+    WHERE t.project = o.project AND t.endpoint = o.endpoint AND t.rank = o.rank AND t.turn < o.turn
+), first AS (
+    INSERT INTO headrace.turns (project, endpoint, rank, turn)
+    SELECT project, endpoint, rank, turn FROM latest l WHERE NOT EXISTS (SELECT FROM headrace.turns t
+        WHERE t.project = l.project AND t.endpoint = l.endpoint AND t.rank = l.rank)
+    ORDER BY project, endpoint, rank
+    ON CONFLICT DO NOTHING
 )
 UPDATE headrace.jobs j SET state = 'running', owner = p.owner, lease_until = p.until, lease_call = p.call,
     started_at = p.at, moved_at = p.at, attempts = j.attempts + 1, instance = '', progress = NULL, reason = ''

@@ -2,11 +2,16 @@
 -- Those that give jobs give `sqlite_rows.JobRow`: seq, the columns of a job, input's and output's data.
 
 -- name: job_insert
--- Store a new job; changes nothing when its id or its idempotency key is taken.
-INSERT INTO jobs (id, project, endpoint, state, rank, idempotency_key, fingerprint, spec, notify, max_attempts,
-                  retention_s, input_data, input_blob, created_at, ttl_s, deadline_at, available_at, moved_at)
-VALUES (:id, :project, :endpoint, 'queued', :rank, :idempotency_key, :fingerprint, :spec, :notify, :max_attempts,
-        :retention_s, :input_data, :input_blob, :now, :ttl_s, :now + :ttl_s, :now, :now)
+-- Store a new job, at the next turn of its key; changes nothing when its id or its idempotency key is taken.
+INSERT INTO jobs (id, project, endpoint, state, rank, key_id, idempotency_key, fingerprint, spec, notify, max_attempts,
+                  retention_s, input_data, input_blob, created_at, ttl_s, deadline_at, available_at, moved_at, turn)
+VALUES (:id, :project, :endpoint, 'queued', :rank, :key_id, :idempotency_key, :fingerprint, :spec, :notify,
+        :max_attempts, :retention_s, :input_data, :input_blob, :now, :ttl_s, :now + :ttl_s, :now, :now,
+        1 + max(coalesce((SELECT turn FROM turns
+                          WHERE project = :project AND endpoint = :endpoint AND rank = :rank), 0),
+                coalesce((SELECT turn FROM jobs INDEXED BY jobs_turns
+                          WHERE project = :project AND endpoint = :endpoint AND rank = :rank AND key_id = :key_id
+                            AND state = 'queued' ORDER BY turn DESC LIMIT 1), 0)))
 ON CONFLICT DO NOTHING;
 
 -- name: body_put
@@ -89,8 +94,15 @@ WHERE id = :id AND project = :project AND state IN ('queued', 'running')
 RETURNING seq, notify;
 
 -- name: job_retry
--- Queue a dead job again, with attempts and time to live anew.
-UPDATE jobs SET state = 'queued', moved_at = :now, available_at = :now, retried = retried + 1,
+-- Queue a dead job again, with attempts, time to live and turn anew.
+UPDATE jobs SET turn = 1 + max(coalesce((SELECT t.turn FROM turns t
+                                         WHERE t.project = jobs.project AND t.endpoint = jobs.endpoint
+                                           AND t.rank = jobs.rank), 0),
+                               coalesce((SELECT q.turn FROM jobs q INDEXED BY jobs_turns
+                                         WHERE q.project = jobs.project AND q.endpoint = jobs.endpoint
+                                           AND q.rank = jobs.rank AND q.key_id = jobs.key_id AND q.state = 'queued'
+                                         ORDER BY q.turn DESC LIMIT 1), 0)),
+                state = 'queued', moved_at = :now, available_at = :now, retried = retried + 1,
                 base_attempts = attempts, base_lost = lost, deadline_at = :now + ttl_s,
                 started_at = NULL, finished_at = NULL, expires_at = NULL, output = NULL, output_data = NULL,
                 output_blob = NULL, error = NULL, receipt = NULL, progress = NULL, reason = ''
@@ -113,27 +125,29 @@ DELETE FROM jobs WHERE seq IN (
 SELECT state, n FROM counters WHERE project = :project AND endpoint = :endpoint;
 
 -- name: oldest_queued
--- When the oldest queued job of an endpoint was created: the first of each priority.
-SELECT min(created_at) FROM jobs WHERE seq IN (
-    SELECT (SELECT seq FROM jobs INDEXED BY jobs_queue
-            WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND rank = ranks.column1
-            ORDER BY seq LIMIT 1)
-    FROM (VALUES (0), (1), (2)) AS ranks);
+-- When the oldest queued job of an endpoint was created.
+SELECT created_at FROM jobs INDEXED BY jobs_state
+WHERE project = :project AND endpoint = :endpoint AND state = 'queued' ORDER BY seq LIMIT 1;
 
 -- name: waiting
 -- Endpoints with queued jobs.
 SELECT project, endpoint, n FROM counters WHERE state = 'queued' AND n > 0 LIMIT :limit;
 
 -- name: lease
--- Take queued jobs, high priority first, then oldest.
+-- Take queued jobs, high priority first, then by turn, then oldest.
 UPDATE jobs SET state = 'running', attempts = attempts + 1, lease_owner = :owner, lease_until = :until,
                 started_at = :now, moved_at = :now, reason = ''
 WHERE seq IN (
     SELECT seq FROM jobs INDEXED BY jobs_queue
     WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND available_at <= :now
       AND (deadline_at IS NULL OR deadline_at > :now)
-    ORDER BY rank, seq LIMIT :limit)
-RETURNING seq, notify, attempts - base_attempts;
+    ORDER BY rank, turn, seq LIMIT :limit)
+RETURNING seq, notify, attempts - base_attempts, rank, turn;
+
+-- name: turn_put
+-- The latest turn of a priority that was leased: never back.
+INSERT INTO turns (project, endpoint, rank, turn) VALUES (:project, :endpoint, :rank, :turn)
+ON CONFLICT (project, endpoint, rank) DO UPDATE SET turn = excluded.turn WHERE turns.turn < excluded.turn;
 
 -- name: heartbeat
 -- Prolong one lease.
