@@ -9,6 +9,7 @@ from headrace.errors import RequestError
 from headrace.gateway.answer import answer_head, error_tail, length_line, server_timing
 from headrace.gateway.head import Answer, read_answer
 from headrace.gateway.spans import trace_line
+from headrace.gateway.turns import ASK_AFTER_S, TURN_LINE, WAIT, Turn
 from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from headrace.gateway.endpoints import Instance
     from headrace.observe.tracing import SpanRef
 
+ALONE_LINE = b"X-Headrace-Alone: 1\r\n"
+"""To the instance: nothing else may run there beside this."""
 SMALL_ANSWER = 256 << 10
 """Answers up to this size are forwarded in one write."""
 
@@ -115,6 +118,8 @@ class Attempt:
         self.status = up.status
         self._detour = self.call.judge(self, up.status, answer)
         if self._detour:
+            if answer.refused == WAIT and self.instance.asking is self and self._detour == "full":
+                self._wait_for_turn(up)
             return
         self.call.answering(self)
         if self.head_request or up.status in (204, 304) or 0 <= answer.content_length <= SMALL_ANSWER:
@@ -192,12 +197,31 @@ class Attempt:
         call = self.call
         now = self.sent_at = time.monotonic()
         request = call.request
-        extra = self.instance.token_line + extra
+        instance = self.instance
+        extra = instance.token_line + extra
+        if call.alone:
+            extra += ALONE_LINE
+        elif now < instance.contended_until and self._asks(now):
+            instance.asking = self
+            extra += TURN_LINE
         tracing = call.dispatcher.tracing
         if tracing is not None or request.head.traceparent:
             extra += trace_line(tracing, self)
         left_ms = max(1, int((call.deadline - now) * 1000))
         return request.forwarded(call.path, self.number, left_ms, extra)
+
+    def _asks(self, now: float) -> bool:
+        """Whether it asks a contended instance for a turn, should that be full."""
+        since, instance = self.call.queued_at, self.instance
+        return 0.0 < since <= now - ASK_AFTER_S and instance.asking is None and instance.turn is None
+
+    def _wait_for_turn(self, up: Upstream) -> None:
+        """The refusal has an end to wait for, but not by this request: it was not started."""
+        self._up = None
+        if not self.call.request.client.writable:
+            up.transport.resume_reading()
+        self.instance.turn = Turn(self.call.dispatcher, self.instance, up)
+        self.call.turned_away(self, self._detour)
 
     def _begin_stream(self, up: Upstream, answer: Answer) -> None:
         call = self.call

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -23,6 +24,7 @@ from headrace.gateway.refusals import circuit_error, failed_error, full_error
 from headrace.gateway.reports import Reports
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.telemetry import count_call
+from headrace.gateway.turns import CONTENDED_S
 from headrace.gateway.verdict import Why
 from headrace.observe.tracing import Tracing
 
@@ -140,15 +142,21 @@ class Dispatcher:
             state.circuit.probe = None
         if instance.reserved is call:
             instance.reserved = None
+        if instance.asking is attempt:
+            instance.asking = None
         if answered and instance.full_until:
             instance.full_until = 0.0
         if not instance.usable and not instance.running and instance.route.id not in state.instances:
             self._instances.pop(instance.route.id, None)
         if refill:
-            if state.queue:
-                self._pump(state)
-            else:
-                self.on_room(state)
+            self.fill(state)
+
+    def fill(self, state: EndpointState) -> None:
+        """There may be a free slot."""
+        if state.queue:
+            self._pump(state)
+        else:
+            self.on_room(state)
 
     def trouble(self, instance: Instance, what: Trouble, detail: str) -> None:
         """It cannot be used: leave it out until control announces it again."""
@@ -172,7 +180,12 @@ class Dispatcher:
 
     def full(self, instance: Instance) -> None:
         """It said that it is full, whatever we counted (another gateway uses it, too)."""
-        instance.full_until = time.monotonic() + FULL_HOLD_S
+        now = time.monotonic()
+        instance.contended_until = now + CONTENDED_S
+        if instance.turn is not None:
+            instance.full_until = math.inf
+            return
+        instance.full_until = now + FULL_HOLD_S
         self.loop.call_later(FULL_HOLD_S + 0.001, self._pump, instance.state)
 
     def stored(self, state: EndpointState, jobs: int, age_s: float) -> None:

@@ -16,6 +16,7 @@ from headrace.observe.metrics import Meter
 if TYPE_CHECKING:
     from headrace.gateway.attempt import Attempt
     from headrace.gateway.call import Call
+    from headrace.gateway.turns import Turn
 
 FULL_HOLD_S = 0.05
 """An instance that said "full" gets nothing for so long, or until one of its answers comes back."""
@@ -25,8 +26,10 @@ class Instance:
     """An instance in use: its connections, and what runs there from this gateway."""
 
     __slots__ = (
+        "asking",
         "blamed",
         "concurrency",
+        "contended_until",
         "full_until",
         "greeted",
         "idle",
@@ -39,6 +42,7 @@ class Instance:
         "speed",
         "state",
         "token_line",
+        "turn",
         "usable",
         "used",
     )
@@ -65,6 +69,11 @@ class Instance:
         self.used = False
         """Whether it had a request since the last report."""
         self.full_until = 0.0
+        self.contended_until = 0.0
+        """Other gateways keep it full, too: until then requests may ask for a turn."""
+        self.asking: Attempt | None = None
+        self.turn: Turn | None = None
+        """One of ours has asked, or waits for its turn; there is never more than one."""
 
     def update(self, route: wire.InstanceRoute) -> None:
         """Control announced it again."""
@@ -105,6 +114,8 @@ class Instance:
         for up in self.idle:
             up.close()
         self.idle.clear()
+        if self.turn is not None:
+            self.turn.stop()
 
 
 class EndpointState:

@@ -45,6 +45,10 @@ class TunnelAttempt(Attempt):
         # "close" is for an answer that is no switch: nothing may follow it on this connection.
         end.begin(self, self._request_bytes(b"Connection: Upgrade, close\r\nUpgrade: %b\r\n" % upgrade))
 
+    def _asks(self, now: float) -> bool:
+        """Its connection ends with a refusal."""
+        return False
+
     @property
     def began(self) -> bool:
         """Only with the head of its answer."""

@@ -117,7 +117,8 @@ class Upstream(asyncio.Protocol):
                 self._lost(f"the instance's answer is not well-formed HTTP: {error}")
                 return
             self._excess = True
-        if self.receiver is receiver:
+        if (receiver := self.receiver) is not None:
+            # Perhaps another one than before: who got a refusal leaves its rest to a `Turn`.
             if self._complete:
                 self._finish(receiver)
             elif self._overhead.add(len(data)) > MAX_ANSWER_HEAD:

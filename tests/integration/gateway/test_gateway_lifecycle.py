@@ -175,6 +175,9 @@ async def test_a_request_that_kills_ends_alone_and_its_neighbours_are_answered(r
     assert (answer.status, answer.json()["type"]) == (502, "urn:headrace:instance-killed"), answer.body
     assert {a.status for a in await asyncio.gather(*neighbours)} == {200}
     assert alone_when_killed == [False, False, True]
+    sent = [r for one in instances for r in one.requests if r.body == b'"poison"']
+    said = {r.get("X-Headrace-Attempt"): r.get("X-Headrace-Alone") for r in sent}
+    assert said == {"1": None, "2": None, "3": "1"}, "other gateways know it from the instance"
     await replacing
     await rig.quiet()
     assert all(i.reserved is None for i in state_of(rig).instances.values())

@@ -50,6 +50,10 @@ class Site(Protocol):
         """Answer one request, now or later."""
         ...
 
+    def gone(self, connection: "Connection") -> None:
+        """It has ended."""
+        ...
+
 
 class Exchange:
     """One request and its answer. Calls that come after the answer or after the client left do nothing."""
@@ -197,7 +201,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
         """Called by the loop: whatever runs for this connection is cancelled."""
-        self.site.connections.discard(self)
+        self.site.gone(self)
         self._deaf = True
         x, self.current = self.current, None
         if x is not None and not x.done:

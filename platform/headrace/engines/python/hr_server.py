@@ -16,6 +16,7 @@ import time
 from typing import Callable, List, Optional, Protocol, Set
 
 from hr_connection import Connection, Exchange
+from hr_door import ALONE, Door
 from hr_kept import Kept
 from hr_problem import CONTENT_TYPE, Problem
 
@@ -58,6 +59,7 @@ class Server:
         self.app: Optional[App] = None
         self.cancel_grace_s = cancel_grace_s
         self.kept = Kept()
+        self.door = Door(capacity, lambda: self.in_flight)
         self.stuck: Callable[[], None] = lambda: None
         """Called when all that runs was cancelled longer than ``cancel_grace_s`` ago."""
         self._zombies: Set[Exchange] = set()
@@ -90,8 +92,8 @@ class Server:
         if self.draining:
             x.head.keep_alive = False
             return self.refuse(x, b"draining")
-        if self.in_flight >= self.capacity:
-            return self.refuse(x, b"full")
+        if (self.in_flight >= self.door.limit or ALONE in x.head.index) and not self.door.admits(x):
+            return None if self.door.parks(x) else self.refuse(x, b"full")
         self.in_flight += 1
         x.slot = True
         self._active.add(x)
@@ -126,10 +128,17 @@ class Server:
             asyncio.get_running_loop().call_soon(self.kept.over, x)
         self._active.discard(x)
         self._zombies.discard(x)
+        if self.door.watching:
+            self.door.left(x)
         if self._zombies:
             self._check_stuck()
         if self.in_flight == 0 and self._idle is not None:
             self._idle.set()
+
+    def gone(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        self.door.gone(connection)
 
     def abandon(self, x: Exchange) -> None:
         """The request is cancelled, but its work may go on: it has the grace to notice."""
@@ -145,6 +154,7 @@ class Server:
         if len(self._zombies) == self.in_flight:
             # What comes now is refused as not started, and goes elsewhere.
             self.draining = True
+            self.door.dismiss()
             self.stuck()
 
     def no_deadline(self, x: Exchange) -> None:
@@ -185,6 +195,7 @@ class Server:
     async def drain(self, grace_s: float) -> bool:
         """Take no new requests, wait for those that run; whether all ended within ``grace_s``."""
         self.draining = True
+        self.door.dismiss()
         until = time.monotonic() + max(0.0, grace_s)
         # What is on its way is refused, and goes elsewhere: with its connection it would be lost.
         await asyncio.sleep(min(_ON_ITS_WAY_S, max(0.0, grace_s)))
