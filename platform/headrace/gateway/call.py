@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ALONE_AFTER = 2
 """Instance deaths that a request was present at, before it runs with no neighbour."""
+HEDGE_AGAIN_S = 0.05
+"""A slow request that found no room for a copy tries again after so long, or its usual delay."""
 MAX_LOSSES = 1000
 """So many requests per instance are paid back when its host turns out to be lost."""
 
@@ -47,38 +49,11 @@ class Call:
     """
 
     __slots__ = (
-        "_hedge",
-        "_since",
-        "_timer",
-        "_verdict",
-        "_waited",
-        "alone",
-        "attempt",
-        "attempts",
-        "avoid",
-        "deadline",
-        "deaths",
-        "dispatcher",
-        "ended",
-        "error",
-        "head_request",
-        "head_sent",
-        "key",
-        "live",
-        "on_done",
-        "order",
-        "path",
-        "phase",
-        "priority",
-        "queued_at",
-        "rank",
-        "request",
-        "retries_used",
-        "size",
-        "started",
-        "state",
-        "version",
-    )
+        "_hedge", "_since", "_timer", "_verdict", "_waited", "alone", "attempt", "attempts", "avoid",
+        "deadline", "deaths", "dispatcher", "ended", "error", "head_request", "head_sent", "key", "live",
+        "on_done", "order", "path", "phase", "priority", "queued_at", "rank", "request", "retries_used",
+        "size", "started", "state", "version",
+    )  # fmt: skip
     attempt_type: type[Attempt] = Attempt
 
     def __init__(  # noqa: PLR0917
@@ -299,6 +274,8 @@ class Call:
         self._end(attempt, "host-lost" if why == "host" else "lost", answered=False)
         self.avoid = attempt.instance.route.id
         if self.live:
+            if sent and why != "host":
+                self._count(attempt)
             return
         if not sent:
             self._again()
@@ -381,13 +358,17 @@ class Call:
         self.alone = self.deaths >= ALONE_AFTER
         self.dispatcher.requeue(self)
 
-    def _charge(self, attempt: Attempt) -> Over | None:
-        """It was there when an instance died. Gives why it may not go on, or None."""
+    def _count(self, attempt: Attempt) -> None:
+        """It was there when an instance died."""
         attempt.charged = True
         if len(attempt.instance.losses) < MAX_LOSSES:
             attempt.instance.losses.append(attempt)
         self.deaths += 1
         self.retries_used += 1
+
+    def _charge(self, attempt: Attempt) -> Over | None:
+        """Its last copy was there when an instance died. Gives why it may not go on, or None."""
+        self._count(attempt)
         if self.alone:
             return killer(self.deaths)
         if self.retries_used > self.state.route.retries:
@@ -420,13 +401,15 @@ class Call:
 
     def _plan_hedge(self) -> None:
         delay = self.state.hedge_delay()
-        if delay and self._hedge is None and not self.alone:
+        # What was there when an instance died is not given a second one to kill.
+        if delay and self._hedge is None and not self.deaths:
             self._hedge = self.dispatcher.loop.call_later(delay, self._hedge_due)
 
     def _hedge_due(self) -> None:
         self._hedge = None
-        if self.phase == "sent" and len(self.live) == 1:
-            self.dispatcher.hedge(self)
+        if self.phase == "sent" and len(self.live) == 1 and not self.dispatcher.hedge(self):
+            again = max(HEDGE_AGAIN_S, self.state.hedge_delay())
+            self._hedge = self.dispatcher.loop.call_later(again, self._hedge_due)
 
     def _unhedge(self) -> None:
         if self._hedge is not None:

@@ -107,15 +107,16 @@ class Dispatcher:
         call.state.queue.push(call, front=True)
         self._pump(call.state)
 
-    def hedge(self, call: Call) -> None:
+    def hedge(self, call: Call) -> bool:
         """Send a second copy of a slow request elsewhere, when there is room and nobody waits for it."""
         state, first = call.state, call.live[0].instance
         if state.queue or state.circuit.open:
-            return
+            return False
         instance = state.pick(call.version, first.route.id)
         if instance is None or instance is first or not state.budget.take():
-            return
+            return False
         self._start(call.second(instance), instance)
+        return True
 
     def remove(self, call: Call) -> None:
         """The request does not want to wait any more."""

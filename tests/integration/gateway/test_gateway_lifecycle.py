@@ -282,6 +282,54 @@ async def test_a_copy_dies_quietly_and_the_first_goes_on(rig):
     await rig.quiet()
 
 
+async def test_copies_that_die_count_and_what_killed_two_runs_alone(rig):
+    breaking, alone = [Breaking() for _ in range(2)], Breaking()
+    rig.endpoint(hedge_after_s=0.02, retries=5)
+    await rig.up()
+    doomed = [await rig.instance(one) for one in breaking]
+    await rig.known(lambda t: len(t.instances) == 2)
+    (task,) = await begin(rig)
+    for n, one in enumerate(breaking):
+        await rig.until(lambda: all(b.started for b in breaking))
+        one.now.set()
+        await rig.until(lambda n=n: len(rig.control.of(wire.InstanceTrouble)) == n + 1)
+    for one in doomed:
+        dead(rig, one, "exited: exit code 3")
+    third = [await rig.instance(alone) for _ in range(2)]
+    await rig.until(lambda: alone.started)
+    assert state_of(rig).queue.alone == {}
+    alone.now.set()
+    answer = await task
+    assert (answer.status, answer.json()["type"]) == (502, "urn:headrace:instance-killed")
+    assert answer.json()["detail"].startswith("3 instances died")
+    assert sum(len(i.requests) for i in third) == 1, "no copy of what has killed before"
+    await rig.quiet()
+
+
+async def test_a_copy_that_found_no_room_goes_out_when_there_is_some(rig):
+    gate, other = Gate(), Gate()
+    rig.endpoint(hedge_after_s=0.02)
+    await rig.up()
+    await rig.instance(gate)
+    await rig.known(lambda t: t.instances)
+    (task,) = await begin(rig)
+    await rig.until(lambda: gate.started)
+    await tried_to_copy(rig, state_of(rig))
+    await rig.instance(other)
+    await rig.until(lambda: other.started)
+    other.open.set()
+    answer = await task
+    assert (answer.status, answer.get("X-Headrace-Attempt")) == (200, "2")
+    await rig.quiet()
+
+
+async def tried_to_copy(rig, state):
+    """Wait until all that run have tried, and have set themselves a time to try again."""
+    calls = [a.call for i in state.instances.values() for a in i.running]
+    timers = [call._hedge for call in calls]
+    await rig.until(lambda: all(c._hedge is not t for c, t in zip(calls, timers, strict=True)))
+
+
 async def test_nothing_is_copied_while_others_wait_or_the_budget_is_spent(rig):
     gate = Gate()
     rig.endpoint(hedge_after_s=0.02)
@@ -291,7 +339,7 @@ async def test_nothing_is_copied_while_others_wait_or_the_budget_is_spent(rig):
     tasks = await begin(rig, 3)
     await rig.until(lambda: gate.started == 2)
     state = state_of(rig)
-    await rig.until(lambda: all(not a.call._hedge for i in state.instances.values() for a in i.running))
+    await tried_to_copy(rig, state)
     assert gate.started == 2
     gate.open.set()
     assert {a.status for a in await asyncio.gather(*tasks)} == {200}
@@ -300,7 +348,7 @@ async def test_nothing_is_copied_while_others_wait_or_the_budget_is_spent(rig):
     gate.open.clear()
     (task,) = await begin(rig)
     await rig.until(lambda: gate.started == 4)
-    await rig.until(lambda: all(not a.call._hedge for i in state.instances.values() for a in i.running))
+    await tried_to_copy(rig, state)
     assert sum(len(i.requests) for i in instances) == 4
     gate.open.set()
     assert (await task).status == 200
