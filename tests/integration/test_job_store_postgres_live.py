@@ -385,7 +385,7 @@ async def test_hot_statements_neither_scan_nor_sort_the_queue(store):
         "lease": "'{w}', '{p}', '{e}', '{9}', '{1}', '{2}', '{7}'",
         "oldest": "'p', 'e'",
         "counts": "'p', 'e'",
-        "submit": ", ".join(["'{}'"] * 25),
+        "submit": ", ".join(["'{}'"] * 27),
         "retry": "'a', 'p', 1",
         "heartbeat": "'w', '{a}', '{1}', 2",
         "finish": "'{a}','{1}','{failed}','{x}','{x}','{x}','{1}','{x}','{x}','{x}','{1}', false",

@@ -28,6 +28,8 @@ CHECKS: tuple[Check, ...] = (
     clients.one_job_per_key,
     clients.one_job_per_key_under_contention,
     clients.one_job_per_id,
+    clients.waiters_keep_a_call,
+    clients.waiters_come_while_others_leave,
     clients.projects_are_apart,
     clients.lists_newest_first,
     clients.lists_by_endpoint_and_state,

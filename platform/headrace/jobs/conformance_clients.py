@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from headrace.jobs.conformance_bench import PROJECT, Harness, failed, opened, succeeded
-from headrace.jobs.model import INLINE_BYTES, Payload, Result, Webhook
-from headrace.jobs.store import IdempotencyConflict
+from headrace.jobs.model import INLINE_BYTES, NewJob, Payload, Result, Webhook
+from headrace.jobs.store import IdempotencyConflict, JobStore
 
 
 async def stores_everything(harness: Harness) -> None:
@@ -110,6 +111,71 @@ async def one_job_per_key(harness: Harness) -> None:
             raise AssertionError("the same key with another request is no conflict")
         await bench.submit("d", idempotency_key="k", fingerprint="x", endpoint="e2")
         await bench.submit("e", idempotency_key="k", fingerprint="x", project="other")
+
+
+async def waiters_keep_a_call(harness: Harness) -> None:
+    """A call is cancelled when its last waiter is gone, wherever they wait; not when another one came."""
+    async with opened(harness) as bench:
+        second = await bench.open()
+
+        def call(job_id: str, *, at: str, waiter: str, key: str = "k") -> NewJob:
+            return bench.new(job_id, idempotency_key=key, fingerprint="f", waiter=(at, waiter))
+
+        async def abandon(store: JobStore, waiter: str, *, free_key: bool = True) -> str | None:
+            job = await store.abandon(waiter, bench.now, free_key=free_key)
+            return None if job is None else job.id
+
+        try:
+            assert (await bench.store.submit(call("a", at="g1", waiter="w1"), bench.now))[1]
+            lease = await bench.lease_one()
+            same, is_new = await second.submit(call("b", at="g2", waiter="w2"), bench.now)
+            assert (same.id, same.state, is_new) == ("a", "running", False)
+            assert await abandon(bench.store, "w1") is None, "cancelled, and another one waits"
+            assert await abandon(bench.store, "w1") is None
+            assert await abandon(bench.store, "unknown") is None
+            await bench.expect("a", "running")
+            assert await abandon(second, "w2", free_key=False) == "a"
+            job = await bench.expect("a", "cancelled")
+            assert job.reason
+            assert job.finished_at == bench.now
+            assert not await bench.finish(lease), "an abandoned call was finished"
+            again, is_new = await second.submit(call("c", at="g2", waiter="w3"), bench.now)
+            assert (again.id, again.state, is_new) == ("a", "cancelled", False), "its key was freed"
+
+            await bench.store.submit(call("d", at="g1", waiter="w4", key="k2"), bench.now)
+            assert await abandon(second, "w4") == "d"
+            again, is_new = await second.submit(call("e", at="g2", waiter="w5", key="k2"), bench.now)
+            assert (again.id, is_new) == ("e", True), "its key was not freed"
+            await bench.finish(await bench.lease_one())
+            assert await abandon(second, "w5") is None, "what had ended was abandoned"
+            await bench.expect("e", "succeeded")
+
+            await bench.store.submit(call("f", at="g1", waiter="w6", key="k3"), bench.now)
+            await bench.store.release_owner("g1", bench.now)
+            await bench.expect("f", "queued")
+            await second.submit(call("g", at="g2", waiter="w7", key="k3"), bench.now)
+            assert await abandon(second, "w7") == "f", "the clients of a gateway that is gone count"
+            await bench.submit("plain")
+        finally:
+            await second.close()
+
+
+async def waiters_come_while_others_leave(harness: Harness) -> None:
+    """Who submits a key while its last waiter leaves has a call that is not cancelled."""
+    async with opened(harness) as bench:
+        second = await bench.open()
+        try:
+            for i in range(20):
+                key: dict[str, Any] = {"idempotency_key": f"k{i}", "fingerprint": "f"}
+                await bench.store.submit(bench.new(f"a{i}", waiter=("g1", f"w{i}"), **key), bench.now)
+                new = bench.new(f"b{i}", waiter=("g2", f"x{i}"), **key)
+                (job, _), _ = await asyncio.gather(
+                    second.submit(new, bench.now),
+                    bench.store.abandon(f"w{i}", bench.now, free_key=True),
+                )
+                await bench.expect(job.id, "queued")
+        finally:
+            await second.close()
 
 
 async def one_job_per_key_under_contention(harness: Harness) -> None:

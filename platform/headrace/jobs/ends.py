@@ -46,6 +46,10 @@ def deadline_problem(state: JobState) -> tuple[dict[str, Any], str]:
     return error.to_problem(), f"Its time to live ended while it was {where}."
 
 
+ABANDONED = "Nobody waited for it any more."
+"""The reason of a call whose last client hung up."""
+
+
 def silent_worker(owner: str) -> str:
     """The reason of an attempt whose lease was not prolonged."""
     return f"Worker {owner} was not heard of in time."

@@ -69,6 +69,8 @@ class NewJob(Value, frozen=True, kw_only=True):
     retention_s: float = ASYNC_RETENTION_S
     """Kept so long after its end."""
     traceparent: str = ""
+    waiter: tuple[str, str] | None = None
+    """(gateway, id) of a client that waits for its end; see `JobStore.abandon`."""
     context: dict[str, Any] = {}
     """What the API that took it needs again (for example Cog's echo of the input)."""
 

@@ -115,6 +115,13 @@ class PostgresStore:
             self._watch.tell("final", project, job_id)
         return job
 
+    async def abandon(self, waiter: str, now: float, *, free_key: bool) -> Job | None:
+        """See `JobStore.abandon`."""
+        job = await self._writes.abandon(waiter, now, free_key)
+        if job is not None:
+            self._watch.tell("final", job.project, job.id)
+        return job
+
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:
         """See `JobStore.retry`."""
         job = await self._move("retry", project, job_id, now)
@@ -197,6 +204,7 @@ class PostgresStore:
 
     async def release_owner(self, owner: str, now: float) -> int:
         """See `JobStore.release_owner`."""
+        await self._changed("waiters_gone", owner)
         reason = ends.gone_worker(owner)
         return await self._slices("owned", [owner], lambda row: ended(row, now, reason, lost=True))
 

@@ -61,6 +61,7 @@ def submit_row(new: NewJob, now: float, nth: int = 1) -> tuple[Any, ...]:
         now,
         None if new.ttl_s is None else now + new.ttl_s,
         nth,
+        *(new.waiter or (None, None)),
     )
 
 

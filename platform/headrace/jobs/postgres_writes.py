@@ -22,7 +22,7 @@ from headrace.jobs.postgres_rows import (
     result_row,
     submit_row,
 )
-from headrace.jobs.state import JobState
+from headrace.jobs.state import FINAL, JobState
 from headrace.jobs.store import IdempotencyConflict, StoreUnavailable
 
 SUBMIT_TRIES = 3
@@ -144,7 +144,16 @@ class Writes:
                 self._q["known"], new.id, new.project, new.endpoint, new.idempotency_key
             )
             if rows:
-                return _same(new, now, rows[0], repeated)
+                same = _same(new, now, rows[0], repeated)
+                if new.waiter is None or isinstance(same, Exception) or same[0].state in FINAL:
+                    return same
+                await connection.execute(self._q["wait_for"], same[0].id, new.waiter[1], new.waiter[0])
+                # It may have been abandoned before: then it is final, and its key may be free.
+                if (row := await connection.fetchrow(self._q["get"], same[0].id, new.project)) is not None:
+                    job = job_of_row(row)
+                    if job.reason != ends.ABANDONED:
+                        return job, same[1]
+                continue
             if await connection.fetch(self._q["submit"], *columns([submit_row(new, now)])):
                 return job_of_new(new, now), True
         return StoreUnavailable("the job's id or key comes and goes.", hint="Try again in a moment.")
@@ -202,6 +211,22 @@ class Writes:
             return {one.job for one in moves}
 
         return await self._link.run(work)
+
+    async def abandon(self, waiter: str, now: float, free_key: bool) -> Job | None:
+        """See `JobStore.abandon`."""
+
+        async def work(connection: Connection, _: bool) -> Row | None:
+            async with connection.transaction():
+                gone = await connection.fetchrow(self._q["waiter_gone"], waiter)
+                if gone is None:
+                    return None
+                await connection.execute(self._q["waited_for"], gone["job"])
+                args = gone["job"], now, free_key, ends.ABANDONED
+                row: Row | None = await connection.fetchrow(self._q["abandon"], *args)
+                return row
+
+        row = await self._link.run(work)
+        return None if row is None else job_of_row(row)
 
     async def take(self, job_id: str, limit: int, call: int) -> Sequence[Row]:
         """Chunks behind the cursor, which moves; a call whose answer was lost gives the same ones again."""

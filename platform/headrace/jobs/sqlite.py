@@ -113,6 +113,10 @@ class SqliteStore:
         """See `JobStore.cancel`."""
         return await self._write(lambda db: moves.cancel(db, project, job_id, now))
 
+    async def abandon(self, waiter: str, now: float, *, free_key: bool) -> Job | None:
+        """See `JobStore.abandon`."""
+        return await self._write(lambda db: moves.abandon(db, waiter, now, free_key=free_key))
+
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:
         """See `JobStore.retry`."""
         return await self._write(lambda db: moves.retry(db, project, job_id, now))

@@ -11,6 +11,7 @@ from headrace.jobs import ends, events
 from headrace.jobs.model import Chunk, Job, Lease, Payload, Result
 from headrace.jobs.sql import load_queries
 from headrace.jobs.sqlite_rows import COMPLETED, OUTPUT, ROW_BYTES, START, job_of, to_json
+from headrace.jobs.state import FINAL
 
 Q = load_queries("sqlite")
 ORPHAN_AGAIN_S = 900.0
@@ -25,11 +26,22 @@ def submit(db: sqlite3.Connection, row: dict[str, Any], data: bytes) -> Job | No
     if cursor.rowcount == 1:
         if row["input_data"] is None:
             db.execute(Q["body_put"], {"seq": cursor.lastrowid, "kind": INPUT_BODY, "data": data})
+        if row["waiter"] is not None:
+            db.execute(Q["waiter_put"], row | {"seq": cursor.lastrowid})
         return None
     found = None
     if row["idempotency_key"] is not None:
         found = db.execute(Q["job_get_key"], row).fetchone()
-    return job_of(found or db.execute(Q["job_get_any"], row).fetchone())
+    found = found or db.execute(Q["job_get_any"], row).fetchone()
+    job = job_of(found)
+    same = (job.project, job.endpoint, job.fingerprint) == (
+        row["project"],
+        row["endpoint"],
+        row["fingerprint"],
+    )
+    if row["waiter"] is not None and job.state not in FINAL and same:
+        db.execute(Q["waiter_put"], row | {"seq": found[0]})
+    return job
 
 
 def take_chunks(db: sqlite3.Connection, job_id: str, limit: int) -> Sequence[Chunk]:
@@ -46,6 +58,21 @@ def cancel(db: sqlite3.Connection, project: str, job_id: str, now: float) -> Job
     who = {"id": job_id, "project": project}
     moved = db.execute(Q["job_cancel"], who | {"now": now}).fetchall()
     return _moved(db, who, moved, now)
+
+
+def abandon(db: sqlite3.Connection, waiter: str, now: float, *, free_key: bool) -> Job | None:
+    """See `JobStore.abandon`."""
+    gone = db.execute(Q["waiter_gone"], {"waiter": waiter}).fetchall()
+    if not gone:
+        return None
+    args = {"seq": gone[0][0], "now": now, "free_key": int(free_key), "reason": ends.ABANDONED}
+    moved = db.execute(Q["abandon"], args).fetchall()
+    if not moved:
+        return None
+    job = job_of(db.execute(Q["jobs_get_seqs"], {"seqs": f"[{moved[0][0]}]"}).fetchone())
+    if moved[0][1] & COMPLETED:
+        queue_event(db, job, "completed", now)
+    return job
 
 
 def retry(db: sqlite3.Connection, project: str, job_id: str, now: float) -> Job | None:
@@ -175,6 +202,7 @@ def release(
 
 def release_owned(db: sqlite3.Connection, owner: str, now: float, limit: int) -> int:
     """Queue again some of what a gone worker held; how many."""
+    db.execute(Q["waiters_gone"], {"owner": owner})
     rows = db.execute(Q["owned"], {"owner": owner, "limit": limit}).fetchall()
     for job_id, fence in rows:
         release(db, job_id, fence, now, reason=ends.gone_worker(owner), lost=True, delay_s=0.0)

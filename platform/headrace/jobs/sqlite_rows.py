@@ -66,6 +66,8 @@ def insert_row(new: NewJob, now: float) -> dict[str, Any]:
         "input_blob": new.input.blob or None,
         "now": now,
         "ttl_s": new.ttl_s,
+        "waits_at": new.waiter[0] if new.waiter is not None else None,
+        "waiter": new.waiter[1] if new.waiter is not None else None,
     }
 
 

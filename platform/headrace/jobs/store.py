@@ -42,6 +42,7 @@ class JobStore(Protocol):
     async def submit(self, new: NewJob, now: float) -> tuple[Job, bool]:
         """Store a job; (job, whether it is new). A known idempotency key gives the job it has, and so does
         a known id in the same project and endpoint (a submit that is repeated because its answer was lost).
+        ``new.waiter`` waits from now on for the job that is given, unless it has ended.
 
         Raises `IdempotencyConflict` when that one's fingerprint differs, or the id is somebody else's.
         """
@@ -80,6 +81,12 @@ class JobStore(Protocol):
 
     async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
         """Queued: cancelled at once. Running: cancelled at once too; its worker's fence is void."""
+        ...
+
+    async def abandon(self, waiter: str, now: float, *, free_key: bool) -> Job | None:
+        """A waiter is gone. When it was the last one, its job is cancelled and, with ``free_key``, lets go of
+        its idempotency key, so that the same key runs again. Gives the job if that has just happened.
+        """
         ...
 
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:
@@ -145,7 +152,8 @@ class JobStore(Protocol):
         ...
 
     async def release_owner(self, owner: str, now: float) -> int:
-        """Queue again all that a worker held which is known to be gone (its predecessor, at start)."""
+        """Queue again all that a worker held which is known to be gone (its predecessor, at start). Its
+        waiters are gone, too, and may come back elsewhere: what they waited for goes on."""
         ...
 
     async def dropped(self) -> int:

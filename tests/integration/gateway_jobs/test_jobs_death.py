@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from headrace.gateway.jobs import sync
 
 from tests.integration.conftest import Platform, until
 
@@ -185,3 +186,23 @@ async def test_a_runpod_stream_read_through_two_gateways_gives_each_item_once(pl
 
         await until(ended)
     assert items == list(range(40))
+
+
+async def test_a_client_that_comes_back_through_another_gateway_finds_its_call_running(
+    platform: Platform,
+) -> None:
+    await platform.deploy(SOURCE)
+    file = shared_file(platform, "moved.txt")
+    body = {"seconds": sync.HANG_UP_GRACE_S + 1.0, "file": str(file), "n": 9}
+    headers = {"Idempotency-Key": "moved"}
+    port = free_port()
+    async with second_gateway(platform, port):
+        await ready(platform, f"http://127.0.0.1:{port}")
+        first = asyncio.create_task(post(platform, f"http://127.0.0.1:{port}", "/e/slow", body, headers))
+        await until(lambda: "started" in file.read_text())
+        first.cancel()
+        with pytest.raises((asyncio.CancelledError, aiohttp.ClientError)):
+            await first
+        answer = await post(platform, platform.cluster.url, "/e/slow", body, headers)
+    assert answer == (200, 9)
+    assert file.read_text() == "started 9\nended 9\n"

@@ -43,6 +43,10 @@ SOURCE = """
             f.write("ended\\n")
         return "done"
 
+    @headrace.endpoint(name="once", concurrency=1, idempotent=False, timeout=60)
+    async def once(seconds: float, file: str) -> str:
+        return await noted.__wrapped__(seconds, file)
+
     @headrace.endpoint(name="breaks", concurrency=1)
     def breaks(file: str):
         first = not pathlib.Path(file).read_text()
@@ -235,11 +239,11 @@ async def test_a_call_that_was_refused_may_come_again_with_its_key(platform: Pla
     assert (status, value) == (200, "ok")
 
 
-async def hang_up(platform: Platform, file: Path, key: str) -> None:
+async def hang_up(platform: Platform, file: Path, key: str, endpoint: str = "noted") -> None:
     """Call, and hang up when the handler has begun."""
     body = {"seconds": 0.5, "file": str(file)}
     task = asyncio.create_task(
-        platform.request("POST", "/e/noted", json=body, headers={"Idempotency-Key": key})
+        platform.request("POST", f"/e/{endpoint}", json=body, headers={"Idempotency-Key": key})
     )
     await until(lambda: "started" in file.read_text())
     task.cancel()
@@ -267,3 +271,16 @@ async def test_a_call_whose_client_stays_away_is_cancelled(
     file = shared_file(platform, "away.txt")
     await hang_up(platform, file, "away")
     await until(lambda: "cancelled" in file.read_text())
+    # It has not come to its end: the same key may run it again, and not what must never run twice.
+    body = {"seconds": 0.01, "file": str(file)}
+    headers = {"Idempotency-Key": "away"}
+    status, _, value = await platform.request("POST", "/e/noted", json=body, headers=headers)
+    assert (status, value) == (200, "done"), value
+    file = shared_file(platform, "away-once.txt")
+    await hang_up(platform, file, "away-once", endpoint="once")
+    await until(lambda: "cancelled" in file.read_text())
+    body = {"seconds": 0.5, "file": str(file)}
+    headers = {"Idempotency-Key": "away-once"}
+    status, _, problem = await platform.request("POST", "/e/once", json=body, headers=headers)
+    assert (status, problem["type"]) == (409, "urn:headrace:cancelled"), problem
+    assert file.read_text().count("started") == 1

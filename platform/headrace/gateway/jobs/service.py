@@ -132,6 +132,14 @@ class JobService:
             self._tell_webhooks(job)
         return job
 
+    async def abandon(self, waiter: str, *, free_key: bool) -> None:
+        """A client that waited for a job (`NewJob.waiter`) is gone; the last one's job is cancelled."""
+        store, runner = self._open()
+        job = await store.abandon(waiter, time.time(), free_key=free_key)
+        if job is not None:
+            runner.abort(job.id)
+            self._hub.ring(job.id)
+
     async def retry(self, project: str, job_id: str) -> Job | None:
         """A failed or timed-out job runs again under its id; others stay what they are."""
         store, runner = self._open()

@@ -28,17 +28,18 @@ log = logging.getLogger("headrace.gateway")
 
 MAX_KEY_CHARS = 255
 HANG_UP_GRACE_S = 3.0
-"""A call whose client hung up goes on for so long: the client may come back with the same key."""
+"""A call whose client hung up goes on for so long: the client may come back with the same key, through any
+gateway. Whoever waits is in the store (`NewJob.waiter`), so that the last one of all gateways decides."""
 ANSWER_MARGIN_S = 5.0
 
 
 class SyncCalls:
     """See the module."""
 
-    def __init__(self, service: JobService) -> None:
+    def __init__(self, service: JobService, owner: str) -> None:
         self._service = service
+        self._owner = owner
         self._live: dict[str, SyncExchange] = {}
-        self._waiters: dict[str, int] = {}
 
     def start(self, request: Request, target: Target, project: str, key: str) -> None:
         """Answer the request, in a task of its own."""
@@ -75,21 +76,18 @@ class SyncCalls:
             if not is_new and job.state == "failed" and job.receipt.get(REFUSED):
                 is_new = True
                 self._live[job_id] = exchange
-                job = await service.retry(project, job_id) or job
+                await service.retry(project, job_id)
+                # Again, to wait for it: it had ended.
+                job, _ = await service.submit(new)
+                job_id = job.id
             exchange.job = (project, job_id)
-            self._waiters[job_id] = self._waiters.get(job_id, 0) + 1
-            try:
-                request.client.release_body(request)
-                found: Job | None = job
-                if job.state not in FINAL:
-                    found = await service.wait(project, job_id, target.timeout_s + ANSWER_MARGIN_S)
-            except asyncio.CancelledError:
-                self._left(project, job_id)
-                raise
-            finally:
-                self._waiters[job_id] -= 1
-                if not self._waiters[job_id]:
-                    del self._waiters[job_id]
+            request.client.release_body(request)
+            found: Job | None = job
+            if job.state not in FINAL:
+                found = await service.wait(project, job_id, target.timeout_s + ANSWER_MARGIN_S)
+        except asyncio.CancelledError:
+            self._left(request.id, free_key=target.state.route.idempotent)
+            raise
         finally:
             for id in (new.id, job_id):
                 if self._live.get(id) is exchange:
@@ -125,21 +123,24 @@ class SyncCalls:
             execution_timeout_s=target.timeout_s,
             max_attempts=1 + target.state.route.retries if target.state.route.idempotent else 1,
             retention_s=SYNC_RETENTION_S,
+            waiter=(self._owner, request.id),
             context={FORWARD: head.forward.decode("latin-1")},
         )
 
-    def _left(self, project: str, job_id: str) -> None:
-        """A client hung up. When it was the last one and none comes back, the call is cancelled."""
+    def _left(self, waiter: str, *, free_key: bool) -> None:
+        """A client hung up. When it was the last one, and none comes back, the call is cancelled.
 
-        async def cancel() -> None:
+        It has not come to its end then: the same key runs it again, where that is allowed (``free_key``).
+        """
+
+        async def abandon() -> None:
             await asyncio.sleep(HANG_UP_GRACE_S)
-            if job_id not in self._waiters:
-                try:
-                    await self._service.cancel(project, job_id)
-                except RequestError as error:
-                    log.info("call %s is not cancelled: %s", job_id, error)
+            try:
+                await self._service.abandon(waiter, free_key=free_key)
+            except RequestError as error:
+                log.info("the call of request %s is not cancelled: %s", waiter, error)
 
-        self._service.spawn(cancel())
+        self._service.spawn(abandon())
 
     async def _reply(self, exchange: SyncExchange, job: Job, *, replayed: bool) -> None:
         request = exchange.request

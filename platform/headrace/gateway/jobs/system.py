@@ -43,7 +43,7 @@ class JobSystem:
         self._store: JobStore | None = None
         self._runner: Runner | None = None
         self.service = JobService(dispatcher, self._hub, webhook_private=settings.webhook_private)
-        self.sync = SyncCalls(self.service)
+        self.sync = SyncCalls(self.service, owner)
 
     async def start(self) -> None:
         """Open the stores and begin. Raises `SettingsError` or `DataDirError`; a store that does not answer

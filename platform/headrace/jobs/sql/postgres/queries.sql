@@ -6,6 +6,7 @@
 -- Store new jobs, at the next turns of their keys; gives the ids of those that were not there (same id, or same
 -- idempotency key). Two gateways that store jobs of one key at the same instant give them the same turns: they would
 -- have to wait for one another to do better.
+WITH stored AS (
 INSERT INTO headrace.jobs (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
     max_attempts, retention_s, traceparent, context, created_at, deadline_at, moved_at, turn)
@@ -26,13 +27,46 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::
     max_attempts, retention_s, traceparent, context, created_at, deadline_at, nth, place)
 ORDER BY place
 ON CONFLICT DO NOTHING
-RETURNING id;
+RETURNING id
+), waiting AS (
+    INSERT INTO headrace.waiters (id, job, owner)
+    SELECT w.id, w.job, w.owner FROM unnest($1::text[], $26::text[], $27::text[]) AS w (job, owner, id)
+    JOIN stored s ON s.id = w.job WHERE w.id IS NOT NULL
+    ON CONFLICT (id) DO UPDATE SET job = excluded.job
+)
+SELECT id FROM stored;
 
 -- name: known
 -- The job that stands in the way of a new one: the same idempotency key, or the same id.
 SELECT *, true AS by_key FROM headrace.jobs WHERE project = $2 AND endpoint = $3 AND idempotency_key = $4
 UNION ALL
 SELECT *, false FROM headrace.jobs WHERE id = $1;
+
+-- name: wait_for
+-- Somebody waits for a job that is there already, unless it has ended.
+INSERT INTO headrace.waiters (id, job, owner)
+SELECT $2, id, $3 FROM headrace.jobs WHERE id = $1 AND state IN ('queued', 'running')
+ON CONFLICT (id) DO UPDATE SET job = excluded.job, owner = excluded.owner;
+
+-- name: waiter_gone
+-- Somebody does not wait any more.
+DELETE FROM headrace.waiters WHERE id = $1 RETURNING job;
+
+-- name: waiters_gone
+-- All who waited at a gateway.
+DELETE FROM headrace.waiters WHERE owner = $1;
+
+-- name: waited_for
+-- Lock a job: who comes to wait for it has done so, or comes after what is done now.
+SELECT id FROM headrace.jobs WHERE id = $1 FOR UPDATE;
+
+-- name: abandon
+-- Cancel a locked job that nobody waits for, and let go of its idempotency key if $3.
+UPDATE headrace.jobs j SET state = 'cancelled', finished_at = $2, moved_at = $2, expires_at = $2 + retention_s,
+    lease_until = NULL, reason = $4, idempotency_key = CASE WHEN $3::boolean THEN NULL ELSE idempotency_key END
+WHERE id = $1 AND state IN ('queued', 'running')
+    AND NOT EXISTS (SELECT FROM headrace.waiters w WHERE w.job = j.id)
+RETURNING *;
 
 -- name: get
 -- One job.

@@ -93,6 +93,28 @@ UPDATE jobs SET state = 'cancelled', moved_at = :now, finished_at = :now, expire
 WHERE id = :id AND project = :project AND state IN ('queued', 'running')
 RETURNING seq, notify;
 
+-- name: waiter_put
+-- Somebody waits for a job.
+INSERT INTO waiters (id, job, owner) VALUES (:waiter, :seq, :waits_at)
+ON CONFLICT (id) DO UPDATE SET job = excluded.job, owner = excluded.owner;
+
+-- name: waiter_gone
+-- Somebody does not wait any more.
+DELETE FROM waiters WHERE id = :waiter RETURNING job;
+
+-- name: waiters_gone
+-- All who waited at a gateway.
+DELETE FROM waiters WHERE owner = :owner;
+
+-- name: abandon
+-- Cancel a job that nobody waits for, and let go of its idempotency key if :free_key is 1.
+UPDATE jobs SET state = 'cancelled', moved_at = :now, finished_at = :now, expires_at = :now + retention_s,
+                lease_owner = NULL, lease_until = NULL, reason = :reason,
+                idempotency_key = CASE WHEN :free_key THEN NULL ELSE idempotency_key END
+WHERE seq = :seq AND state IN ('queued', 'running')
+  AND NOT EXISTS (SELECT 1 FROM waiters WHERE waiters.job = jobs.seq)
+RETURNING seq, notify;
+
 -- name: job_retry
 -- Queue a dead job again, with attempts, time to live and turn anew.
 UPDATE jobs SET turn = 1 + max(coalesce((SELECT t.turn FROM turns t
