@@ -61,6 +61,7 @@ CHECKS: tuple[Check, ...] = (
     times.a_prolonged_lease_is_not_touched,
     times.lost_attempts_are_bounded,
     times.the_time_to_live_ends_a_job,
+    times.every_retry_gives_the_time_to_live_anew,
     times.a_dead_job_is_not_leased,
     times.finished_jobs_go_after_their_retention,
     times.a_removed_job_frees_its_key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.jobs.conformance_bench import LEASE_S, PROJECT, Harness, opened, succeeded
+from headrace.jobs.conformance_bench import LEASE_S, PROJECT, Harness, failed, opened, succeeded
 from headrace.jobs.model import Payload
 from headrace.jobs.store import MAX_LOST
 
@@ -81,6 +81,18 @@ async def the_time_to_live_ends_a_job(harness: Harness) -> None:
         again = await bench.store.retry(PROJECT, "queued", bench.now)
         assert again is not None
         assert (again.state, again.deadline_at) == ("queued", bench.now + 8.0)
+
+
+async def every_retry_gives_the_time_to_live_anew(harness: Harness) -> None:
+    """It does not grow with the time that went by between retries."""
+    async with opened(harness) as bench:
+        await bench.submit("a", ttl_s=10.0)
+        for pause in (3.0, 100.0, 2.0):
+            await bench.finish(await bench.lease_one(), failed())
+            bench.now += pause
+            job = await bench.store.retry(PROJECT, "a", bench.now)
+            assert job is not None
+            assert job.deadline_at == bench.now + 10.0, f"{job.deadline_at} is not 10 s from {bench.now}"
 
 
 async def a_dead_job_is_not_leased(harness: Harness) -> None:

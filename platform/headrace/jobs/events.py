@@ -2,7 +2,8 @@
 
 A store queues an event in the transaction of the move that causes it. It doesn't know what a receiver
 expects (that depends on the API which took the job), so it keeps an `Event`, and the sender
-renders that one. ``Delivery.body`` is `encode_event`'s.
+renders that one. ``Delivery.body`` is `encode_event`'s: JSON, whose numbers have no bounds, since clients and
+user code choose them. An event never fails the move that causes it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from headrace.jobs.model import Job, Payload, Value, Webhook
+from headrace.jobs.text import clean, encode_json
 
 EventName = Literal["start", "output", "logs", "completed"]
 
@@ -26,8 +28,10 @@ class Event(Value, frozen=True, kw_only=True):
     """The new items of the stream, of an ``output`` event."""
 
 
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Event)
+_DECODER = msgspec.json.Decoder(Event)
+_ENCODER = msgspec.json.Encoder()
+_FREE = ("context", "error", "receipt", "progress")
+"""Members of a job that hold any JSON."""
 
 
 def wants(webhook: Webhook | None, event: EventName) -> bool:
@@ -43,13 +47,23 @@ def event_id(job: Job, event: EventName, first_seq: int = 0) -> str:
 
 
 def encode_event(job: Job, event: EventName, at: float, chunks: tuple[bytes, ...] = ()) -> bytes:
-    """The stored form of an event."""
-    return _ENCODER.encode(Event(event=event, at=at, job=without_input(job), chunks=chunks))
+    """The stored form of an event. What of the job has no JSON is changed: see `encode_json`."""
+    told = Event(event=event, at=at, job=without_input(job), chunks=chunks)
+    try:
+        return _ENCODER.encode(told)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return _ENCODER.encode(msgspec.structs.replace(told, job=_kept(told.job)))
 
 
 def decode_event(body: bytes) -> Event:
     """The event of a `Delivery.body`. Raises ``msgspec.DecodeError`` for what is none."""
     return _DECODER.decode(body)
+
+
+def _kept(job: Job) -> Job:
+    """The job with values that can be encoded."""
+    plain = {name: msgspec.Raw(encode_json(getattr(job, name))) for name in _FREE}
+    return msgspec.structs.replace(job, **plain, reason=clean(job.reason))
 
 
 def without_input(job: Job) -> Job:

@@ -9,6 +9,7 @@ import msgspec
 
 from headrace.jobs.events import without_data
 from headrace.jobs.model import PRIORITY_RANK, Api, Job, NewJob, Payload, Priority, Value, Webhook
+from headrace.jobs.text import UNREADABLE, decode_json, encode_json
 
 ROW_BYTES = 2048
 """Bodies up to this lie in the job's row, larger ones beside it."""
@@ -31,24 +32,26 @@ class Spec(Value, frozen=True, kw_only=True):
     max_attempts: int
     retention_s: float
     traceparent: str
-    context: dict[str, Any]
+    context: str | dict[str, Any]
+    """JSON in JSON: whatever is in it, the rest can be read."""
 
 
 _SPEC = msgspec.json.Decoder(Spec)
 _PAYLOAD = msgspec.json.Decoder(Payload)
-_JSON = msgspec.json.Encoder()
 _SPEC_FIELDS = tuple(f.name for f in msgspec.structs.fields(Spec))
 
 
 def to_json(value: Any) -> str:
-    """JSON text of a value."""
-    return _JSON.encode(value).decode()
+    """JSON text of a value, whatever is in it."""
+    return encode_json(value).decode()
 
 
 def insert_row(new: NewJob, now: float) -> dict[str, Any]:
     """Parameters of ``job_insert``."""
     fields = {name: getattr(new, name) for name in _SPEC_FIELDS}
-    spec = Spec(**fields | {"input": without_data(new.input)})
+    # What no UTF-8 can hold is the client's mistake, and refused here.
+    context = msgspec.json.encode(new.context).decode() if new.context else {}
+    spec = Spec(**fields | {"input": without_data(new.input), "context": context})
     data = new.input.data
     return {
         "id": new.id,
@@ -58,7 +61,7 @@ def insert_row(new: NewJob, now: float) -> dict[str, Any]:
         "key_id": new.key_id,
         "idempotency_key": new.idempotency_key,
         "fingerprint": new.fingerprint,
-        "spec": to_json(spec),
+        "spec": msgspec.json.encode(spec).decode(),
         "notify": notify_bits(new.webhook),
         "max_attempts": new.max_attempts,
         "retention_s": new.retention_s,
@@ -121,7 +124,7 @@ def job_of(row: Sequence[Any]) -> Job:
         max_attempts=spec.max_attempts,
         retention_s=spec.retention_s,
         traceparent=spec.traceparent,
-        context=spec.context,
+        context=decode_json(spec.context, {}) if isinstance(spec.context, str) else spec.context,
         created_at=created_at,
         deadline_at=deadline_at,
         started_at=started_at,
@@ -130,8 +133,8 @@ def job_of(row: Sequence[Any]) -> Job:
         lost=lost,
         retried=retried,
         output=output,
-        error=msgspec.json.decode(error) if error is not None else None,
-        receipt=msgspec.json.decode(receipt) if receipt is not None else {},
-        progress=msgspec.json.decode(progress) if progress is not None else None,
+        error=decode_json(error, UNREADABLE) if error is not None else None,
+        receipt=decode_json(receipt, {}) if receipt is not None else {},
+        progress=decode_json(progress, None) if progress is not None else None,
         reason=reason,
     )

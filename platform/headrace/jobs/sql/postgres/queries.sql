@@ -9,11 +9,11 @@
 WITH stored AS (
 INSERT INTO headrace.jobs (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
-    max_attempts, retention_s, traceparent, context, created_at, deadline_at, moved_at, turn)
+    max_attempts, retention_s, traceparent, context, created_at, deadline_at, ttl_s, moved_at, turn)
 SELECT id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data, input_blob,
     input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s, max_attempts,
-    retention_s, traceparent, context, created_at, deadline_at, created_at,
-    nth + greatest(
+    retention_s, traceparent, context, created_at, deadline_at, deadline_at - created_at,
+    created_at, nth + greatest(
         (SELECT t.turn FROM headrace.turns t
         WHERE t.project = new.project AND t.endpoint = new.endpoint AND t.rank = new.rank),
         (SELECT q.turn FROM headrace.jobs q WHERE q.project = new.project AND q.endpoint = new.endpoint
@@ -141,7 +141,7 @@ UPDATE headrace.jobs j SET turn = 1 + greatest(
             AND q.rank = j.rank AND q.key_id = j.key_id AND q.state = 'queued' ORDER BY q.turn DESC LIMIT 1), 0),
     state = 'queued', moved_at = $3, not_before = $3, retried = retried + 1,
     old_attempts = attempts, old_lost = lost,
-    deadline_at = $3 + (deadline_at - created_at), finished_at = NULL, expires_at = NULL, started_at = NULL,
+    deadline_at = $3 + ttl_s, finished_at = NULL, expires_at = NULL, started_at = NULL,
     output_type = NULL, output_data = NULL, output_blob = NULL, output_size = NULL, error = NULL, receipt = NULL,
     progress = NULL, reason = ''
 WHERE id = $1 AND project = $2 AND state IN ('failed', 'timed_out');
