@@ -81,10 +81,13 @@ Fate = Literal["began", "once", "retries", "budget"]
 it has been sent often enough, or too many of its endpoint are being sent again."""
 
 
-def lost_error(detail: str, why: Fate, attempts: int = 1) -> InstanceDied:
-    """What the client is told then; ``detail``: why the instance died, or what was seen of it."""
+def lost_error(detail: str, why: Fate, attempts: int = 1, deaths: int | None = None) -> InstanceDied:
+    """What the client is told then; ``detail``: why the instance died, or what was seen of it.
+
+    ``deaths``: so many of the ``attempts`` ended with the death of an instance; None: all of them.
+    """
     if why == "began":
-        return InstanceDied(f"the instance died in the middle of its answer: {detail}.")
+        return InstanceDied(f"the answer broke off in the middle: {detail}.")
     if why == "once":
         return InstanceDied(
             f"the instance died at work on it ({detail}), and the endpoint is not idempotent.",
@@ -96,6 +99,12 @@ def lost_error(detail: str, why: Fate, attempts: int = 1) -> InstanceDied:
             "being sent again already.",
             hint="`headrace logs NAME` shows why its instances die.",
             retry_after=1,
+        )
+    if deaths is not None and deaths < attempts:
+        return InstanceDied(
+            f"it was sent {attempts} times, and its instance or the connection was lost each time; the last: "
+            f"{detail}.",
+            hint="`headrace logs NAME` shows what was printed.",
         )
     died = (
         f"{attempts} instances died while they worked on the request; the last"

@@ -48,10 +48,13 @@ class ServiceTime:
         return self._mean if now - self._at <= STALE_S else 0.0
 
 
-def best(group: Sequence[Instance], now: float, mean_s: float, avoid: str = "") -> Instance | None:
+def best(
+    group: Sequence[Instance], now: float, mean_s: float, avoid: tuple[str, ...] = ()
+) -> Instance | None:
     """The cheapest free instance of all (few) or of two at random; cost = (in flight + 1) x service time.
 
-    ``mean_s`` stands in where nothing is known of an instance. ``avoid`` is taken only when no other is free.
+    ``mean_s`` stands in where nothing is known of one. Those of ``avoid`` are taken only when no other
+    is free: they live, says control, and all who wait behind the request would wait with it for another one.
     None: all are busy.
     """
     usual = mean_s or UNKNOWN_S
@@ -66,7 +69,7 @@ def best(group: Sequence[Instance], now: float, mean_s: float, avoid: str = "") 
         return _cheapest(group, now, usual)
     free = [i for i in group if i.free(now)]
     if avoid and len(free) > 1:
-        free = [i for i in free if i.route.id != avoid]
+        free = [i for i in free if i.route.id not in avoid] or free
     if len(free) > FEW:
         free = random.sample(free, 2)
     return _cheapest(free, now, usual)

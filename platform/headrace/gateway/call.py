@@ -32,6 +32,7 @@ ALONE_AFTER = 2
 """Instance deaths that a request was present at, before it runs with no neighbour."""
 HEDGE_AGAIN_S = 0.05
 """A slow request that found no room for a copy tries again after so long, or its usual delay."""
+MAX_SHUNNED = 8
 MAX_LOSSES = 1000
 """So many requests per instance are paid back when its host turns out to be lost."""
 
@@ -87,7 +88,8 @@ class Call:
         self.retries_used = 0
         self.deaths = 0
         self.alone = False
-        self.avoid = ""
+        self.avoid: tuple[str, ...] = ()
+        """Instances where it was lost or raised, the last ones."""
         self.order = next(_order)
         self.queued_at = 0.0
         """When it first had to wait; 0.0: never."""
@@ -230,7 +232,7 @@ class Call:
         if why == "retry":
             self.retries_used += 1
             self.attempt += 1
-            self.avoid = instance.route.id
+            self._shun(instance)
             self.state.circuit.answered()
             self._end(attempt, "retried", answered=True)
         else:
@@ -259,11 +261,12 @@ class Call:
         if self._verdict is not None and self._verdict.attempt is attempt:
             self.convicted(attempt, detail)
             return
-        if why == "reset":
-            self.dispatcher.trouble(attempt.instance, "reset", detail)
         known = why != "reset"
         sent = bool(attempt.sent_at)
         only = len(self.live) == 1
+        if not (known or began):
+            # Breaking an answer off is a thing that handlers do, too: they would take the instance from all.
+            self.dispatcher.trouble(attempt.instance, "reset", detail)
         began = self.head_sent or (began and only)
         if began or (sent and only and not self.state.route.idempotent):
             # It stays where it is: an answer that has begun has to be ended in the client's framing.
@@ -272,7 +275,7 @@ class Call:
             self._give_up(attempt, over_for(fate, self.attempt), detail, known=known)
             return
         self._end(attempt, "host-lost" if why == "host" else "lost", answered=False)
-        self.avoid = attempt.instance.route.id
+        self._shun(attempt.instance)
         if self.live:
             if sent and why != "host":
                 self._count(attempt)
@@ -303,6 +306,13 @@ class Call:
         self._stop_waiting()
         self.attempt += 1
         self._again()
+
+    def survived(self, attempt: Attempt) -> None:
+        """Control says that the instance lives: only the connection broke. The retry stays spent."""
+        final = self._verdict is not None and self._verdict.attempt is attempt
+        if attempt.charged and not final and not self.done:
+            attempt.charged = False
+            self.deaths -= 1
 
     def convicted(self, attempt: Attempt, reason: str = "") -> None:
         """The instance died by itself, or nobody says otherwise: there is nothing to wait for."""
@@ -353,6 +363,9 @@ class Call:
         self.live.remove(attempt)
         self.dispatcher.release(attempt, answered=answered, refill=outcome == "beaten")
 
+    def _shun(self, instance: Instance) -> None:
+        self.avoid = (*self.avoid[1 - MAX_SHUNNED :], instance.route.id)
+
     def _again(self) -> None:
         self._unhedge()
         self.alone = self.deaths >= ALONE_AFTER
@@ -372,7 +385,7 @@ class Call:
         if self.alone:
             return killer(self.deaths)
         if self.retries_used > self.state.route.retries:
-            return over_for("retries", self.attempt)
+            return over_for("retries", self.attempt, self.deaths)
         if not self.state.budget.take():
             return over_for("budget", self.attempt)
         return None

@@ -112,7 +112,7 @@ class Dispatcher:
         state, first = call.state, call.live[0].instance
         if state.queue or state.circuit.open:
             return False
-        instance = state.pick(call.version, first.route.id)
+        instance = state.pick(call.version, (first.route.id,))
         if instance is None or instance is first or not state.budget.take():
             return False
         self._start(call.second(instance), instance)

@@ -85,7 +85,9 @@ class Instance:
         self.usable = True
         if not route.suspect:
             self.blamed = False
-            self.losses.clear()
+            losses, self.losses = self.losses, []
+            for attempt in losses:
+                attempt.call.survived(attempt)
 
     def free(self, now: float) -> bool:
         """Whether it may take one more now."""
@@ -183,7 +185,7 @@ class EndpointState:
             group = self._groups[version] = self._best(version)
         return group
 
-    def pick(self, version: int | None, avoid: str = "") -> Instance | None:
+    def pick(self, version: int | None, avoid: tuple[str, ...] = ()) -> Instance | None:
         """The better of two random instances (of all, when they are few); None: all are busy."""
         group = self.group(version)
         now = time.monotonic()
@@ -196,7 +198,7 @@ class EndpointState:
         group = self.group(call.version)
         mine = next((i for i in group if i.reserved is call), None)
         if mine is None:
-            choice = [i for i in group if i.reserved is None and i.route.id != call.avoid]
+            choice = [i for i in group if i.reserved is None and i.route.id not in call.avoid]
             choice = choice or [i for i in group if i.reserved is None]
             if not choice:
                 return None

@@ -54,9 +54,9 @@ class Verdict:
             call.convicted(attempt)
 
 
-def over_for(fate: Fate, attempts: int) -> Over:
-    """It was sent ``attempts`` times."""
-    return lambda reason: lost_error(reason, fate, attempts)
+def over_for(fate: Fate, attempts: int, deaths: int | None = None) -> Over:
+    """It was sent ``attempts`` times, and was there at ``deaths`` deaths."""
+    return lambda reason: lost_error(reason, fate, attempts, deaths)
 
 
 def killer(deaths: int) -> Over:

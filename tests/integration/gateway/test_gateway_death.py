@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from headrace import wire
 from headrace.gateway import verdict
@@ -91,15 +92,91 @@ async def test_a_broken_stream_ends_with_the_reason(rig: Any, patient: None) -> 
     async def behaviour(exchange: Any) -> None:
         await exchange.begin_chunked()
         await exchange.chunk(b'{"n":1}\n')
-        await dying(rig)(exchange)
+        await broken.wait()
+        exchange.reset()
+
+    broken = asyncio.Event()
+    rig.endpoint()
+    await rig.up()
+    doomed = await rig.instance(behaviour)
+    await rig.known(lambda t: t.instances)
+    client = await rig.connect()
+    await client.send(rig.request())
+    await client.reader.readuntil(b'{"n":1}\n')
+    broken.set()
+    await rig.until(lambda: not doomed._writers)
+    dies(rig, doomed.id, OOM)
+    async with asyncio.timeout(10):
+        rest = await client.reader.read()
+    assert OOM in rest.decode()
+    await rig.quiet()
+
+
+async def test_who_breaks_an_answer_off_is_not_taken_from_the_others(rig: Any) -> None:
+    """An ASGI app may fail in the middle of its answer: the instance is well, and so says its host."""
+
+    async def behaviour(exchange: Any) -> None:
+        if exchange.request.body == b'"breaks"':
+            await exchange.begin_chunked()
+            await exchange.chunk(b'{"n":1}\n')
+            exchange.reset()
+        else:
+            await exchange.answer()
 
     rig.endpoint()
     await rig.up()
-    await rig.instance(behaviour)
+    instance = await rig.instance(behaviour, concurrency=2)
     await rig.known(lambda t: t.instances)
-    answer = await rig.call()
-    assert OOM in answer.body.splitlines()[-1].decode()
-    await rig.quiet()
+    answer = await rig.call(body=b'"breaks"')
+    assert "broke off" in answer.body.splitlines()[-1].decode()
+    assert (await rig.call()).status == 200
+    assert len(instance.requests) == 2
+    assert rig.control.of(wire.InstanceTrouble) == []
+    assert rig.gateway.dispatcher.state("default/echo").circuit.losses == 0
+
+
+async def test_broken_connections_to_a_living_instance_are_no_deaths(rig: Any) -> None:
+    async def resets(exchange: Any) -> None:
+        exchange.reset()
+
+    rig.endpoint(retries=3)
+    await rig.up()
+    instance = await rig.instance(resets)
+    await rig.known(lambda t: t.instances)
+    waiting = asyncio.create_task(rig.call())
+    for count in range(1, 4):
+        await rig.until(lambda count=count: len(rig.control.of(wire.InstanceTrouble)) == count)
+        rig.announce(instance)
+    answer = await waiting
+    assert (answer.status, answer.json()["type"]) == (502, "urn:headrace:instance-died")
+    assert "sent 4 times" in answer.json()["detail"]
+    assert len(instance.requests) == 4
+    assert all(r.get("X-Headrace-Alone") is None for r in instance.requests)
+
+
+async def test_all_where_it_was_lost_are_the_last_choice(rig: Any) -> None:
+    seen: list[str] = []
+
+    async def resets(exchange: Any) -> None:
+        seen.append((exchange.request.get("X-Headrace-Token") or "").removeprefix("token-"))
+        exchange.reset()
+
+    rig.endpoint(retries=3)
+    await rig.up()
+    lost = [await rig.instance(resets) for _ in range(2)]
+    await rig.known(lambda t: len(t.instances) == 2)
+    waiting = asyncio.create_task(rig.call())
+    await rig.until(lambda: len(rig.control.of(wire.InstanceTrouble)) == 2)
+    good = await rig.instance(announce=False)
+    routes = [rig.control.instances[one.id] for one in lost]
+    routes.append(
+        msgspec.structs.replace(routes[0], id=good.id, address=f"unix:{good.path}", token=f"token-{good.id}")
+    )
+    rig.control.send(wire.RouteDelta(epoch=rig.control.epoch, instances=routes))
+    answer = await waiting
+    assert (answer.status, answer.get("X-Headrace-Attempt")) == (200, "3")
+    assert len(good.requests) == 1
+    assert sorted(seen) == sorted(i.id for i in lost)
 
 
 async def test_without_a_reason_the_error_comes_all_the_same(rig: Any) -> None:

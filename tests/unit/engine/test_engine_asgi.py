@@ -52,6 +52,42 @@ async def test_the_scope_and_a_whole_answer(serve):
     assert not [name for name, _ in seen["headers"] if name.startswith(b"x-headrace")]
 
 
+@pytest.mark.parametrize(
+    ("media", "sent", "last"),
+    [
+        (b"text/event-stream; charset=utf-8", b"data: 1\n\n", b"event: error\ndata: "),
+        (b"text/event-stream", b"data: ha", b"\n\nevent: error\ndata: "),
+        (b"application/x-ndjson", b"1\n", b'{"error":'),
+    ],
+)
+async def test_a_stream_that_fails_ends_with_the_error_in_its_own_form(serve, media, sent, last):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"Content-Type", media)]})
+            await send({"type": "http.response.body", "body": sent, "more_body": True})
+            raise KeyError("late")
+
+    running = await serve(app, kind="asgi")
+    client = await running.connect()
+    answer = await client.call()
+    assert answer.body.startswith(sent + last)
+    assert b"KeyError: 'late'" in answer.body
+    assert (await client.call()).status == 200, "the connection is as good as before"
+
+
+async def test_a_stream_of_another_kind_that_fails_is_broken_off(serve):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+            raise KeyError("late")
+
+    running = await serve(app, kind="asgi")
+    client = await running.connect()
+    client.send(b"GET / HTTP/1.1\r\nX-Headrace-Token: t0ken\r\n\r\n")
+    assert not (await client.ended()).endswith(b"0\r\n\r\n")
+
+
 async def test_streamed_sized_and_head_answers(serve):
     async def handler(scope, receive, send):
         sized = scope["path"] == "/sized"

@@ -104,8 +104,8 @@ async def test_the_least_loaded_of_a_few_is_taken_and_never_a_busy_one():
     assert state_with(3, 1, 2).pick(None).route.id == "i1"
     assert state_with(4, 4).pick(None) is None
     assert state_with().pick(None) is None
-    assert state_with(1, 2).pick(None, avoid="i0").route.id == "i1"
-    assert state_with(1, 4).pick(None, avoid="i0").route.id == "i0", "nothing else is free"
+    assert state_with(1, 2).pick(None, avoid=("i0",)).route.id == "i1"
+    assert state_with(1, 4).pick(None, avoid=("i0",)).route.id == "i0", "nothing else is free"
     many = state_with(*[4] * 30, 3)
     assert {many.pick(None).route.id for _ in range(50)} == {"i30"}
     assert many.pick(2) is None

@@ -199,10 +199,10 @@ def test_of_many_two_at_random_and_the_concurrency_is_never_exceeded():
 def test_the_one_that_failed_is_avoided_while_there_is_another():
     state = make_state(6)
     group = list(state.instances.values())
-    assert {best(group, 1.0, 0.0, "i0").route.id for _ in range(100)} == {f"i{n}" for n in range(1, 6)}
+    assert {best(group, 1.0, 0.0, ("i0",)).route.id for _ in range(100)} == {f"i{n}" for n in range(1, 6)}
     for one in group[1:]:
         one.in_flight = 4
-    assert best(group, 1.0, 0.0, "i0").route.id == "i0"
+    assert best(group, 1.0, 0.0, ("i0",)).route.id == "i0"
 
 
 def test_quantiles_of_recent_values():
@@ -340,7 +340,7 @@ def test_those_that_run_alone_are_out_of_turn():
 
 class Lonely:
     version = None
-    avoid = ""
+    avoid = ()
 
 
 def test_an_instance_is_emptied_for_a_request_that_runs_alone():
@@ -362,6 +362,6 @@ def test_an_instance_is_emptied_for_a_request_that_runs_alone():
 def test_idle_instances_are_taken_at_once_but_not_the_one_that_failed():
     state = make_state(3)
     call = Lonely()
-    call.avoid = "i0"
+    call.avoid = ("i0",)
     assert state.pick_alone(call).route.id == "i1"
     assert state.pick_alone(Lonely()).route.id == "i0"

@@ -13,6 +13,7 @@ from hr_failure import handler_failed
 from hr_http import header_lines
 from hr_problem import Problem
 from hr_server import Server
+from hr_stream import Framing
 
 Scope = Dict[str, Any]
 Event = Dict[str, Any]
@@ -52,6 +53,7 @@ class _Cycle:
         self._status = 0
         self._lines = b""
         self._sized = False
+        self._last = b"\n"
         self.gone: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
 
     async def receive(self) -> Event:
@@ -81,6 +83,7 @@ class _Cycle:
             else:
                 x.begin(self._status, b"", self._lines, sized=self._sized)
                 x.send(body)
+                self._last = body[-1:] or self._last
                 if not more:
                     x.end()
             if x.done and not self.gone.done():
@@ -88,6 +91,18 @@ class _Cycle:
             await x.drain()
         else:
             raise RuntimeError(f"unknown event {kind!r}")
+
+    def last_words(self, problem: bytes) -> bytes:
+        """What ends an answer that broke off, in its own form; empty when it has none for that."""
+        media = b""
+        for line in self._lines.lower().split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name == b"content-type":
+                media = value.partition(b";")[0].strip()
+        if self._sized or media not in (b"text/event-stream", b"application/x-ndjson"):
+            return b""
+        error = Framing(media).error(problem)
+        return error if self._last == b"\n" else b"\n\n" + error
 
 
 class AsgiApp:
@@ -135,8 +150,17 @@ class AsgiApp:
             if not x.cancelled:
                 problem, header = handler_failed(error)
         self._server.release(x)
+        if x.done:
+            return
         if x.streaming:
-            x.abort()
+            if x.cancelled:
+                problem = Problem("deadline-exceeded", "the deadline passed while the answer was streamed")
+            last = cycle.last_words(problem.encode(x.request_id)) if problem is not None else b""
+            if last:
+                x.send(last)
+                x.end()
+            else:
+                x.abort()
         elif problem is not None:
             x.problem(problem, header)
 
