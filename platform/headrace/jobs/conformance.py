@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from headrace.jobs import conformance_clients as clients
+from headrace.jobs import conformance_text as text
 from headrace.jobs import conformance_time as times
 from headrace.jobs import conformance_webhooks as webhooks
 from headrace.jobs import conformance_workers as workers
@@ -67,7 +68,11 @@ CHECKS: tuple[Check, ...] = (
     times.a_removed_job_frees_its_key,
     times.blobs_that_nobody_names_are_given,
     times.blobs_of_dropped_results_are_given,
+    times.announced_blobs_are_given_unless_named,
     times.a_sweep_is_bounded,
+    text.numbers_of_any_size,
+    text.an_end_by_itself_is_told,
+    text.results_of_any_text,
     webhooks.events_follow_the_moves,
     webhooks.events_default_to_completed,
     webhooks.every_end_is_told,

@@ -51,7 +51,7 @@ def encode_event(job: Job, event: EventName, at: float, chunks: tuple[bytes, ...
     told = Event(event=event, at=at, job=without_input(job), chunks=chunks)
     try:
         return _ENCODER.encode(told)
-    except (TypeError, ValueError, OverflowError, RecursionError):
+    except Exception:
         return _ENCODER.encode(msgspec.structs.replace(told, job=_kept(told.job)))
 
 

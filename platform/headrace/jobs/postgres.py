@@ -21,6 +21,7 @@ from headrace.jobs.postgres_watch import Watch, WatchCallback
 from headrace.jobs.postgres_writes import Append, Finish, Move, Note, Release, Want, Writes, ended, timed_out
 from headrace.jobs.sql import load_queries
 from headrace.jobs.state import JobState
+from headrace.jobs.text import clean, clean_result
 
 _Q = load_queries("postgres")
 SLICE = 500
@@ -122,6 +123,10 @@ class PostgresStore:
             self._watch.tell("final", job.project, job.id)
         return job
 
+    async def announce_blob(self, blob: str, until: float) -> None:
+        """See `JobStore.announce_blob`."""
+        await self._changed("blob_later", blob, until)
+
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:
         """See `JobStore.retry`."""
         job = await self._move("retry", project, job_id, now)
@@ -180,7 +185,7 @@ class PostgresStore:
         self, job_id: str, fence: int, *, instance: str = "", progress: bytes | None = None
     ) -> bool:
         """See `JobStore.note`."""
-        return await self._writes.note(Note(job_id, fence, instance, progress))
+        return await self._writes.note(Note(job_id, fence, clean(instance), progress))
 
     async def append(self, job_id: str, fence: int, first_seq: int, items: Sequence[bytes]) -> bool:
         """See `JobStore.append`."""
@@ -191,7 +196,7 @@ class PostgresStore:
 
     async def finish(self, job_id: str, fence: int, result: Result, now: float) -> bool:
         """See `JobStore.finish`."""
-        stored = await self._writes.finish(Finish(job_id, fence, result, now))
+        stored = await self._writes.finish(Finish(job_id, fence, clean_result(result), now))
         if stored:
             self._watch.tell("final", "", job_id)
         return stored
@@ -200,7 +205,7 @@ class PostgresStore:
         self, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float = 0.0
     ) -> bool:
         """See `JobStore.release`."""
-        return await self._writes.release(Release(job_id, fence, reason, lost, now, delay_s))
+        return await self._writes.release(Release(job_id, fence, clean(reason), lost, now, delay_s))
 
     async def release_owner(self, owner: str, now: float) -> int:
         """See `JobStore.release_owner`."""
@@ -240,7 +245,7 @@ class PostgresStore:
         if delivered:
             await self._changed("delivered", delivery_id)
             return
-        await self._changed("undelivered", delivery_id, next_at, detail[:1000])
+        await self._changed("undelivered", delivery_id, next_at, clean(detail[:1000]))
         if next_at is None:
             await self._changed("given_up", delivery_id)
 

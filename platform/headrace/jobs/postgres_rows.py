@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import msgspec
-
 from headrace.jobs.events import EventName, encode_event
 from headrace.jobs.model import (
     PRIORITY_RANK,
@@ -21,6 +19,7 @@ from headrace.jobs.model import (
     Webhook,
 )
 from headrace.jobs.state import JobState
+from headrace.jobs.text import UNREADABLE, decode_json, encode_json
 
 Row = Mapping[str, Any]
 PRIORITIES: dict[int, Priority] = {rank: name for name, rank in PRIORITY_RANK.items()}
@@ -57,7 +56,7 @@ def submit_row(new: NewJob, now: float, nth: int = 1) -> tuple[Any, ...]:
         new.max_attempts,
         new.retention_s,
         new.traceparent,
-        msgspec.json.encode(new.context) if new.context else _EMPTY,
+        encode_json(new.context) if new.context else _EMPTY,
         now,
         None if new.ttl_s is None else now + new.ttl_s,
         nth,
@@ -73,8 +72,8 @@ def result_row(result: Result) -> tuple[Any, ...]:
         if output is None
         else (output.content_type, output.data, output.blob, output.size)
     )
-    error = None if result.error is None else msgspec.json.encode(result.error)
-    receipt = msgspec.json.encode(result.receipt) if result.receipt else None
+    error = None if result.error is None else encode_json(result.error)
+    receipt = encode_json(result.receipt) if result.receipt else None
     return (result.state, *body, error, receipt, result.reason)
 
 
@@ -134,7 +133,7 @@ def job_of_row(row: Row) -> Job:
         max_attempts=row["max_attempts"],
         retention_s=row["retention_s"],
         traceparent=row["traceparent"],
-        context={} if context == _EMPTY else msgspec.json.decode(context),
+        context={} if context == _EMPTY else decode_json(context, {}),
         created_at=row["created_at"],
         deadline_at=row["deadline_at"],
         started_at=row["started_at"],
@@ -143,9 +142,9 @@ def job_of_row(row: Row) -> Job:
         lost=row["lost"],
         retried=row["retried"],
         output=_output(row),
-        error=None if error is None else msgspec.json.decode(error),
-        receipt={} if receipt is None else msgspec.json.decode(receipt),
-        progress=None if progress is None else msgspec.json.decode(progress),
+        error=None if error is None else decode_json(error, UNREADABLE),
+        receipt={} if receipt is None else decode_json(receipt, {}),
+        progress=None if progress is None else decode_json(progress, None),
         reason=row["reason"],
     )
 

@@ -15,9 +15,10 @@ from headrace.jobs import sqlite_moves as moves
 from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result
 from headrace.jobs.sql import load_migrations
 from headrace.jobs.sqlite_moves import Q
-from headrace.jobs.sqlite_rows import insert_row, job_of, new_job
+from headrace.jobs.sqlite_rows import insert_row, job_of, new_job, readable
 from headrace.jobs.state import JobState
 from headrace.jobs.store import IdempotencyConflict, StoreUnavailable
+from headrace.jobs.text import clean, clean_result
 from headrace.sqlite_writer import Database, StoreBusy, open_database
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class SqliteStore:
 
         rows = await self._read(run)
         following = str(rows[limit - 1][0]) if len(rows) > limit else None
-        return [job_of(row) for row in rows[:limit]], following
+        return [job for row in rows[:limit] if (job := readable(row)) is not None], following
 
     async def attempts(self, job_id: str) -> Sequence[Attempt]:
         """See `JobStore.attempts`."""
@@ -116,6 +117,10 @@ class SqliteStore:
     async def abandon(self, waiter: str, now: float, *, free_key: bool) -> Job | None:
         """See `JobStore.abandon`."""
         return await self._write(lambda db: moves.abandon(db, waiter, now, free_key=free_key))
+
+    async def announce_blob(self, blob: str, until: float) -> None:
+        """See `JobStore.announce_blob`."""
+        await self._write(lambda db: db.execute(Q["orphan_later"], {"blob": blob, "next_at": until}).rowcount)
 
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:
         """See `JobStore.retry`."""
@@ -175,7 +180,7 @@ class SqliteStore:
     ) -> bool:
         """See `JobStore.note`."""
         return await self._write(
-            lambda db: moves.note(db, job_id, fence, instance=instance, progress=progress)
+            lambda db: moves.note(db, job_id, fence, instance=clean(instance), progress=progress)
         )
 
     async def append(self, job_id: str, fence: int, first_seq: int, items: Sequence[bytes]) -> bool:
@@ -187,6 +192,7 @@ class SqliteStore:
 
     async def finish(self, job_id: str, fence: int, result: Result, now: float) -> bool:
         """See `JobStore.finish`."""
+        result = clean_result(result)
         row = moves.finish_row(job_id, fence, result, now)
         return await self._write(lambda db: moves.finish(db, job_id, fence, row, result))
 
@@ -195,7 +201,7 @@ class SqliteStore:
     ) -> bool:
         """See `JobStore.release`."""
         return await self._write(
-            lambda db: moves.release(db, job_id, fence, now, reason=reason, lost=lost, delay_s=delay_s)
+            lambda db: moves.release(db, job_id, fence, now, reason=clean(reason), lost=lost, delay_s=delay_s)
         )
 
     async def release_owner(self, owner: str, now: float) -> int:
@@ -238,7 +244,7 @@ class SqliteStore:
         self, delivery_id: str, *, delivered: bool, next_at: float | None, detail: str = ""
     ) -> None:
         """See `JobStore.settle`."""
-        args = {"id": delivery_id, "next_at": next_at, "detail": detail[:1000]}
+        args = {"id": delivery_id, "next_at": next_at, "detail": clean(detail[:1000])}
 
         def run(db: sqlite3.Connection) -> None:
             if delivered:

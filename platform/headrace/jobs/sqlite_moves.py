@@ -10,7 +10,7 @@ from typing import Any
 from headrace.jobs import ends, events
 from headrace.jobs.model import Chunk, Job, Lease, Payload, Result
 from headrace.jobs.sql import load_queries
-from headrace.jobs.sqlite_rows import COMPLETED, OUTPUT, ROW_BYTES, START, job_of, to_json
+from headrace.jobs.sqlite_rows import COMPLETED, OUTPUT, ROW_BYTES, START, job_of, readable, to_json
 from headrace.jobs.state import FINAL
 
 Q = load_queries("sqlite")
@@ -101,7 +101,13 @@ def lease(
     if not taken:
         return ()
     rows = db.execute(Q["jobs_get_seqs"], {"seqs": json.dumps([row[0] for row in taken])}).fetchall()
-    jobs_by_seq = {row[0]: job_of(row) for row in rows}
+    jobs_by_seq = {row[0]: job for row in rows if (job := readable(row)) is not None}
+    if len(jobs_by_seq) < len(taken):
+        problem, why = ends.lost_problem("its record cannot be read", 1, 0)
+        for seq in {row[0] for row in taken} - jobs_by_seq.keys():
+            dead = {"seq": seq, "now": now, "lost": 0, "error": to_json(problem), "reason": why}
+            db.execute(Q["die"], dead)
+        taken = [row for row in taken if row[0] in jobs_by_seq]
     # By rank, turn, seq.
     taken.sort(key=lambda row: (row[3], row[4], row[0]))
     jobs = {row[0]: jobs_by_seq[row[0]] for row in taken}
@@ -150,8 +156,9 @@ def append(
         Q["chunk_put"], [who | {"seq": number, "data": item} for number, item in enumerate(items, first_seq)]
     )
     if notify & OUTPUT and items:
-        job = job_of(db.execute(Q["job_get_any"], {"id": job_id}).fetchone())
-        queue_event(db, job, "output", now, chunks=tuple(items), first_seq=first_seq)
+        row = db.execute(Q["job_get_any"], {"id": job_id}).fetchone()
+        if (job := readable(row)) is not None:
+            queue_event(db, job, "output", now, chunks=tuple(items), first_seq=first_seq)
     return True
 
 
@@ -165,9 +172,7 @@ def finish(db: sqlite3.Connection, job_id: str, fence: int, row: dict[str, Any],
     if result.output is not None and len(result.output.data) > ROW_BYTES:
         db.execute(Q["body_put"], {"seq": seq, "kind": OUTPUT_BODY, "data": result.output.data})
     if notify & COMPLETED:
-        queue_event(
-            db, job_of(db.execute(Q["job_get_any"], {"id": job_id}).fetchone()), "completed", row["now"]
-        )
+        tell_end(db, db.execute(Q["job_get_any"], {"id": job_id}).fetchone(), row["now"])
     return True
 
 
@@ -196,7 +201,7 @@ def release(
     problem, why = ends.lost_problem(reason, counted, lost_now)
     db.execute(Q["die"], args | {"error": to_json(problem), "reason": why})
     if notify & COMPLETED:
-        queue_event(db, job_of(db.execute(Q["job_get_any"], {"id": job_id}).fetchone()), "completed", now)
+        tell_end(db, db.execute(Q["job_get_any"], {"id": job_id}).fetchone(), now)
     return True
 
 
@@ -224,8 +229,7 @@ def sweep_deadlines(db: sqlite3.Connection, now: float, limit: int) -> int:
         problem, reason = ends.deadline_problem(state)
         db.execute(Q["time_out"], {"seq": seq, "now": now, "error": to_json(problem), "reason": reason})
         if notify & COMPLETED:
-            found = db.execute(Q["jobs_get_seqs"], {"seqs": f"[{seq}]"}).fetchone()
-            queue_event(db, job_of(found), "completed", now)
+            tell_end(db, db.execute(Q["jobs_get_seqs"], {"seqs": f"[{seq}]"}).fetchone(), now)
     return len(rows)
 
 
@@ -243,6 +247,12 @@ def sweep_orphans(db: sqlite3.Connection, now: float, limit: int) -> tuple[list[
         else:
             db.execute(Q["orphan_again"], {"blob": blob, "next_at": now + ORPHAN_AGAIN_S})
     return [blob for blob, _, named in rows if not named], len(rows)
+
+
+def tell_end(db: sqlite3.Connection, row: Sequence[Any], at: float) -> None:
+    """Queue the event of a job that has come to its end, if its row can be read."""
+    if (job := readable(row)) is not None:
+        queue_event(db, job, "completed", at)
 
 
 def queue_event(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import msgspec
 from headrace.jobs.events import without_data
 from headrace.jobs.model import PRIORITY_RANK, Api, Job, NewJob, Payload, Priority, Value, Webhook
 from headrace.jobs.text import UNREADABLE, decode_json, encode_json
+
+log = logging.getLogger("headrace.jobs")
 
 ROW_BYTES = 2048
 """Bodies up to this lie in the job's row, larger ones beside it."""
@@ -49,8 +52,7 @@ def to_json(value: Any) -> str:
 def insert_row(new: NewJob, now: float) -> dict[str, Any]:
     """Parameters of ``job_insert``."""
     fields = {name: getattr(new, name) for name in _SPEC_FIELDS}
-    # What no UTF-8 can hold is the client's mistake, and refused here.
-    context = msgspec.json.encode(new.context).decode() if new.context else {}
+    context = to_json(new.context) if new.context else {}
     spec = Spec(**fields | {"input": without_data(new.input), "context": context})
     data = new.input.data
     return {
@@ -61,7 +63,7 @@ def insert_row(new: NewJob, now: float) -> dict[str, Any]:
         "key_id": new.key_id,
         "idempotency_key": new.idempotency_key,
         "fingerprint": new.fingerprint,
-        "spec": msgspec.json.encode(spec).decode(),
+        "spec": to_json(spec),
         "notify": notify_bits(new.webhook),
         "max_attempts": new.max_attempts,
         "retention_s": new.retention_s,
@@ -93,6 +95,15 @@ def new_job(new: NewJob, now: float) -> Job:
         created_at=now,
         deadline_at=None if new.ttl_s is None else now + new.ttl_s,
     )
+
+
+def readable(row: Sequence[Any]) -> Job | None:
+    """The job of a row; None, and a word in the log, when it is damaged: it must not stop the others."""
+    try:
+        return job_of(row)
+    except (ValueError, TypeError, RecursionError):
+        log.exception("job %s cannot be read", row[1])
+        return None
 
 
 def job_of(row: Sequence[Any]) -> Job:

@@ -2,6 +2,8 @@
 
 Whatever a method returns has been committed. All methods may be called from one event loop by many tasks at
 once; writes are grouped into few commits. Methods raise `StoreUnavailable` when the store does not answer.
+What workers write always can be kept: JSON with numbers of any size, and text in which U+FFFD takes the place
+of NUL and of surrogates. A record that cannot be read keeps no other job from its way.
 """
 
 from __future__ import annotations
@@ -87,6 +89,11 @@ class JobStore(Protocol):
         """A waiter is gone. When it was the last one, its job is cancelled and, with ``free_key``, lets go of
         its idempotency key, so that the same key runs again. Gives the job if that has just happened.
         """
+        ...
+
+    async def announce_blob(self, blob: str, until: float) -> None:
+        """A blob is about to be put for what is not stored yet. A sweep after ``until`` gives it unless something
+        names it by then: whatever kept that from being stored, the blob does not stay."""
         ...
 
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:
