@@ -166,6 +166,24 @@ async def blobs_of_dropped_results_are_given(harness: Harness) -> None:
         assert BLOB_A in await bench.store.sweep(bench.now)
 
 
+async def announced_blobs_are_given_unless_named(harness: Harness) -> None:
+    """A blob that was put for a job which was then not stored does not stay."""
+    async with opened(harness) as bench:
+        for blob in (BLOB_A, BLOB_B):
+            await bench.store.announce_blob(blob, bench.now + 600.0)
+        await bench.submit("a", input=Payload(blob=BLOB_B, size=1), retention_s=10.0)
+        bench.now += 599
+        assert list(await bench.store.sweep(bench.now)) == []
+        await bench.store.announce_blob(BLOB_A, bench.now + 600.0)
+        bench.now += 2
+        assert list(await bench.store.sweep(bench.now)) == [], "it was announced again"
+        bench.now += 600
+        assert list(await bench.store.sweep(bench.now)) == [BLOB_A]
+        await bench.finish(await bench.lease_one())
+        bench.now += 11
+        assert BLOB_B in await bench.store.sweep(bench.now)
+
+
 async def a_sweep_is_bounded(harness: Harness) -> None:
     """A sweep does about as much as it is told, and the next ones do the rest."""
     async with opened(harness) as bench:

@@ -328,6 +328,11 @@ WHERE j.id = g.id;
 DELETE FROM headrace.jobs WHERE id IN (SELECT id FROM headrace.jobs WHERE expires_at <= $1
     ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED);
 
+-- name: blob_later
+-- A blob that has no name yet: to be offered when it still has none then.
+INSERT INTO headrace.loose_blobs (blob, next_at) VALUES ($1, $2)
+ON CONFLICT (blob) DO UPDATE SET next_at = excluded.next_at, offers = 0;
+
 -- name: named_blobs
 -- Forget loose blobs that a job names after all, and those that were offered often enough.
 DELETE FROM headrace.loose_blobs WHERE blob IN (

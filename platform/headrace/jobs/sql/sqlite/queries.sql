@@ -209,6 +209,11 @@ WHERE job = (SELECT seq FROM jobs WHERE id = :id) AND number = :fence AND outcom
 -- A blob that may have no name.
 INSERT OR REPLACE INTO orphans (blob, next_at, offers) VALUES (:blob, 0, 0);
 
+-- name: orphan_later
+-- A blob that has no name yet: to be offered when it still has none at :next_at.
+INSERT INTO orphans (blob, next_at, offers) VALUES (:blob, :next_at, 0)
+ON CONFLICT (blob) DO UPDATE SET next_at = excluded.next_at, offers = 0;
+
 -- name: release
 -- Queue a running job again; :lost is 1 when that was through no fault of its own.
 UPDATE jobs SET state = 'queued', moved_at = :now, available_at = :now + :delay_s, lost = lost + :lost,
