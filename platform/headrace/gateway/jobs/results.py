@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -15,13 +16,15 @@ from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.lanes import Run
 from headrace.gateway.jobs.outcome import Release, judge, payload_fields, receipt_of
 from headrace.gateway.jobs.sink import Outcome
-from headrace.jobs.blobs import BlobStore
+from headrace.jobs.blobs import FRESH_S, BlobStore
 from headrace.jobs.model import INLINE_BYTES, Payload, Result
 from headrace.jobs.store import JobStore
 
 STORE_AGAIN_S = 1.0
 KEEP_RESULT_S = 120.0
 """A result that the store does not take is kept so long; then the job runs again, when its lease expires."""
+UNNAMED_S = FRESH_S + 60.0
+"""A blob may be without a name for so long: young ones are not deleted anyway."""
 
 
 class Results:
@@ -63,7 +66,7 @@ class Results:
         if verdict.body is not None:
             payload = payload_fields(verdict)
             if payload.size > INLINE_BYTES:
-                payload = await insist(lambda: store_payload(self._blobs, payload))
+                payload = await insist(lambda: store_payload(self._store, self._blobs, payload))
             result = msgspec.structs.replace(result, output=payload)
         job_id, fence = run.key
         stored = await insist(lambda: self._store.finish(job_id, fence, result, time.time()))
@@ -121,7 +124,13 @@ async def insist(act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
             await asyncio.sleep(STORE_AGAIN_S)
 
 
-async def store_payload(blobs: BlobStore, payload: Payload) -> Payload:
-    """The payload with its data in the blob store."""
-    sha256 = await blobs.put(payload.data)
+async def store_payload(store: JobStore, blobs: BlobStore, payload: Payload) -> Payload:
+    """The payload with its data in the blob store.
+
+    The job store knows of the blob before it is put: when nothing comes to name it (a submission that is refused,
+    a gateway that dies), a sweep removes it.
+    """
+    sha256 = await asyncio.to_thread(lambda: hashlib.sha256(payload.data).hexdigest())
+    await store.announce_blob(sha256, time.time() + UNNAMED_S)
+    await blobs.put(payload.data)
     return msgspec.structs.replace(payload, data=b"", blob=sha256)

@@ -197,9 +197,9 @@ class JobService:
         payload = Payload(content_type=content_type, data=body, size=len(body))
         if len(body) <= INLINE_BYTES:
             return payload
-        self._open()
+        store, _ = self._open()
         assert self._blobs is not None
-        return await store_payload(self._blobs, payload)
+        return await store_payload(store, self._blobs, payload)
 
     async def body(self, payload: Payload) -> bytes:
         """The bytes, wherever they are."""
