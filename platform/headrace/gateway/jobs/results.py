@@ -127,8 +127,8 @@ async def insist(act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 async def store_payload(store: JobStore, blobs: BlobStore, payload: Payload) -> Payload:
     """The payload with its data in the blob store.
 
-    The job store knows of the blob before it is put: when nothing comes to name it (a submission that is refused,
-    a gateway that dies), a sweep removes it.
+    The job store knows of the blob before it is put: when nothing comes to name it (a submission that is
+    refused, a gateway that dies), a sweep removes it.
     """
     sha256 = await asyncio.to_thread(lambda: hashlib.sha256(payload.data).hexdigest())
     await store.announce_blob(sha256, time.time() + UNNAMED_S)
