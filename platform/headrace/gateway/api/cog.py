@@ -17,10 +17,18 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import BadRequest, EndpointNotFound, NotFound, ValidationFailed
+from headrace.errors import EndpointNotFound, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import TaskExchange, json_response
+from headrace.gateway.api.given import (
+    check_input,
+    deadline_of,
+    decode,
+    key_of,
+    wanted_priority,
+)
 from headrace.gateway.api.jobs import JobsApi
-from headrace.gateway.api.runpod import output_value
+from headrace.gateway.api.runpod import left_out, output_value
+from headrace.gateway.api.waiting import answered, server_timing
 from headrace.gateway.auth import require
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.service import JobService
@@ -31,9 +39,12 @@ from headrace.jobs.state import COG_WORDS, FINAL
 from headrace.jobs.store import IdempotencyConflict
 
 MAX_BODY = 64 << 20
+BESIDE_BYTES = 256 << 10
+"""What may be in a body beside the input."""
 ECHO_BYTES = 256 << 10
 """The input is echoed in a prediction up to this size."""
 LONGEST_WAIT_S = 3600.0
+DEFAULT_TTL_S = 86_400.0
 EVENTS = {"start": "start", "output": "output", "logs": "logs", "completed": "completed"}
 _PATH = re.compile(r"/cog/([^/]+)/predictions(?:/([^/]+)(/cancel)?)?")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -56,6 +67,9 @@ class Route(NamedTuple):
     prediction: str
     cancel: bool
     timeout_s: float
+    """Of the endpoint."""
+    max_input: int
+    """``max_body`` of the endpoint."""
 
 
 class CogApi:
@@ -87,10 +101,12 @@ class CogApi:
         if state is None or state.route.state == "deleting":
             raise EndpointNotFound(f"no endpoint {name[:80]!r}.", hint="`headrace list` shows what there is.")
         request.key = record.id
-        request.target = Route(record, name, prediction, cancel, state.route.timeout_s)
-        return (
-            min(MAX_BODY, state.route.max_body + ECHO_BYTES) if method != b"GET" and not cancel else 1 << 16
-        )
+        largest = state.route.max_body
+        request.target = Route(record, name, prediction, cancel, state.route.timeout_s, largest)
+        if method == b"GET" or cancel:
+            return 1 << 16
+        deadline_of(request.head), wanted_priority(request.head), key_of(request.head)
+        return min(MAX_BODY, largest + BESIDE_BYTES)
 
     def start(self, request: Request) -> None:
         """Answer a request that `admit` let in."""
@@ -105,27 +121,32 @@ class CogApi:
             return json_response(request, 200, {})
         if request.head.method == b"GET":
             return json_response(request, 200, await self._document(await self._known(route)))
-        job, is_new = await self._submit(request, route)
+        body = decode(request.body, PredictionBody, hint='Send {"input": {...}}.')
+        job, is_new = await self._submit(request, route, body)
         if JobsApi.wants_async(request):
             extra = b"Preference-Applied: respond-async\r\n"
             return json_response(
                 request, 202 if is_new or job.state not in FINAL else 200, await self._document(job), extra
             )
-        done = await self._service.wait(job.project, job.id, LONGEST_WAIT_S)
-        return json_response(request, 200, await self._document(done or job))
+        # Under its id or key the client may come back, and with a webhook it hears of the end.
+        nobody = not (route.prediction or body.id or body.webhook or request.head.idempotency_key)
+        done = await answered(self._service, request, job, LONGEST_WAIT_S, cancel=nobody) or job
+        return json_response(request, 200, await self._document(done), server_timing(done))
 
-    async def _submit(self, request: Request, route: Route) -> tuple[Job, bool]:
-        body = _parse(request.body)
+    async def _submit(self, request: Request, route: Route, body: PredictionBody) -> tuple[Job, bool]:
         named = route.prediction or body.id or ""
         if body.id is not None and route.prediction and body.id != route.prediction:
             raise ValidationFailed("id: the body names another prediction than the path.")
         if named and not _ID.fullmatch(named):
             raise ValidationFailed("id: use 1 to 128 of A-Z, a-z, 0-9, '_', '.' and '-'.")
         data = bytes(body.input)
+        check_input(data, route.max_input)
+        echo = data.decode("utf-8", "replace") if len(data) <= ECHO_BYTES else ""
         events = tuple(body.webhook_events_filter or ()) or tuple(EVENTS)
         if unknown := set(events) - set(EVENTS):
             raise ValidationFailed(f"webhook_events_filter: {sorted(unknown)} are none of {sorted(EVENTS)}.")
         waits = not JobsApi.wants_async(request)
+        deadline = deadline_of(request.head)
         new = NewJob(
             id=_job_id(route, named) if named else f"cog-{secrets.token_hex(12)}",
             project=route.record.project,
@@ -133,15 +154,18 @@ class CogApi:
             api="cog",
             input=await self._service.payload("application/json", data),
             key_id=route.record.id,
-            fingerprint=hashlib.sha256(data).hexdigest(),
+            # A prediction that the client named has its id for a key.
+            idempotency_key=None if named else key_of(request.head),
+            fingerprint=_fingerprint(data),
+            priority=wanted_priority(request.head) or "normal",
             webhook=Webhook(url=body.webhook, events=events) if body.webhook else None,
-            execution_timeout_s=route.timeout_s,
+            # Who waits for the answer gives up then, wherever the time went.
+            ttl_s=min(deadline, DEFAULT_TTL_S) if waits and deadline else DEFAULT_TTL_S,
+            execution_timeout_s=min(route.timeout_s, deadline) if deadline else route.timeout_s,
             retention_s=SYNC_RETENTION_S if waits and not named else ASYNC_RETENTION_S,
-            context={"name": named, "input": msgspec.Raw(data)}
-            if len(data) <= ECHO_BYTES
-            else {"name": named},
+            # As text: what it holds (numbers above 64 bits, NUL) is nothing to the store.
+            context={"name": named, "input": echo},
         )
-        new = msgspec.structs.replace(new, context=msgspec.json.decode(msgspec.json.encode(new.context)))
         job, is_new = await self._service.submit(new)
         if job.fingerprint != new.fingerprint:
             raise IdempotencyConflict(
@@ -170,7 +194,7 @@ def prediction(job: Job, output: bytes | None) -> dict[str, Any]:
     doc: dict[str, Any] = {
         "id": job.context.get("name") or job.id,
         "status": COG_WORDS[job.state],
-        "input": job.context.get("input", {}),
+        "input": msgspec.Raw(str(job.context.get("input") or "{}").encode()),
         "output": output_value(job.output, output) if job.output is not None and output is not None else None,
         "error": None,
         "logs": "",
@@ -191,6 +215,8 @@ def prediction(job: Job, output: bytes | None) -> dict[str, Any]:
 def webhook_document(event: Event, output: bytes | None) -> dict[str, Any]:
     """What a Cog webhook carries: the prediction, with the items so far for ``output``."""
     doc = prediction(event.job, output)
+    if event.job.output is not None and output is None:
+        doc["error"] = left_out(event.job.id, event.job.output)
     if event.chunks:
         doc["output"] = [msgspec.Raw(chunk) for chunk in event.chunks]
     return doc
@@ -206,10 +232,8 @@ def _time(at: float | None) -> str | None:
     return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
 
 
-def _parse(body: bytes) -> PredictionBody:
-    try:
-        return msgspec.json.decode(body, type=PredictionBody)
-    except msgspec.ValidationError as error:
-        raise ValidationFailed(f"the body: {error}.", hint='Send {"input": {...}}.') from None
-    except msgspec.DecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error}.", hint='Send {"input": {...}}.') from None
+def _fingerprint(data: bytes) -> str:
+    """The same for the same input, however it is spaced and its members are ordered (but a large one)."""
+    if len(data) <= ECHO_BYTES:
+        data = msgspec.json.encode(decode(data, object, what="the input"), order="sorted")
+    return hashlib.sha256(data).hexdigest()

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from headrace.errors import BadRequest, HeadraceError, RequestError
+from headrace.gateway.answer import error_tail
+from headrace.gateway.api.given import too_deep
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response, status_line
 
@@ -22,6 +24,7 @@ class TaskExchange:
     def __init__(self, request: Request, work: Callable[[TaskExchange], Awaitable[bytes | None]]) -> None:
         self.request = request
         self.begun = False
+        self._media = b""
         self._writable = asyncio.Event()
         self._writable.set()
         request.exchange = self
@@ -44,12 +47,18 @@ class TaskExchange:
         """The client has caught up."""
         self._writable.set()
 
+    def fail(self, error: RequestError) -> None:
+        """End the work, and tell the client why."""
+        self._task.cancel()
+        self._fail(error)
+
     # -- streams --------------------------------------------------------------------------------
 
     def begin(self, content_type: bytes) -> None:
         """Send the head of a streamed answer."""
         request = self.request
         self.begun = True
+        self._media = content_type
         chunked = b"" if request.head.http10 else b"Transfer-Encoding: chunked\r\n"
         close = b"Connection: close\r\n" if request.client.closes(request) else b""
         request.client.write(
@@ -81,6 +90,8 @@ class TaskExchange:
             data = await work(self)
         except RequestError as error:
             self._fail(error)
+        except RecursionError:
+            self._fail(too_deep())
         except (HeadraceError, ValueError) as error:
             self._fail(BadRequest(str(error)))
         except Exception as error:
@@ -91,10 +102,14 @@ class TaskExchange:
                 request.client.reply(request, data)
 
     def _fail(self, error: RequestError) -> None:
-        if self.begun:
-            self.request.client.cut(self.request)
-        else:
-            self.request.client.fail(self.request, error)
+        request = self.request
+        if not self.begun:
+            request.client.fail(request, error)
+            return
+        tail = error_tail(self._media, error, request.id, b"\n")
+        if tail:
+            request.client.write(tail if request.head.http10 else b"%x\r\n%b\r\n" % (len(tail), tail))
+        request.client.cut(request)
 
 
 def json_response(request: Request, status: int, value: object, extra: bytes = b"") -> bytes:

@@ -4,6 +4,7 @@ and calls to ``/e/{endpoint}`` with ``Prefer: respond-async``."""
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -14,8 +15,6 @@ import msgspec
 
 from headrace import wire
 from headrace.errors import (
-    BadRequest,
-    BodyTooLarge,
     Conflict,
     EndpointNotFound,
     Forbidden,
@@ -24,6 +23,14 @@ from headrace.errors import (
     VersionNotFound,
 )
 from headrace.gateway.api.exchange import TaskExchange, json_response
+from headrace.gateway.api.given import (
+    check_input,
+    checked_key,
+    deadline_of,
+    decode,
+    key_of,
+    wanted_priority,
+)
 from headrace.gateway.api.native import Target
 from headrace.gateway.auth import may_call, require, require_endpoint
 from headrace.gateway.head import MethodNotAllowed
@@ -38,7 +45,6 @@ from headrace.jobs.state import FINAL, JOB_MOVES, RETRYABLE, JobState
 MAX_BODY = 64 << 20
 MAX_WAIT_S = 300.0
 DEFAULT_TTL_S = 86_400.0
-MAX_KEY_CHARS = 255
 _ROUTES = re.compile(
     rb"/api/v1/(?:(jobs)(?:/([^/]+)(?:/(output|stream|cancel|retry))?)?|endpoints/([^/]+)/purge"
     rb"|(webhooks/secret))"
@@ -63,7 +69,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     endpoint: str
     """``name`` or ``name@version``."""
     input: msgspec.Raw = msgspec.Raw(b"{}")
-    priority: Priority = "normal"
+    priority: Priority | None = None
     webhook: str | WebhookBody | None = None
     ttl_s: Seconds = DEFAULT_TTL_S
     execution_timeout_s: Seconds | None = None
@@ -134,7 +140,7 @@ class JobsApi:
         async def work(exchange: TaskExchange) -> bytes:
             head = request.head
             content_type = head.content_type.decode("latin-1")
-            key = head.idempotency_key.decode("latin-1") or None
+            key = key_of(head)
             new = await self._new_job(
                 request, project, target, Payload(content_type=content_type, data=request.body), key
             )
@@ -201,12 +207,8 @@ class JobsApi:
                 _known(None, route.name)
 
     async def _create(self, request: Request, project: str) -> bytes:
-        try:
-            body = msgspec.json.decode(request.body, type=JobBody)
-        except msgspec.ValidationError as error:
-            raise ValidationFailed(f"the job: {error}.") from None
-        except msgspec.DecodeError as error:
-            raise BadRequest(f"the body is not JSON: {error}.") from None
+        body = decode(request.body, JobBody, what="the job")
+        head = request.head
         name, at, wanted = body.endpoint.partition("@")
         require_endpoint(request.target.record, name)
         state = self._service.endpoint(project, name) if ":" not in name else None
@@ -221,16 +223,16 @@ class JobsApi:
                 )
             version = int(wanted)
         data = bytes(body.input)
-        if len(data) > state.route.max_body:
-            raise BodyTooLarge(
-                f"the input is above {state.route.max_body} bytes.", limit=state.route.max_body
-            )
-        timeout_s = body.execution_timeout_s or state.route.timeout_s
-        target = Target(state, version, b"/", timeout_s, False, body.priority)
-        header = request.head.idempotency_key.decode("latin-1")
-        if header and body.idempotency_key and header != body.idempotency_key:
+        check_input(data, state.route.max_body)
+        # What the body says counts more than what the headers say.
+        deadline, priority = deadline_of(head), wanted_priority(head)
+        timeout_s = body.execution_timeout_s or min(deadline or math.inf, state.route.timeout_s)
+        priority = body.priority or priority or "normal"
+        target = Target(state, version, b"/", timeout_s, False, priority)
+        key = key_of(head)
+        if key and body.idempotency_key and key != body.idempotency_key:
             raise ValidationFailed("two different idempotency keys, one in the body and one in the header.")
-        key = header or body.idempotency_key or None
+        key = checked_key(key or body.idempotency_key or None)
         new = await self._new_job(request, project, target, Payload(data=data), key)
         changes: dict[str, Any] = {"ttl_s": body.ttl_s, "execution_timeout_s": timeout_s}
         if body.retention_s is not None:
@@ -247,8 +249,6 @@ class JobsApi:
     async def _new_job(
         self, request: Request, project: str, target: Target, body: Payload, key: str | None
     ) -> NewJob:
-        if key is not None and len(key) > MAX_KEY_CHARS:
-            raise BadRequest(f"Idempotency-Key: longer than {MAX_KEY_CHARS} characters.")
         digest = hashlib.sha256()
         for part in (request.head.method, target.path, str(target.version).encode(), body.data):
             digest.update(b"%d:%b" % (len(part), part))

@@ -13,8 +13,9 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import BadRequest, BodyTooLarge, EndpointNotFound, NotFound
+from headrace.errors import BadRequest, BodyTooLarge, EndpointNotFound, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import json_response
+from headrace.gateway.api.given import decode
 from headrace.gateway.api.native import Target, priority_of, timeout_of
 from headrace.gateway.api.openai_client import OpenAiClient
 from headrace.gateway.auth import may_call, require
@@ -188,8 +189,8 @@ def _model(name: str, project: str) -> dict[str, object]:
 
 def _parse(data: bytes) -> Body:
     try:
-        return msgspec.json.decode(data, type=Body)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"the body: {error}.", code="invalid_type") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is not JSON: {error}.", code="invalid_json") from None
+        return decode(data, Body)
+    except ValidationFailed as error:
+        raise BadRequest(error.message, code="invalid_type") from None
+    except BadRequest as error:
+        raise BadRequest(error.message, code="invalid_json") from None

@@ -118,7 +118,7 @@ _JOBS: Doc = {
                 ),
                 **problems(*_API),
             },
-            _KEY, body=ref("JobBody"),
+            _KEY, _TIMEOUT, _PRIORITY, body=ref("JobBody"),
         ),
     },
     "/api/v1/jobs/{id}": {"get": _op("show_job", "One job with its attempts and receipt", _JOB, _ID, _WAIT)},
@@ -153,16 +153,19 @@ _JOBS: Doc = {
     },
 }  # fmt: skip
 
+_GIVEN = (_KEY, _TIMEOUT, _PRIORITY)
+_TIMED = {"Server-Timing": {"schema": TEXT}}
+_TIMED_JOB = answer("The job, with its receipt when it has ended", ref("RunPodJob"), headers=_TIMED)
 _RUNPOD_JOB = {"200": answer("The job", ref("RunPodJob")), **problems(*_API)}
 _MS: Doc = {"type": "integer", "minimum": 1000, "maximum": 300_000}
 _RUNPOD: Doc = {
     "/v2/{endpoint}/run": {
-        "post": _op("runpod_run", "Submit", _RUNPOD_JOB, _ENDPOINT, _KEY, body=ref("RunPodInput"))
+        "post": _op("runpod_run", "Submit", _RUNPOD_JOB, _ENDPOINT, *_GIVEN, body=ref("RunPodInput"))
     },
     "/v2/{endpoint}/runsync": {
         "post": _op(
-            "runpod_runsync", "Submit and wait", _RUNPOD_JOB, _ENDPOINT,
-            _query("wait", "Milliseconds", _MS), _KEY, body=ref("RunPodInput"),
+            "runpod_runsync", "Submit and wait", {**_RUNPOD_JOB, "200": _TIMED_JOB}, _ENDPOINT,
+            _query("wait", "Milliseconds", _MS), *_GIVEN, body=ref("RunPodInput"),
         )
     },
     "/v2/{endpoint}/status/{id}": {"get": _op("runpod_status", "Status", _RUNPOD_JOB, _ENDPOINT, _ID)},
@@ -192,7 +195,7 @@ _RUNPOD: Doc = {
     },
 }  # fmt: skip
 
-_PREDICTED = {"200": answer("The prediction", ref("Prediction")), **problems(*_API)}
+_PREDICTED = {"200": answer("The prediction", ref("Prediction"), headers=_TIMED), **problems(*_API)}
 _ACCEPTED = _PREDICTED | {"202": answer("It has begun", ref("Prediction"))}
 _PREDICTION = {
     "name": "id", "in": "path", "required": True, "description": "The prediction's",
@@ -200,13 +203,13 @@ _PREDICTION = {
 }  # fmt: skip
 _COG: Doc = {
     "/cog/{endpoint}/predictions": {
-        "post": _op("cog_predict", "Predict", _ACCEPTED, _ENDPOINT, _PREFER, body=ref("CogInput"))
+        "post": _op("cog_predict", "Predict", _ACCEPTED, _ENDPOINT, _PREFER, *_GIVEN, body=ref("CogInput"))
     },
     "/cog/{endpoint}/predictions/{id}": {
         "get": _op("cog_get", "A prediction", _PREDICTED, _ENDPOINT, _PREDICTION),
         "put": _op(
             "cog_put", "Predict under an id; the same id again is the same prediction", _ACCEPTED,
-            _ENDPOINT, _PREDICTION, _PREFER, body=ref("CogInput"),
+            _ENDPOINT, _PREDICTION, _PREFER, _TIMEOUT, _PRIORITY, body=ref("CogInput"),
         ),
     },
     "/cog/{endpoint}/predictions/{id}/cancel": {

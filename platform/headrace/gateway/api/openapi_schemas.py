@@ -151,7 +151,7 @@ SCHEMAS: Doc = {
         {"endpoint": {"type": "string", "description": "`name` or `name@version`"}},
         {
             "input": ANY,
-            "priority": {"enum": list(get_args(Priority))},
+            "priority": maybe({"enum": list(get_args(Priority))}),
             "webhook": maybe({"anyOf": [TEXT, record({"url": TEXT}, {"events": array(TEXT)})]}),
             "ttl_s": _SECONDS,
             "execution_timeout_s": maybe(_SECONDS),
@@ -173,7 +173,7 @@ SCHEMAS: Doc = {
                             {"type": "number", "exclusiveMinimum": 0, "maximum": 604_800_000}
                         ),
                         "ttl": maybe({"type": "number", "exclusiveMinimum": 0, "maximum": 604_800_000}),
-                        "lowPriority": BOOLEAN,
+                        "lowPriority": maybe(BOOLEAN),
                     },
                 )
             ),

@@ -7,6 +7,7 @@ object with both keys, gives each item once, and knows no CANCELLED (its loop wo
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 from typing import Annotated, Any, NamedTuple
@@ -15,8 +16,16 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import BadRequest, BodyTooLarge, Conflict, EndpointNotFound, NotFound, ValidationFailed
+from headrace.errors import BodyTooLarge, Conflict, EndpointNotFound, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import TaskExchange, json_response
+from headrace.gateway.api.given import (
+    check_input,
+    deadline_of,
+    decode,
+    key_of,
+    wanted_priority,
+)
+from headrace.gateway.api.waiting import answered, server_timing
 from headrace.gateway.auth import require
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.documents import is_json
@@ -29,7 +38,11 @@ from headrace.jobs.state import FINAL, RETRYABLE, RUNPOD_WORDS
 RUN_BYTES = 10_000_000
 RUNSYNC_BYTES = 20_000_000
 DEFAULT_WAIT_MS, SHORTEST_WAIT_MS, LONGEST_WAIT_MS = 90_000, 1_000, 300_000
+BESIDE_BYTES = 256 << 10
+"""What may be in a body beside the input."""
 DEFAULT_TTL_S = 86_400.0
+SYNC_ID = "sync-"
+"""So the ids of ``runsync`` begin."""
 STREAM_ITEMS = 1000
 """Items in one answer of ``stream``."""
 _PATH = re.compile(r"/v2/([^/]+)/(run|runsync|purge-queue|health|status|stream|cancel|retry)(?:/([^/]+))?")
@@ -44,7 +57,7 @@ class Policy(msgspec.Struct):
 
     executionTimeout: Milliseconds | None = None
     ttl: Milliseconds | None = None
-    lowPriority: bool = False
+    lowPriority: bool | None = None
 
 
 class RunBody(msgspec.Struct):
@@ -63,6 +76,10 @@ class Route(NamedTuple):
     action: str
     job_id: str
     wait_s: float
+    max_input: int
+    """``max_body`` of the endpoint."""
+    timeout_s: float
+    """Of the endpoint."""
 
 
 class RunpodApi:
@@ -93,9 +110,14 @@ class RunpodApi:
         state = self._service.endpoint(record.project, name) if ":" not in name else None
         if state is None or state.route.state == "deleting":
             raise EndpointNotFound(f"no endpoint {name[:80]!r}.", hint="`headrace list` shows what there is.")
+        wait_s = _wait(query) if action == "runsync" else 0.0
+        largest, longest = state.route.max_body, state.route.timeout_s
         request.key = record.id
-        request.target = Route(record, name, action, job_id, _wait(query) if action == "runsync" else 0.0)
-        return RUN_BYTES if action == "run" else RUNSYNC_BYTES if action == "runsync" else 1 << 16
+        request.target = Route(record, name, action, job_id, wait_s, largest, longest)
+        if action not in ("run", "runsync"):
+            return 1 << 16
+        deadline_of(request.head), wanted_priority(request.head), key_of(request.head)
+        return min(RUN_BYTES if action == "run" else RUNSYNC_BYTES, largest + BESIDE_BYTES)
 
     def start(self, request: Request) -> None:
         """Answer a request that `admit` let in."""
@@ -107,9 +129,9 @@ class RunpodApi:
         project, service = route.record.project, self._service
         match route.action:
             case "run" | "runsync":
-                found = await self._run(request, route)
+                return await self._run(request, route)
             case "status":
-                found = await self._document(await self._job(route), RUN_BYTES)
+                found = await self._document(await self._job(route))
             case "stream":
                 found = await self._stream(await self._job(route))
             case "cancel":
@@ -124,16 +146,17 @@ class RunpodApi:
                 found = await self._health(route)
         return json_response(request, 200, found)
 
-    async def _run(self, request: Request, route: Route) -> dict[str, Any]:
+    async def _run(self, request: Request, route: Route) -> bytes:
         sync = route.action == "runsync"
-        body = _parse(request.body)
+        body = decode(request.body, RunBody, hint='Send {"input": ...}.')
         policy = body.policy or Policy()
-        state = self._service.endpoint(route.record.project, route.endpoint)
-        longest = state.route.timeout_s if state is not None else 600.0
-        key = request.head.idempotency_key.decode("latin-1") or None
+        key, deadline = key_of(request.head), deadline_of(request.head)
         data = bytes(body.input)
+        check_input(data, route.max_input)
+        ttl = policy.ttl / 1000 if policy.ttl else DEFAULT_TTL_S
+        longest = min((policy.executionTimeout or math.inf) / 1000, route.timeout_s)
         new = NewJob(
-            id=f"{'sync-' if sync else ''}{secrets.token_hex(16)}",
+            id=f"{SYNC_ID if sync else ''}{secrets.token_hex(16)}",
             project=route.record.project,
             endpoint=route.endpoint,
             api="runpod",
@@ -141,19 +164,22 @@ class RunpodApi:
             key_id=route.record.id,
             idempotency_key=key,
             fingerprint=hashlib.sha256(data).hexdigest() if key else "",
-            priority="low" if policy.lowPriority else "normal",
+            priority=wanted_priority(request.head) or ("low" if policy.lowPriority else "normal"),
             webhook=Webhook(url=body.webhook) if body.webhook else None,
-            ttl_s=policy.ttl / 1000 if policy.ttl else DEFAULT_TTL_S,
-            execution_timeout_s=policy.executionTimeout / 1000 if policy.executionTimeout else longest,
+            # Who waits for the answer gives up then, wherever the time went.
+            ttl_s=min(ttl, deadline) if sync and deadline else ttl,
+            execution_timeout_s=min(longest, deadline) if deadline else longest,
             retention_s=SYNC_RETENTION_S if sync else ASYNC_RETENTION_S,
         )
         job, _ = await self._service.submit(new)
         if not sync:
-            return {"id": job.id, "status": "IN_QUEUE" if job.state == "queued" else RUNPOD_WORDS[job.state]}
-        done = await self._service.wait(job.project, job.id, route.wait_s)
+            return json_response(request, 200, {"id": job.id, "status": RUNPOD_WORDS[job.state]})
+        # With a key the client may come back, and with a webhook it hears of the end.
+        nobody = key is None and body.webhook is None
+        done = await answered(self._service, request, job, route.wait_s, cancel=nobody)
         if done is None or done.state not in FINAL:
-            return {"id": job.id, "status": "IN_PROGRESS"}
-        return await self._document(done, RUNSYNC_BYTES)
+            return json_response(request, 200, {"id": job.id, "status": "IN_PROGRESS"})
+        return json_response(request, 200, await self._document(done), server_timing(done))
 
     async def _stream(self, job: Job) -> dict[str, Any]:
         """The items that no gateway has given yet. What is there when the job is final is all."""
@@ -193,9 +219,10 @@ class RunpodApi:
             )
         return job
 
-    async def _document(self, job: Job, limit: int) -> dict[str, Any]:
+    async def _document(self, job: Job) -> dict[str, Any]:
         output: bytes | None = None
         if job.output is not None:
+            limit = RUNSYNC_BYTES if job.id.startswith(SYNC_ID) else RUN_BYTES
             if job.output.size > limit:
                 raise BodyTooLarge(
                     f"the result of job {job.id} has {job.output.size} bytes, above {limit}.",
@@ -225,8 +252,16 @@ def job_document(job: Job, output: bytes | None) -> dict[str, Any]:
 
 
 def webhook_document(event: Event, output: bytes | None) -> dict[str, Any]:
-    """What a RunPod webhook carries."""
-    return job_document(event.job, output)
+    """What a RunPod webhook carries. Of an output that is too large for one it says so, and where it is."""
+    doc = job_document(event.job, output)
+    if event.job.output is not None and output is None:
+        doc["error"] = left_out(event.job.id, event.job.output)
+    return doc
+
+
+def left_out(job_id: str, output: Payload) -> str:
+    """What a webhook says in place of an output that it does not carry."""
+    return f"the output has {output.size} bytes, too many for a webhook: GET /api/v1/jobs/{job_id}/output"
 
 
 def output_value(payload: Payload, data: bytes) -> Any:
@@ -236,15 +271,6 @@ def output_value(payload: Payload, data: bytes) -> Any:
     if payload.content_type.startswith("text/"):
         return data.decode("utf-8", "replace")
     return data
-
-
-def _parse(body: bytes) -> RunBody:
-    try:
-        return msgspec.json.decode(body, type=RunBody)
-    except msgspec.ValidationError as error:
-        raise ValidationFailed(f"the body: {error}.", hint='Send {"input": ...}.') from None
-    except msgspec.DecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error}.", hint='Send {"input": ...}.') from None
 
 
 def _wait(query: str) -> float:

@@ -1,0 +1,65 @@
+"""What requests give, read alike by all APIs: body, ``Idempotency-Key``, deadline and priority."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from headrace.errors import BadRequest, BodyTooLarge, ValidationFailed
+from headrace.gateway.api.native import priority_of, timeout_of
+from headrace.gateway.head import Head
+from headrace.jobs.model import Priority
+
+MAX_KEY_CHARS = 255
+
+T = TypeVar("T")
+
+
+def decode(body: bytes, type: type[T], *, what: str = "the body", hint: str = "") -> T:
+    """The body as a value of ``type``. Raises `ValidationFailed`, or `BadRequest` for what is no JSON."""
+    try:
+        return msgspec.json.decode(body, type=type)
+    except msgspec.ValidationError as error:
+        raise ValidationFailed(f"{what}: {error}.", hint=hint) from None
+    except RecursionError:
+        raise too_deep(what) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{what} is not JSON: {error}.", hint=hint) from None
+
+
+def too_deep(what: str = "the body") -> ValidationFailed:
+    """The error for JSON with more levels than the interpreter can follow."""
+    return ValidationFailed(f"{what} is nested too deeply.", hint="Send it flatter.")
+
+
+def key_of(head: Head) -> str | None:
+    """``Idempotency-Key``. Raises `BadRequest`."""
+    return checked_key(head.idempotency_key.decode("latin-1") or None)
+
+
+def checked_key(key: str | None) -> str | None:
+    """The key, if it is not too long. Raises `BadRequest`."""
+    if key is not None and len(key) > MAX_KEY_CHARS:
+        raise BadRequest(f"Idempotency-Key: longer than {MAX_KEY_CHARS} characters.")
+    return key
+
+
+def deadline_of(head: Head) -> float | None:
+    """``X-Headrace-Timeout``, in seconds; None: not given. Raises `BadRequest`."""
+    return timeout_of(head.timeout, float("inf")) if head.timeout else None
+
+
+def wanted_priority(head: Head) -> Priority | None:
+    """``X-Headrace-Priority``; None: not given. Raises `BadRequest`."""
+    return priority_of(head.priority) if head.priority else None
+
+
+def check_input(data: bytes, limit: int) -> None:
+    """Raises `BodyTooLarge` for an input above the endpoint's ``max_body``."""
+    if len(data) > limit:
+        raise BodyTooLarge(
+            f"the input of {len(data)} bytes is above {limit} bytes.",
+            hint="Raise the endpoint's max_body.",
+            limit=limit,
+        )
