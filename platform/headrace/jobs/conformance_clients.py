@@ -268,6 +268,9 @@ async def lists_by_endpoint_and_state(harness: Harness) -> None:
         assert await ids(states=("failed", "running")) == ["j1", "j0"]
         assert await ids(states=("queued",)) == ["j5", "j4", "j3", "j2"]
         assert await ids(endpoint="e1", states=("queued",)) == ["j5", "j3"]
+        await bench.submit("j6", endpoint="e2")
+        assert await ids(endpoint=("e0", "e1")) == ["j5", "j4", "j3", "j2", "j1", "j0"]
+        assert await ids(endpoint=("e0", "e2"), states=("queued",)) == ["j6", "j4", "j2"]
         assert await ids(endpoint="none") == []
 
 

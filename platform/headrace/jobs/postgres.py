@@ -78,7 +78,7 @@ class PostgresStore:
         self,
         project: str,
         *,
-        endpoint: str | None = None,
+        endpoint: str | tuple[str, ...] | None = None,
         states: Sequence[JobState] = (),
         limit: int = 100,
         cursor: str | None = None,
@@ -86,10 +86,11 @@ class PostgresStore:
         """See `JobStore.list`."""
         before = int(cursor) if cursor and cursor.isascii() and cursor.isdigit() else _LAST
         before = min(before, _LAST)
-        if endpoint is None and not states:
+        names = [endpoint] if isinstance(endpoint, str) else list(endpoint or ())
+        if not names and not states:
             rows = await self._rows("list", project, before, limit + 1)
         else:
-            rows = await self._rows("list_some", project, before, limit + 1, endpoint, list(states))
+            rows = await self._rows("list_some", project, before, limit + 1, names, list(states))
         more = len(rows) > limit
         return [job_of_row(row) for row in rows[:limit]], str(rows[limit - 1]["seq"]) if more else None
 
@@ -154,6 +155,10 @@ class PostgresStore:
             self._folds.add(task)
             task.add_done_callback(self._folds.discard)
         oldest = await self._value("oldest", project, endpoint) if found.get("queued") else None
+        if found.get("running"):
+            unsent = min(found["running"], await self._value("unsent", project, endpoint))
+            found["running"] -= unsent
+            found["queued"] = found.get("queued", 0) + unsent
         return Counts(**found, oldest_queued_at=oldest)
 
     # -- workers ------------------------------------------------------------------------------
@@ -182,10 +187,16 @@ class PostgresStore:
         return [job_id for job_id, _ in leases if job_id not in held]
 
     async def note(
-        self, job_id: str, fence: int, *, instance: str = "", progress: bytes | None = None
+        self,
+        job_id: str,
+        fence: int,
+        *,
+        instance: str = "",
+        progress: bytes | None = None,
+        sent_at: float | None = None,
     ) -> bool:
         """See `JobStore.note`."""
-        return await self._writes.note(Note(job_id, fence, clean(instance), progress))
+        return await self._writes.note(Note(job_id, fence, clean(instance), progress, sent_at))
 
     async def append(self, job_id: str, fence: int, first_seq: int, items: Sequence[bytes]) -> bool:
         """See `JobStore.append`."""
@@ -202,10 +213,18 @@ class PostgresStore:
         return stored
 
     async def release(
-        self, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float = 0.0
+        self,
+        job_id: str,
+        fence: int,
+        now: float,
+        *,
+        reason: str,
+        lost: bool,
+        delay_s: float = 0.0,
+        unsent: bool = False,
     ) -> bool:
         """See `JobStore.release`."""
-        return await self._writes.release(Release(job_id, fence, clean(reason), lost, now, delay_s))
+        return await self._writes.release(Release(job_id, fence, clean(reason), lost, now, delay_s, unsent))
 
     async def release_owner(self, owner: str, now: float) -> int:
         """See `JobStore.release_owner`."""

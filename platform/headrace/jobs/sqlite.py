@@ -67,7 +67,7 @@ class SqliteStore:
         self,
         project: str,
         *,
-        endpoint: str | None = None,
+        endpoint: str | tuple[str, ...] | None = None,
         states: Sequence[JobState] = (),
         limit: int = 100,
         cursor: str | None = None,
@@ -77,12 +77,13 @@ class SqliteStore:
         args = {"project": project, "before": min(before, _NEWEST), "limit": limit + 1}
 
         def run(db: sqlite3.Connection) -> Sequence[Any]:
-            if endpoint is None and not states:
+            names = (endpoint,) if isinstance(endpoint, str) else endpoint or ()
+            if not names and not states:
                 return db.execute(Q["list_project"], args).fetchall()
             groups = [
                 db.execute(Q["list_state"], args | {"endpoint": name, "state": state}).fetchall()
                 for name, state in db.execute(Q["list_groups"], args).fetchall()
-                if endpoint in (None, name) and (not states or state in states)
+                if (not names or name in names) and (not states or state in states)
             ]
             return list(heapq.merge(*groups, key=lambda row: -row[0]))[: limit + 1]
 
@@ -141,6 +142,9 @@ class SqliteStore:
 
         def run(db: sqlite3.Connection) -> Counts:
             numbers = dict(db.execute(Q["counts"], args).fetchall())
+            if numbers.get("running") and (unsent := db.execute(Q["unsent"], args).fetchone()[0]):
+                numbers["running"] -= unsent
+                numbers["queued"] = numbers.get("queued", 0) + unsent
             oldest = db.execute(Q["oldest_queued"], args).fetchone() if numbers.get("queued") else None
             return Counts(**numbers, oldest_queued_at=oldest[0] if oldest else None)
 
@@ -176,12 +180,17 @@ class SqliteStore:
         return await self._write(lambda db: moves.heartbeat(db, owner, held, until)) if held else ()
 
     async def note(
-        self, job_id: str, fence: int, *, instance: str = "", progress: bytes | None = None
+        self,
+        job_id: str,
+        fence: int,
+        *,
+        instance: str = "",
+        progress: bytes | None = None,
+        sent_at: float | None = None,
     ) -> bool:
         """See `JobStore.note`."""
-        return await self._write(
-            lambda db: moves.note(db, job_id, fence, instance=clean(instance), progress=progress)
-        )
+        what: dict[str, Any] = {"instance": clean(instance), "progress": progress, "sent_at": sent_at}
+        return await self._write(lambda db: moves.note(db, job_id, fence, **what))
 
     async def append(self, job_id: str, fence: int, first_seq: int, items: Sequence[bytes]) -> bool:
         """See `JobStore.append`."""
@@ -197,12 +206,19 @@ class SqliteStore:
         return await self._write(lambda db: moves.finish(db, job_id, fence, row, result))
 
     async def release(
-        self, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float = 0.0
+        self,
+        job_id: str,
+        fence: int,
+        now: float,
+        *,
+        reason: str,
+        lost: bool,
+        delay_s: float = 0.0,
+        unsent: bool = False,
     ) -> bool:
         """See `JobStore.release`."""
-        return await self._write(
-            lambda db: moves.release(db, job_id, fence, now, reason=clean(reason), lost=lost, delay_s=delay_s)
-        )
+        how: dict[str, Any] = {"reason": clean(reason), "lost": lost, "delay_s": delay_s, "unsent": unsent}
+        return await self._write(lambda db: moves.release(db, job_id, fence, now, **how))
 
     async def release_owner(self, owner: str, now: float) -> int:
         """See `JobStore.release_owner`."""

@@ -58,12 +58,15 @@ class JobStore(Protocol):
         self,
         project: str,
         *,
-        endpoint: str | None = None,
+        endpoint: str | tuple[str, ...] | None = None,
         states: Sequence[JobState] = (),
         limit: int = 100,
         cursor: str | None = None,
     ) -> tuple[Sequence[Job], str | None]:
-        """Newest first, without inputs and outputs' data; (page, cursor of the next one)."""
+        """Newest first, without inputs and outputs' data; (page, cursor of the next one: decimal digits).
+
+        ``endpoint``: only of this one, or of any of these. ``states``: only in these; none given: in any.
+        """
         ...
 
     async def attempts(self, job_id: str) -> Sequence[Attempt]:
@@ -104,7 +107,8 @@ class JobStore(Protocol):
         ...
 
     async def purge(self, project: str, endpoint: str, now: float) -> int:
-        """Remove all queued jobs of the endpoint; how many."""
+        """Remove all jobs of the endpoint that no instance has: queued ones, and leased ones that wait in a
+        gateway; how many."""
         ...
 
     async def counts(self, project: str, endpoint: str) -> Counts:
@@ -134,9 +138,16 @@ class JobStore(Protocol):
         ...
 
     async def note(
-        self, job_id: str, fence: int, *, instance: str = "", progress: bytes | None = None
+        self,
+        job_id: str,
+        fence: int,
+        *,
+        instance: str = "",
+        progress: bytes | None = None,
+        sent_at: float | None = None,
     ) -> bool:
-        """Record where the attempt runs, or a progress update (JSON); False when the fence is void."""
+        """Record where the attempt runs, since when (0: not any more, it was refused), or a progress update
+        (JSON); False when the fence is void."""
         ...
 
     async def append(self, job_id: str, fence: int, first_seq: int, items: Sequence[bytes]) -> bool:
@@ -148,13 +159,22 @@ class JobStore(Protocol):
         ...
 
     async def release(
-        self, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float = 0.0
+        self,
+        job_id: str,
+        fence: int,
+        now: float,
+        *,
+        reason: str,
+        lost: bool,
+        delay_s: float = 0.0,
+        unsent: bool = False,
     ) -> bool:
         """Give the lease back without a result: queued again, not before ``delay_s`` from now.
 
         ``lost``: through no fault of the job. Else the attempt counts, and the last of ``max_attempts``
-        makes the job ``failed`` (problem type ``urn:headrace:job-lost``, with the reason). False: the fence
-        is void.
+        makes the job ``failed`` (problem type ``urn:headrace:job-lost``, with the reason).
+        ``unsent``: no instance had it. Then nothing is counted, however often, the lease is no attempt, and
+        without a reason the one of before stays. False: the fence is void.
         """
         ...
 

@@ -78,10 +78,10 @@ SELECT * FROM headrace.job_heads
 WHERE project = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3;
 
 -- name: list_some
--- The same of one endpoint, or of some states: the newest of each endpoint and state that has any.
+-- The same of some endpoints, or of some states: the newest of each endpoint and state that has any.
 SELECT j.* FROM (
     SELECT endpoint, what FROM headrace.counts
-    WHERE project = $1 AND ($4::text IS NULL OR endpoint = $4) AND what <> 'retried'
+    WHERE project = $1 AND (cardinality($4::text[]) = 0 OR endpoint = ANY ($4)) AND what <> 'retried'
         AND (cardinality($5::text[]) = 0 OR what = ANY ($5))
     GROUP BY endpoint, what HAVING sum(n) > 0) AS g
 CROSS JOIN LATERAL (SELECT * FROM headrace.job_heads
@@ -92,7 +92,8 @@ ORDER BY j.seq DESC LIMIT $3;
 -- All attempts of a job: those that ended while it went on, and the latest, which is in the job's row.
 SELECT number, owner, started_at, ended_at, instance, outcome, detail FROM headrace.attempts WHERE job = $1
 UNION ALL
-SELECT attempts, owner, started_at, finished_at, instance, CASE state WHEN 'running' THEN '' ELSE state END, reason
+SELECT attempts, owner, started_at, finished_at, instance, CASE state WHEN 'running' THEN '' ELSE state END,
+    CASE state WHEN 'running' THEN '' ELSE reason END
 FROM headrace.jobs j
 WHERE id = $1 AND attempts > 0 AND started_at IS NOT NULL AND state <> 'queued'
     AND NOT EXISTS (SELECT FROM headrace.attempts a WHERE a.job = j.id AND a.number = j.attempts)
@@ -142,19 +143,27 @@ UPDATE headrace.jobs j SET turn = 1 + greatest(
     state = 'queued', moved_at = $3, not_before = $3, retried = retried + 1,
     old_attempts = attempts, old_lost = lost,
     deadline_at = $3 + ttl_s, finished_at = NULL, expires_at = NULL, started_at = NULL,
+    sent_at = NULL, sent = 0, queued_at = $3,
     output_type = NULL, output_data = NULL, output_blob = NULL, output_size = NULL, error = NULL, receipt = NULL,
     progress = NULL, reason = ''
 WHERE id = $1 AND project = $2 AND state IN ('failed', 'timed_out');
 
 -- name: purge
--- Remove an endpoint's queued jobs up to a seq, as many as given: what a worker takes in this moment is not queued.
+-- Remove an endpoint's jobs that no instance has up to a seq, as many as given; not what a worker moves now.
 DELETE FROM headrace.jobs WHERE id IN (
-    SELECT id FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued' AND seq <= $3
+    SELECT id FROM headrace.jobs WHERE project = $1 AND endpoint = $2
+        AND (state = 'queued' OR state = 'running' AND sent_at IS NULL) AND seq <= $3
     ORDER BY seq LIMIT $4 FOR UPDATE SKIP LOCKED);
 
 -- name: purge_last
--- The youngest queued job of an endpoint: a purge does not run after what comes meanwhile.
-SELECT max(seq) FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued';
+-- The youngest job of an endpoint that no instance has: a purge does not run after what comes meanwhile.
+SELECT greatest(
+    (SELECT max(seq) FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued'),
+    (SELECT max(seq) FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'running' AND sent_at IS NULL));
+
+-- name: unsent
+-- Jobs of an endpoint that are leased and wait in a gateway.
+SELECT count(*) FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'running' AND sent_at IS NULL;
 
 -- name: counts
 -- The sums of an endpoint's counts, and of how many rows.
@@ -201,7 +210,7 @@ WITH wanted AS MATERIALIZED (
     ON CONFLICT DO NOTHING
 )
 UPDATE headrace.jobs j SET state = 'running', owner = p.owner, lease_until = p.until, lease_call = p.call,
-    started_at = p.at, moved_at = p.at, attempts = j.attempts + 1, instance = '', progress = NULL, reason = ''
+    started_at = p.at, moved_at = p.at, attempts = j.attempts + 1, instance = '', progress = NULL, sent_at = NULL
 FROM picked p WHERE j.id = p.id
 RETURNING j.*;
 
@@ -219,14 +228,19 @@ WITH held AS MATERIALIZED (
 UPDATE headrace.jobs j SET lease_until = $4 FROM held h WHERE j.id = h.id RETURNING j.id;
 
 -- name: note
--- Record where attempts run and how far they are; gives the ids of those whose fence holds.
+-- Record where attempts run, since when (0: not any more), and how far they are; gives the ids of those whose fence
+-- holds.
 WITH given AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::bytea[]) AS g (id, fence, instance, progress)
+    SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::bytea[], $5::float8[])
+        AS g (id, fence, instance, progress, sent_at)
 ), held AS MATERIALIZED (
-    SELECT j.id, g.instance, g.progress FROM given g JOIN headrace.jobs j ON j.id = g.id
+    SELECT j.id, g.instance, g.progress, g.sent_at FROM given g JOIN headrace.jobs j ON j.id = g.id
     WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR UPDATE OF j)
 UPDATE headrace.jobs j SET instance = coalesce(nullif(h.instance, ''), j.instance),
-    progress = coalesce(h.progress, j.progress)
+    progress = coalesce(h.progress, j.progress),
+    sent = CASE WHEN h.sent_at IS NULL THEN j.sent WHEN h.sent_at > 0 THEN j.attempts ELSE 0 END,
+    sent_at = CASE WHEN h.sent_at IS NULL THEN j.sent_at ELSE nullif(h.sent_at, 0) END,
+    reason = CASE WHEN h.sent_at > 0 THEN '' ELSE j.reason END
 FROM held h WHERE j.id = h.id RETURNING j.id;
 
 -- name: append
@@ -254,12 +268,13 @@ WITH given AS MATERIALIZED (
 SELECT id FROM held;
 
 -- name: finish
--- Store results of attempts whose fence holds, and give their ids. Others are late: counted, and dropped. $12: the
+-- Store results of attempts whose fence holds, and give their ids. Others are late: counted, and dropped. $14: the
 -- statement is repeated after a lost connection; what it stored the first time is no late result.
 WITH given AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bigint[],
-        $8::bytea[], $9::bytea[], $10::text[], $11::float8[])
-        AS g (id, fence, state, output_type, output_data, output_blob, output_size, error, receipt, reason, at)
+        $8::bytea[], $9::bytea[], $10::text[], $11::float8[], $12::text[], $13::float8[])
+        AS g (id, fence, state, output_type, output_data, output_blob, output_size, error, receipt, reason, sent_at,
+            instance, at)
 ), held AS MATERIALIZED (
     SELECT j.id FROM given g JOIN headrace.jobs j ON j.id = g.id
     WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR UPDATE OF j
@@ -267,12 +282,14 @@ WITH given AS MATERIALIZED (
     UPDATE headrace.jobs j SET state = g.state, finished_at = g.at, moved_at = g.at,
         expires_at = g.at + j.retention_s, lease_until = NULL, output_type = g.output_type,
         output_data = g.output_data, output_blob = g.output_blob, output_size = g.output_size, error = g.error,
-        receipt = g.receipt, reason = g.reason
+        receipt = g.receipt, reason = g.reason, sent_at = coalesce(g.sent_at, j.sent_at),
+        sent = CASE WHEN g.sent_at IS NULL THEN j.sent ELSE j.attempts END,
+        instance = coalesce(nullif(g.instance, ''), j.instance)
     FROM held h JOIN given g ON g.id = h.id WHERE j.id = h.id
     RETURNING j.id
 ), before AS (
     SELECT j.id FROM given g JOIN headrace.jobs j ON j.id = g.id
-    WHERE $12::boolean AND j.attempts = g.fence AND j.state = g.state AND j.finished_at = g.at
+    WHERE $14::boolean AND j.attempts = g.fence AND j.state = g.state AND j.finished_at = g.at
 ), late AS MATERIALIZED (
     SELECT g.id, g.fence FROM given g WHERE NOT EXISTS (SELECT FROM stored s WHERE s.id = g.id)
         AND NOT EXISTS (SELECT FROM before b WHERE b.id = g.id)
@@ -313,14 +330,17 @@ WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2 FO
 
 -- name: move
 -- Queue locked jobs again, or end them without a result.
-UPDATE headrace.jobs j SET state = g.state, moved_at = g.at, not_before = g.at + g.delay, reason = g.reason,
-    lost = j.lost + g.lost, lease_until = NULL, error = g.error,
+UPDATE headrace.jobs j SET state = g.state, moved_at = g.at, not_before = g.at + g.delay,
+    reason = coalesce(nullif(g.reason, ''), j.reason), lost = j.lost + g.lost, lease_until = NULL, error = g.error,
+    unsent = j.unsent + g.unsent, old_attempts = j.old_attempts + g.unsent,
+    sent_at = CASE WHEN g.state = 'queued' THEN NULL ELSE j.sent_at END,
+    queued_at = CASE WHEN g.state = 'queued' AND g.unsent = 0 THEN g.at ELSE j.queued_at END,
     owner = CASE WHEN g.state = 'queued' THEN '' ELSE j.owner END,
     started_at = CASE WHEN g.state = 'queued' THEN NULL ELSE j.started_at END,
     finished_at = CASE WHEN g.state = 'queued' THEN NULL ELSE g.at END,
     expires_at = CASE WHEN g.state = 'queued' THEN NULL ELSE g.at + j.retention_s END
-FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[], $5::text[], $6::int[], $7::bytea[])
-    AS g (id, state, at, delay, reason, lost, error)
+FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[], $5::text[], $6::int[], $7::bytea[], $8::int[])
+    AS g (id, state, at, delay, reason, lost, error, unsent)
 WHERE j.id = g.id;
 
 -- name: remove
