@@ -9,6 +9,7 @@ import asyncio
 import functools
 import hashlib
 import io
+import logging
 import tempfile
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
@@ -32,6 +33,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from headrace.errors import SettingsError
 from headrace.jobs.blobs import CHUNK_BYTES, FRESH_S, SHA256, BlobDamaged, BlobMissing, BlobsUnavailable
 
+log = logging.getLogger("headrace.jobs")
+
 T = TypeVar("T")
 PART_BYTES = 8 << 20
 """A blob above this goes up in parts of this."""
@@ -44,6 +47,7 @@ SPOOL_BYTES = 8 << 20
 REFRESH_S = FRESH_S / 4
 """A blob that is there and younger than this is not put again: its age keeps it for long enough."""
 RECHECK_S = 1.0
+CHECK_S = 2.0
 GET_TRIES = 3
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 
@@ -222,11 +226,12 @@ def _damaged(sha256: str) -> BlobDamaged:
     )
 
 
-async def open_s3(url: str, *, fresh_s: float = FRESH_S) -> S3Blobs:
+async def open_s3(url: str, *, fresh_s: float = FRESH_S, must_answer: bool = True) -> S3Blobs:
     """Open ``s3://bucket/prefix``; endpoint, region and credentials are what the AWS tools use
     (``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, ``~/.aws``, the machine's role).
 
-    Raises `SettingsError` when the address is none or the bucket is not there, `BlobsUnavailable`.
+    Raises `SettingsError` when the address is none or the bucket is not there, and `BlobsUnavailable`. One that
+    need not answer (``must_answer``), and does not in `CHECK_S`, is opened: its methods raise until it does.
     """
     parts = urlsplit(url)
     bucket, prefix = parts.netloc, parts.path.strip("/")
@@ -234,7 +239,13 @@ async def open_s3(url: str, *, fresh_s: float = FRESH_S) -> S3Blobs:
         raise SettingsError("--blobs is no address in S3.", hint="Write s3://bucket or s3://bucket/prefix.")
     blobs = await asyncio.to_thread(_connect, bucket, prefix, fresh_s)
     try:
-        await blobs.check()
+        async with asyncio.timeout(None if must_answer else CHECK_S):
+            await blobs.check()
+    except (BlobsUnavailable, TimeoutError) as error:
+        if must_answer:
+            await blobs.close()
+            raise
+        log.warning("jobs with large bodies must wait: %s", str(error) or f"s3://{bucket} does not answer")
     except BaseException:
         await blobs.close()
         raise

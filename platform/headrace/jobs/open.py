@@ -33,13 +33,16 @@ async def open_store(settings: Settings) -> JobStore:
 
 
 async def open_blobs(settings: Settings) -> BlobStore:
-    """Open ``settings.blobs``: ``<data-dir>/blobs-jobs``, or S3. Raises as `open_store`."""
+    """Open ``settings.blobs``: ``<data-dir>/blobs-jobs``, or S3, which need not answer: most jobs have none.
+
+    Raises `SettingsError`, `DataDirError`.
+    """
     url = settings.blobs
     if not url:
         return await asyncio.to_thread(open_local_blobs, settings.data / "blobs-jobs")
     if url.startswith("s3://"):
         module = _extra("headrace.jobs.blobs_s3", "s3", "boto3", "--blobs s3://...")
-        return cast(BlobStore, await module.open_s3(url))
+        return cast(BlobStore, await module.open_s3(url, must_answer=False))
     raise SettingsError(
         f"--blobs {url.split(':', 1)[0]}: is no blob store.",
         hint="Leave it empty for a directory in --data-dir, or give s3://bucket/prefix.",

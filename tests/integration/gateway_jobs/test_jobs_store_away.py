@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import json
 import socket
+import sys
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 from headrace.cluster.local import LocalCluster
@@ -17,7 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SOURCE = """
     @headrace.endpoint(name="add")
-    def add(a: int) -> int:
+    def add(a: int, pad: str = "") -> int:
         return a + 1
 """
 
@@ -49,6 +55,72 @@ async def test_plain_calls_are_served_and_jobs_are_refused_until_it_answers(
             return status == 202
 
         await until(taken)
+
+
+async def test_jobs_without_blobs_run_while_s3_is_away_and_the_others_when_it_is_back(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = make_settings(work / "s3", blobs="s3://jobs/x")
+    async with running_platform(settings, work) as platform:
+        await platform.deploy(SOURCE)
+
+        async def submit(pad: int) -> tuple[int, Any]:
+            body = json.dumps({"endpoint": "add", "input": {"a": 1, "pad": "x" * pad}}).encode()
+            headers = {"Content-Type": "application/json"}
+            status, _, job = await platform.request(
+                "POST", "/api/v1/jobs", data=io.BytesIO(body), headers=headers
+            )
+            return status, job
+
+        async def small() -> Any:
+            status, job = await submit(0)
+            return status == 202 and job
+
+        job = await until(small)
+        done = await platform.api("GET", f"/jobs/{job['id']}?wait=30")
+        assert (done["state"], done["output"]) == ("succeeded", 2), done
+        status, problem = await submit(2 << 20)
+        assert (status, problem["type"]) == (503, "urn:headrace:blobs-unavailable"), problem
+        server = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "moto.server",
+            "-H",
+            "127.0.0.1",
+            "-p",
+            str(port),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+
+            async def bucket() -> bool:
+                try:
+                    async with platform.http.put(f"http://127.0.0.1:{port}/jobs") as answer:
+                        return answer.status == 200
+                except aiohttp.ClientError:
+                    return False
+
+            await until(bucket)
+            status, job = await submit(2 << 20)
+            assert status == 202, job
+            done = await platform.api("GET", f"/jobs/{job['id']}?wait=30")
+            assert (done["state"], done["output"]) == ("succeeded", 2), done
+        finally:
+            server.kill()
+            await server.wait()
 
 
 async def test_a_store_that_cannot_be_meant_ends_the_start(work: Path) -> None:

@@ -225,4 +225,8 @@ async def test_a_server_that_is_away_is_told_in_time(s3, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(BlobsUnavailable) as caught:
             await asyncio.wait_for(open_s3(f"s3://{BUCKET}"), DEADLINE_S)
+        store = await open_blobs(Settings(blobs=f"s3://{BUCKET}"))
+        with pytest.raises(BlobsUnavailable):
+            await asyncio.wait_for(store.put(b"x"), DEADLINE_S)
+        await store.close()
     assert "tests-secret" not in str(caught.value)

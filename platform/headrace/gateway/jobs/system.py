@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from headrace.config import Settings
+from headrace.errors import DataDirError, SettingsError
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.owners import OwnerMark
@@ -39,6 +40,7 @@ class JobSystem:
         self._owner = owner
         self._hub = Hub()
         self._tasks: list[asyncio.Task[None]] = []
+        self._starting = True
         self._mark: OwnerMark | None = None
         self._store: JobStore | None = None
         self._runner: Runner | None = None
@@ -47,13 +49,14 @@ class JobSystem:
 
     async def start(self) -> None:
         """Open the stores and begin. Raises `SettingsError` or `DataDirError`; a store that does not answer
-        is tried again in the background."""
+        is tried again in the background, for as long as it takes."""
         if not self._settings.data.is_dir():
             self.service.why_not = f"there is no data directory {self._settings.data}"
             return
         opening = asyncio.get_running_loop().create_task(self._keep_opening())
         self._tasks.append(opening)
         done, _ = await asyncio.wait([opening], timeout=FIRST_OPEN_S)
+        self._starting = False
         if done:
             await opening
 
@@ -100,7 +103,8 @@ class JobSystem:
         self._runner = runner
         runner.client_for = self.sync.client_for
         self.service.attach(store, blobs, runner, webhooks)
-        with contextlib.suppress(StoreUnavailable):
+        # What is suppressed here is tried again by the sweeper.
+        with contextlib.suppress(StoreUnavailable, OSError):
             await bury(store, mark)
         runner.start()
         self._spawn(webhooks.run(store, self._owner))
@@ -110,19 +114,18 @@ class JobSystem:
         while True:
             try:
                 await self._open()
-            except (StoreUnavailable, TimeoutError) as error:
-                self._not_yet(error)
             except Exception as error:
                 self._not_yet(error)
-                raise
+                # Whatever else it was may pass: a gateway that gives up has to be started again.
+                if self._starting and isinstance(error, SettingsError | DataDirError):
+                    raise
             else:
                 return
             await asyncio.sleep(OPEN_AGAIN_S)
 
     def _not_yet(self, error: Exception) -> None:
-        self.service.why_not = f"the job store does not answer: {str(error) or type(error).__name__}".rstrip(
-            "."
-        )
+        why = str(error) or type(error).__name__
+        self.service.why_not = f"the job store is not open: {why}".rstrip(".")
         log.warning("%s", self.service.why_not)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
