@@ -22,6 +22,10 @@ SOURCE = """
     @headrace.endpoint(name="add", concurrency=4)
     def add(a: int, b: int = 1) -> int:
         return a + b
+
+    @headrace.endpoint(name="big")
+    def big(size: int) -> str:
+        return "x" * size
 """
 
 
@@ -47,7 +51,7 @@ class Receiver:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def receiver() -> AsyncIterator[Receiver]:
     found = Receiver()
-    app = web.Application()
+    app = web.Application(client_max_size=64 << 20)
     app.router.add_post("/{tail:.*}", found.handle)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -116,6 +120,88 @@ async def test_a_failed_job_is_told_with_its_error(platform: Platform, receiver:
     await until(lambda: receiver.seen)
     event = json.loads(receiver.seen[0][1])
     assert (event["data"]["state"], event["data"]["error"]["status"]) == ("failed", 422)
+
+
+@pytest.mark.parametrize(("size", "carried"), [(1_500_000, True), (5_000_000, True), (7_000_000, False)])
+async def test_large_outputs_travel_or_their_absence_is_told(
+    platform: Platform, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, size: int, carried: bool
+) -> None:
+    monkeypatch.setattr(webhooks_module, "MAX_OUTPUT_BYTES", 6_000_000)
+    for path, key in (("/v2/big/run", "COMPLETED"), ("/cog/big/predictions", "succeeded")):
+        receiver.reset()
+        asked: dict[str, Any] = {"input": {"size": size}, "webhook": receiver.url}
+        if key == "succeeded":
+            asked["webhook_events_filter"] = ["completed"]
+        status, _, _ = await platform.request("POST", path, json=asked, headers={"Prefer": "respond-async"})
+        assert status < 300
+        await until(lambda: receiver.seen)
+        told = json.loads(receiver.seen[0][1])
+        assert told["status"] == key
+        if carried:
+            assert told["output"] == "x" * size
+            assert not told.get("error")
+        else:
+            assert told.get("output") is None
+            assert f"{size + 2} bytes" in told["error"]
+            assert "/output" in told["error"]
+    receiver.reset()
+    await platform.api("POST", "/jobs", {"endpoint": "big", "input": {"size": size}, "webhook": receiver.url})
+    await until(lambda: receiver.seen)
+    data = json.loads(receiver.seen[0][1])["data"]
+    assert (data["output"], data["output_size"]) == (None, size + 2)
+
+
+async def test_numbers_above_64_bits_stop_nothing(platform: Platform, receiver: Receiver) -> None:
+    receiver.reset()
+    text = json.dumps({"input": {"a": 2**80, "b": 1}, "webhook": receiver.url})
+    headers = {"Prefer": "respond-async", "Content-Type": "application/json"}
+    status, _, _ = await platform.request("POST", "/cog/add/predictions", data=text, headers=headers)
+    assert status == 202
+    job = await submit(platform, receiver.url)
+    await until(lambda: job["id"] in str(receiver.seen))
+    await until(lambda: any(json.loads(body).get("output") == 2**80 + 1 for _, body in receiver.seen))
+
+
+async def test_one_bad_round_does_not_end_the_deliveries(
+    platform: Platform, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.reset()
+    store, failed = platform.cluster.gateway.jobs.service.store, []
+    real = store.due
+
+    async def due(*args: Any) -> Any:
+        if not failed:
+            failed.append(1)
+            raise OverflowError("a delivery that cannot be read")
+        return await real(*args)
+
+    monkeypatch.setattr(store, "due", due)
+    await until(lambda: failed)
+    await submit(platform, receiver.url)
+    await until(lambda: receiver.seen)
+
+
+async def test_pauses_begin_at_one_second_and_sixteen_tries_are_all(
+    platform: Platform, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = webhooks_module.delay_s, []
+
+    def quick(tries: int) -> float:
+        asked.append(tries)
+        return 0.01
+
+    monkeypatch.setattr(webhooks_module, "delay_s", quick)
+    sender = platform.cluster.gateway.jobs.service.webhooks
+    assert sender is not None
+    before = sender.counts["given_up"]
+    receiver.reset(*[500] * 30)
+    await submit(platform, receiver.url)
+    await until(lambda: sender.counts["given_up"] > before)
+    assert len(receiver.seen) == 16
+    # What is paused for is the number of tries so far: 1 s, 2 s, 4 s, with up to 1 s on top.
+    assert asked == list(range(1, 16))
+    for tries, least in ((1, 1.0), (2, 2.0), (3, 4.0), (15, 3600.0)):
+        assert least <= real(tries) <= least + 1.0
 
 
 async def test_the_schedule_survives_a_restart_of_the_gateway(

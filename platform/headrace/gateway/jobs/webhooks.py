@@ -24,8 +24,9 @@ import msgspec
 from tenacity import RetryCallState, wait_exponential, wait_random
 
 from headrace.errors import DataDirError, HeadraceError, RequestError, ValidationFailed
-from headrace.gateway.jobs.documents import event_document
+from headrace.gateway.jobs.documents import INLINE_OUTPUT_BYTES, event_document
 from headrace.gateway.jobs.outbound import AddressForbidden, post
+from headrace.gateway.jobs.results import Budget
 from headrace.jobs.blobs import BlobStore
 from headrace.jobs.events import Event, decode_event
 from headrace.jobs.model import Delivery
@@ -41,8 +42,15 @@ TAKEN_S = 60.0
 """A delivery comes again so long after it was taken, unless it is settled: longer than a try."""
 POLL_S = 1.0
 MAX_TRIES = 16
-MAX_INLINE_BLOB = 4 << 20
-"""Outputs in the blob store travel in a webhook up to this size."""
+MAX_OUTPUT_BYTES = 20_000_000
+"""Outputs travel in webhooks of RunPod's and Cog's contracts up to this size (the largest answer of RunPod's
+``status``); above it the document says where the output is. In native ones they do up to 1 MiB."""
+LARGE_OUTPUT_BYTES = 64 << 20
+"""Outputs from the blob store that are held at a time."""
+LARGE_WAIT_S = 20.0
+"""A webhook that got no room among them for so long is tried again later."""
+SLOWEST_BYTES_S = 1 << 20
+"""Beside `TIMEOUT_S` a receiver has the time that its event takes at this rate."""
 
 _backoff = wait_exponential(multiplier=1.0, min=1.0, max=3600.0) + wait_random(0.0, 1.0)
 
@@ -61,6 +69,7 @@ class WebhookSender:
         self._private = private
         self._tls = tls
         self._wake = asyncio.Event()
+        self._large = Budget(LARGE_OUTPUT_BYTES)
         self._under_way: set[asyncio.Task[None]] = set()
         self.documents: dict[str, Document] = {}
         self.counts: Counter[str] = Counter()
@@ -78,7 +87,13 @@ class WebhookSender:
         """Deliver for ever."""
         try:
             while True:
-                await self._round(store, owner)
+                try:
+                    await self._round(store, owner)
+                except RequestError as error:
+                    log.warning("webhooks wait: %s", error)
+                except Exception:
+                    # One that cannot be read must not keep all others, of any endpoint, for ever.
+                    log.exception("webhooks wait")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await self._wake.wait()
@@ -93,12 +108,7 @@ class WebhookSender:
         if free <= 0:
             return
         now = time.time()
-        try:
-            due = await store.due(owner, now, now + TAKEN_S, free)
-        except RequestError as error:
-            log.warning("webhooks wait: %s", error)
-            return
-        for delivery in due:
+        for delivery in await store.due(owner, now, now + TAKEN_S, free):
             task = asyncio.get_running_loop().create_task(self._deliver(store, delivery))
             self._under_way.add(task)
             task.add_done_callback(self._delivered)
@@ -123,10 +133,12 @@ class WebhookSender:
             detail, final = str(error), True
         except HeadraceError as error:
             detail = str(error)
+        except TimeoutError:
+            detail = "too many large events were under way"
         except Exception as error:
             log.exception("webhook %s", delivery.id)
             detail = f"{type(error).__name__} in the gateway"
-        tries = delivery.tries + 1
+        tries = delivery.tries
         next_at = None if final or tries >= MAX_TRIES else time.time() + delay_s(tries)
         self.counts["given_up" if next_at is None else "retried"] += 1
         if next_at is None:
@@ -135,13 +147,19 @@ class WebhookSender:
 
     async def _send(self, delivery: Delivery) -> int:
         event = decode_event(delivery.body)
-        output: bytes | None = None
-        payload = event.job.output
-        if payload is not None:
-            if not payload.blob:
-                output = payload.data
-            elif payload.size <= MAX_INLINE_BLOB:
-                output = await self._blobs.get(payload.blob)
+        payload, render = event.job.output, self.documents.get(event.job.api)
+        if payload is None or not payload.blob:
+            return await self._post(delivery, event, None if payload is None else payload.data)
+        if payload.size > (INLINE_OUTPUT_BYTES if render is None else MAX_OUTPUT_BYTES):
+            return await self._post(delivery, event, None)
+        async with asyncio.timeout(LARGE_WAIT_S):
+            await self._large.take(payload.size)
+        try:
+            return await self._post(delivery, event, await self._blobs.get(payload.blob))
+        finally:
+            self._large.give(payload.size)
+
+    async def _post(self, delivery: Delivery, event: Event, output: bytes | None) -> int:
         render = self.documents.get(event.job.api, event_document)
         body = msgspec.json.encode(render(event, output))
         headers = sign(project_secret(self._secret, delivery.project), delivery.id, int(time.time()), body)
@@ -149,7 +167,12 @@ class WebhookSender:
         if event.job.traceparent:
             headers["traceparent"] = event.job.traceparent
         return await post(
-            delivery.url, headers, body, private=self._private, timeout_s=TIMEOUT_S, tls=self._tls
+            delivery.url,
+            headers,
+            body,
+            private=self._private,
+            timeout_s=TIMEOUT_S + len(body) / SLOWEST_BYTES_S,
+            tls=self._tls,
         )
 
 
