@@ -19,6 +19,23 @@ from headrace.errors import HeadraceError, ValidationFailed
 MAX_URL_BYTES = 2048
 MAX_ANSWER_HEAD = 16 << 10
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_INNER = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            # Python's own tables lag behind IANA's registries of special addresses, by its patch release.
+            "192.0.0.0/24",  # protocol assignments; a cloud keeps its metadata service there
+            "192.88.99.0/24",  # relays of 6to4
+            "64:ff9b:1::/48",  # NAT64 within a site
+            "100::/64",  # discarded
+            "2001::/23",  # protocol assignments
+            "3fff::/20",  # documentation
+            "5f00::/16",  # segments of routers
+            # Public by number, and reached only from within: the host under a virtual machine of Azure.
+            "168.63.129.16/32",
+        ),
+    )
+)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -70,6 +87,8 @@ def is_public(address: Address) -> bool:
             return True
         if address.is_site_local:
             return False
+    if any(address in network for network in _INNER):
+        return False
     return address.is_global and not (
         address.is_multicast or address.is_reserved or address.is_unspecified or address.is_link_local
     )
