@@ -379,6 +379,15 @@ async def test_tls_is_what_the_address_says(own_server):
         await open_postgres(f"{dsn}?sslmode=verify-full&sslrootcert={other}", budget_s=0.3)
 
 
+async def test_a_database_belongs_to_one_platform(postgres_server):
+    dsn = postgres_server.empty_database()
+    for platform in ("", "one", "one", ""):
+        store = await open_postgres(dsn, platform=platform)
+        await store.close()
+    with pytest.raises(SettingsError, match=r"another platform \(one; this one is two\)"):
+        await open_postgres(dsn, platform="two")
+
+
 async def test_hot_statements_neither_scan_nor_sort_the_queue(store):
     # Planned while the tables are empty, as a gateway's are.
     plans = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 from typing import Any, cast
 
 from headrace.config import Settings
-from headrace.errors import SettingsError
+from headrace.datadir import read_cluster_token
+from headrace.errors import DataDirError, SettingsError
 from headrace.jobs.blobs import BlobStore, open_local_blobs
 from headrace.jobs.sqlite import open_sqlite
 from headrace.jobs.store import JobStore
@@ -25,7 +27,8 @@ async def open_store(settings: Settings) -> JobStore:
         return await open_sqlite(settings.data / "jobs.db")
     if url.startswith(POSTGRES_SCHEMES):
         module = _extra("headrace.jobs.postgres", "postgres", "asyncpg", "--store postgresql://...")
-        return cast(JobStore, await module.open_postgres(url))
+        platform = await asyncio.to_thread(platform_id, settings)
+        return cast(JobStore, await module.open_postgres(url, platform=platform))
     raise SettingsError(
         f"--store {url.split(':', 1)[0]}: is no store.",
         hint="Leave it empty for SQLite in --data-dir, or give postgresql://user@host/database.",
@@ -47,6 +50,15 @@ async def open_blobs(settings: Settings) -> BlobStore:
         f"--blobs {url.split(':', 1)[0]}: is no blob store.",
         hint="Leave it empty for a directory in --data-dir, or give s3://bucket/prefix.",
     )
+
+
+def platform_id(settings: Settings) -> str:
+    """What names the platform of a data directory to a database; empty: it has no token yet."""
+    try:
+        token = read_cluster_token(settings)
+    except DataDirError:
+        return ""
+    return hashlib.sha256(f"headrace-platform:{token}".encode()).hexdigest()[:16]
 
 
 def _extra(module: str, extra: str, package: str, option: str) -> Any:

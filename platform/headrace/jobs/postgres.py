@@ -315,10 +315,11 @@ class PostgresStore:
 
 
 async def open_postgres(
-    dsn: str, *, budget_s: float = RETRY_BUDGET_S, pool_size: int = POOL_SIZE
+    dsn: str, *, platform: str = "", budget_s: float = RETRY_BUDGET_S, pool_size: int = POOL_SIZE
 ) -> PostgresStore:
     """Connect to ``postgresql://user:password@host:port/database?sslmode=...``; bring the schema up to date.
 
-    Raises `SettingsError`, `DataDirError` (a newer schema), `StoreUnavailable`.
+    Raises `SettingsError` (also for the database of another ``platform``), `DataDirError` (a newer schema),
+    `StoreUnavailable`.
     """
-    return PostgresStore(await connect(dsn, budget_s=budget_s, pool_size=pool_size))
+    return PostgresStore(await connect(dsn, platform=platform, budget_s=budget_s, pool_size=pool_size))

@@ -36,6 +36,10 @@ CREATE SCHEMA IF NOT EXISTS headrace;
 CREATE TABLE IF NOT EXISTS headrace.migrations (
     number integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
 """
+_PLATFORM = """
+CREATE TABLE headrace.platform (one boolean PRIMARY KEY DEFAULT true CHECK (one), id text NOT NULL);
+COMMENT ON TABLE headrace.platform IS 'Whose jobs these are: another one would run or end them as its own.';
+"""
 _SESSION = {
     "application_name": "headrace",
     "statement_timeout": f"{STATEMENT_S * 1000:.0f}",
@@ -147,10 +151,13 @@ class Link:
         return error
 
 
-async def connect(dsn: str, *, budget_s: float = RETRY_BUDGET_S, pool_size: int = POOL_SIZE) -> Link:
+async def connect(
+    dsn: str, *, platform: str = "", budget_s: float = RETRY_BUDGET_S, pool_size: int = POOL_SIZE
+) -> Link:
     """Connect and bring the schema up to date. TLS is what the DSN says (``sslmode``, ``sslrootcert``, ...).
 
-    Raises `SettingsError` (the DSN, the password), `DataDirError` (a newer schema), `StoreUnavailable`.
+    The database belongs to the first ``platform`` (if not empty) that opens it. Raises `SettingsError` (the
+    DSN, the password, another platform's database), `DataDirError` (a newer schema), `StoreUnavailable`.
     """
     where = masked(dsn)
     pool: Any = None
@@ -166,9 +173,9 @@ async def connect(dsn: str, *, budget_s: float = RETRY_BUDGET_S, pool_size: int 
                     max_inactive_connection_lifetime=60.0,
                     server_settings=_SESSION,
                 )
-                await _migrate(pool)
+                await _migrate(pool, platform)
                 return Link(pool, dsn, budget_s)
-    except DataDirError:
+    except (DataDirError, SettingsError):
         raise
     except ssl.SSLError as error:
         raise SettingsError(
@@ -193,7 +200,7 @@ async def connect(dsn: str, *, budget_s: float = RETRY_BUDGET_S, pool_size: int 
     raise AssertionError("a retry ends with a value or an error")
 
 
-async def _migrate(pool: Any) -> None:
+async def _migrate(pool: Any, platform: str) -> None:
     """Apply what is missing, one gateway at a time, all or nothing."""
     try:
         async with pool.acquire(timeout=CONNECT_S) as connection, connection.transaction():
@@ -203,6 +210,8 @@ async def _migrate(pool: Any) -> None:
             if not await connection.fetchval("SELECT to_regclass('headrace.migrations') IS NOT NULL"):
                 await connection.execute(_SCHEMA)
             await _apply(connection, load_migrations("postgres"))
+            if platform:
+                await _claim(connection, platform)
     except BaseException:
         pool.terminate()
         raise
@@ -218,6 +227,21 @@ async def _apply(connection: Connection, migrations: Sequence[str]) -> None:
     for number in range(have + 1, len(migrations) + 1):
         await connection.execute(migrations[number - 1], timeout=600.0)
         await connection.execute("INSERT INTO headrace.migrations (number) VALUES ($1)", number)
+
+
+async def _claim(connection: Connection, platform: str) -> None:
+    """The database is this platform's, or nobody's yet."""
+    if not await connection.fetchval("SELECT to_regclass('headrace.platform') IS NOT NULL"):
+        await connection.execute(_PLATFORM)
+    await connection.execute(
+        "INSERT INTO headrace.platform (id) VALUES ($1) ON CONFLICT DO NOTHING", platform
+    )
+    if (owner := await connection.fetchval("SELECT id FROM headrace.platform")) != platform:
+        raise SettingsError(
+            f"--store: this database has the jobs of another platform ({owner}; this one is {platform}).",
+            hint="Give each platform a database of its own. If that one is gone for good: "
+            "DELETE FROM headrace.platform.",
+        )
 
 
 def _retrying(budget_s: float) -> AsyncRetrying:
