@@ -20,7 +20,7 @@
         ├── QueueFull, RateLimited 429
         ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
         ├── EndpointFailed 503  ├── NoCapacity 503       ├── ControlAway 503
-        ├── CircuitOpen 503
+        ├── CircuitOpen 503      ├── GatewayStopping 503
         └── DeadlineExceeded 504
 
 A ``RequestError`` travels as an RFC 9457 problem document (`to_problem`); the client turns a
@@ -249,6 +249,12 @@ class ControlAway(RequestError):
     """The gateway has no connection to control, and this request needs it."""
 
     status, type, title = 503, "control-away", "Control is restarting"
+
+
+class GatewayStopping(RequestError):
+    """The gateway ends before the request is answered; what an instance was at work on may have run."""
+
+    status, type, title = 503, "gateway-stopping", "The gateway stops"
 
 
 class DeadlineExceeded(RequestError):

@@ -73,6 +73,27 @@ async def test_requests_attempts_starts_and_states(platform: Platform) -> None:
     assert after.sum("headrace_control_up") == 1
 
 
+async def test_a_key_with_a_list_of_endpoints_sees_these_only(platform: Platform) -> None:
+    await platform.deploy("""
+        @headrace.endpoint(name="hidden")
+        def hidden() -> int:
+            return 1
+    """)
+    await platform.call("hidden")
+    job = await platform.api("POST", "/jobs", {"endpoint": "hidden", "input": {}})
+    await platform.api("GET", f"/jobs/{job['id']}?wait=20")
+    made = await platform.api(
+        "POST", "/keys", {"name": "one", "scopes": ["invoke", "metrics"], "endpoints": ["counted"]}
+    )
+    seen = await scrape(platform, {"Authorization": f"Bearer {made['key']}"})
+    assert {s.labels["endpoint"] for s in seen.samples if "endpoint" in s.labels} == {"counted"}
+    assert not [
+        s for s in seen.samples if s.name.startswith(("headrace_instances", "headrace_requests_refused"))
+    ]
+    everything = await scrape(platform)
+    assert "hidden" in {s.labels.get("endpoint") for s in everything.samples}
+
+
 async def test_jobs_by_state(platform: Platform) -> None:
     job = await platform.api("POST", "/jobs", {"endpoint": "counted", "input": {"n": 1}})
     await platform.api("GET", f"/jobs/{job['id']}?wait=20")

@@ -25,7 +25,8 @@ from headrace.errors import NotRunning, RequestError, SetupError
 START_DEADLINE_S = 90.0
 READY_POLL_S = 0.05
 PROBE_TIMEOUT_S = 2.0
-GATEWAY_GRACE_S = 5.0
+GATEWAY_MARGIN_S = 5.0
+"""For a gateway to end once its requests have had `Settings.drain_grace`."""
 DRIVER_GRACE_S = 15.0
 CRASH_WINDOW_S = 60.0
 GATEWAY_BACKOFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
@@ -285,7 +286,8 @@ class Platform:
 
     async def _end_orderly(self) -> None:
         self._tell("stopping", "stopping the gateway", "gateway")
-        await asyncio.gather(*(child.stop(GATEWAY_GRACE_S) for child in self._gateways))
+        grace = self._settings.drain_grace + GATEWAY_MARGIN_S
+        await asyncio.gather(*(child.stop(grace) for child in self._gateways))
         self._tell("stopping", "stopping control, hosts and Ray", "ray")
         # Ray's own handler of SIGTERM writes a native stack into the log first.
         await self._driver.stop(DRIVER_GRACE_S, by_stdin=True)

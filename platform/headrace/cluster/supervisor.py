@@ -32,6 +32,7 @@ from headrace.errors import DataDirError, NotRunning, SetupError
 
 MIN_PYTHON = (3, 11)
 DOWN_DEADLINE_S = 30.0
+"""Beside what requests get to end in: `Settings.drain_grace`."""
 PORT_WAIT_S = 3.0
 """After a sweep the kernel may take a moment to free the ports of what was killed."""
 
@@ -140,7 +141,7 @@ async def _wait_for_ports(settings: Settings) -> None:
 async def down(settings: Settings, on_event: OnEvent | None = None) -> UpRecord:
     """Stop the platform of this data directory and wait for its end; the record of what ran.
 
-    Raises `NotRunning`; `SetupError` when it belongs to another user or does not end in `DOWN_DEADLINE_S`.
+    Raises `NotRunning`; `SetupError` when it belongs to another user or does not end in time.
     """
     started = time.monotonic()
 
@@ -165,11 +166,12 @@ async def down(settings: Settings, on_event: OnEvent | None = None) -> UpRecord:
         ) from error
     except psutil.NoSuchProcess:
         pass
-    deadline = started + DOWN_DEADLINE_S
+    patience = settings.drain_grace + DOWN_DEADLINE_S
+    deadline = started + patience
     while record.supervisor.process() is not None:
         if time.monotonic() > deadline:
             raise SetupError(
-                f"the platform (pid {record.pid}) did not end in {DOWN_DEADLINE_S:g} s.",
+                f"the platform (pid {record.pid}) did not end in {patience:g} s.",
                 hint=f"`kill -9 {record.pid}` ends it; the next `headrace up` cleans up.",
             )
         await asyncio.sleep(0.05)

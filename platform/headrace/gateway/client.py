@@ -16,10 +16,10 @@ from typing import cast
 import httptools
 
 from headrace.errors import BadRequest, QueueFull, RequestError
-from headrace.gateway.head import MAX_HEAD_BYTES, HeadTooLarge, read_head
+from headrace.gateway.head import MAX_HEAD_BYTES, Head, HeadTooLarge, read_head
 from headrace.gateway.openai_errors import openai_error, speaks_openai
 from headrace.gateway.overhead import Overhead
-from headrace.gateway.request import App, Request, Tunnel, skippable, too_large
+from headrace.gateway.request import NO_HEAD, App, Request, Tunnel, skippable, too_large
 from headrace.gateway.respond import CONTINUE, problem
 
 log = logging.getLogger("headrace.gateway")
@@ -27,6 +27,9 @@ log = logging.getLogger("headrace.gateway")
 HEAD_TIMEOUT_S = 30.0
 """A request's head must be complete after so many seconds, and its body must make progress in them."""
 IDLE_TIMEOUT_S = 75.0
+STALL_S = 600.0
+"""A client that takes nothing of what is written for so long is cut off; one whose answer is complete
+already, after `IDLE_TIMEOUT_S`."""
 LINGER_S = 2.0
 LINGER_BYTES = 1 << 20
 """What is read and dropped after an answer that came before the end of the body."""
@@ -53,6 +56,8 @@ class ClientConnection(asyncio.Protocol):
         "_tail",
         "_transport",
         "_tunnel",
+        "_unsent",
+        "_unsent_since",
         "_url",
         "current",
         "gone",
@@ -77,6 +82,8 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = False
         self._tunnel: Tunnel | None = None
         self._tail = b""
+        self._unsent = 0
+        self._unsent_since = 0.0
         self.current: Request | None = None
         self.gone = False
         self.writable = True
@@ -295,7 +302,9 @@ class ClientConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close when the client is too slow, or idle for too long."""
-        if self._expiry and now > self._expiry and self.current is None and self._tunnel is None:
+        if self._stalls(now):
+            self._transport.abort()
+        elif self._expiry and now > self._expiry and self.current is None and self._tunnel is None:
             if self._discard or not (self._incoming or self._pending):
                 self._transport.abort() if self._discard else self._transport.close()
             else:
@@ -305,6 +314,37 @@ class ClientConnection(asyncio.Protocol):
         """The gateway drains: close as soon as nothing is in flight."""
         if self.current is None and not self._pending and self._incoming is None:
             self._transport.close()
+
+    def give_up(self, error: RequestError) -> None:
+        """The gateway ends: whoever waits for an answer here gets this one, and the connection closes."""
+        current = self.current
+        if current is not None:
+            if current.exchange is not None:
+                current.exchange.fail(error)
+        elif self._tunnel is None and not self._stopped and (self._incoming is not None or self._pending):
+            self._refuse(error)
+            self._advance()
+        if not self._discard:
+            self._transport.close()
+
+    def hold_back(self, early: Tunnel) -> None:
+        """What comes goes to ``early``, until `go_on`."""
+        self._tunnel = early
+
+    def stop_reading(self) -> None:
+        """Leave what comes in the socket."""
+        self._transport.pause_reading()
+
+    def go_on(self, data: bytes) -> None:
+        """Begin, with what came while it was held back."""
+        self._tunnel = None
+        if self.gone or self._transport.is_closing():
+            return
+        self._expiry = time.monotonic() + HEAD_TIMEOUT_S
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+        if data:
+            self.data_received(data)
 
     @property
     def stranger(self) -> bool:
@@ -321,6 +361,9 @@ class ClientConnection(asyncio.Protocol):
     def _refuse(self, error: RequestError, *, stop: bool = True) -> None:
         """Answer the incoming request with ``error`` when its turn comes; with ``stop`` read no further."""
         request = self._incoming or Request(self)
+        if request.head is NO_HEAD and self._incoming is not None and speaks_openai(self._url):
+            # Its head is of no use, but what its client understands is known.
+            request.head = Head(b"GET", self._url)
         if request not in self._pending:
             self._pending.append(request)
         self._head_open = False
@@ -330,6 +373,14 @@ class ClientConnection(asyncio.Protocol):
             self._stopped = True
         else:
             request.ready = True
+
+    def _stalls(self, now: float) -> bool:
+        """Whether the client has not taken a byte for too long."""
+        unsent = 0 if self.gone else self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._unsent_since = unsent, now
+        busy = self.current is not None or self._tunnel is not None
+        return bool(unsent) and now - self._unsent_since > (STALL_S if busy else IDLE_TIMEOUT_S)
 
     def _advance(self) -> None:
         if self._advancing:

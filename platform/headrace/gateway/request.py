@@ -39,6 +39,9 @@ class Exchange(Protocol):
     def resume(self) -> None:
         """Go on."""
 
+    def fail(self, error: RequestError) -> None:
+        """Give up, and tell the client why: as the answer, or in the stream that has begun."""
+
 
 class Tunnel(Protocol):
     """Takes over a connection after an upgrade."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.errors import ControlAway, NotFound, PortInUse, RequestError, SetupError
+from headrace.errors import ControlAway, GatewayStopping, NotFound, PortInUse, RequestError, SetupError
 from headrace.gateway.api import cog, health, openai, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
@@ -35,6 +35,7 @@ from headrace.gateway.auth import (
 from headrace.gateway.client import ClientConnection, sweep_all
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
+from headrace.gateway.early import EarlyClients
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.system import JobSystem
 from headrace.gateway.request import Request
@@ -50,6 +51,8 @@ BACKLOG = 4096
 FIRST_TABLE_S = 2.0
 MAX_CLIENTS = 20_000
 """Open client connections; for one more the oldest goes on which nobody is known, or else the new one."""
+LAST_WORDS_S = 1.0
+"""For clients to take the error that they get when a gateway ends before their answer."""
 _HEALTH_PATHS = (b"/healthz", b"/readyz", b"/")
 
 
@@ -106,6 +109,7 @@ class Gateway:
         self._held = 0
         self._empty: asyncio.Future[None] | None = None
         self._clients: dict[ClientConnection, None] = {}
+        self._early = EarlyClients()
         # Half of the descriptors are for the connections to instances.
         self._max_clients = min(MAX_CLIENTS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._server: asyncio.Server | None = None
@@ -176,7 +180,10 @@ class Gateway:
                 await self._informed.wait()
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """Accept nothing new, let what is in flight end within ``grace_s`` (``drain_grace``), close."""
+        """Accept nothing new, let what is in flight end within ``grace_s`` (``drain_grace``), close.
+
+        Who waits for a job hears at once how it stands; who still waits at the end gets an error.
+        """
         if self._server is None:
             return
         grace = self._settings.drain_grace if grace_s is None else grace_s
@@ -184,13 +191,14 @@ class Gateway:
         until = loop.time() + grace
         self.draining = True
         self._server.close()
+        self._early.release()
+        self.jobs.service.drain()
         for client in list(self._clients):
             client.shut()
         if self._clients:
             self._empty = loop.create_future()
             await asyncio.wait([self._empty], timeout=grace)
-        for client in list(self._clients):
-            client.abort()
+            await self._give_up(self._empty)
         self.dispatcher.reports.all()
         for task in self._tasks:
             task.cancel()
@@ -205,6 +213,20 @@ class Gateway:
         await self._control.stop()
         await self._server.wait_closed()
         self._server = None
+
+    async def _give_up(self, empty: asyncio.Future[None]) -> None:
+        for client in list(self._clients):
+            client.give_up(
+                GatewayStopping(
+                    "the gateway stops before this is answered.",
+                    hint="Send it again; what an instance was at work on may have run.",
+                    retry_after=1,
+                )
+            )
+        if self._clients:
+            await asyncio.wait([empty], timeout=LAST_WORDS_S)
+        for client in list(self._clients):
+            client.abort()
 
     def not_ready(self) -> str:
         """Why this gateway is not ready; empty when it is."""
@@ -240,6 +262,8 @@ class Gateway:
             return self._native.admit(request, record.project, record.endpoints)
         path = target.partition(b"?")[0]
         if path in _HEALTH_PATHS:
+            if path == b"/":
+                self._who(request)
             if head.method not in (b"GET", b"HEAD"):
                 raise MethodNotAllowed(f"{path.decode()} knows only GET and HEAD.")
             request.target = _Health()
@@ -324,6 +348,8 @@ class Gateway:
     def opened(self, client: ClientConnection) -> None:
         """A connection came."""
         self._clients[client] = None
+        if not self.table.complete and not self._settings.keyless:
+            self._early.take(client)
         if len(self._clients) > self._max_clients:
             next((known for known in self._clients if known.stranger), client).abort()
 
@@ -338,7 +364,9 @@ class Gateway:
     def _who(self, request: Request) -> wire.KeyRecord:
         if not self._settings.keyless:
             if not self.table.complete:
-                raise ControlAway("the gateway has just started and knows no keys yet.", hint="Try again.")
+                raise ControlAway(
+                    "the gateway has just started and knows no keys yet.", hint="Try again.", retry_after=1
+                )
             record = self._keys.who(request.head.authorization)
             if record.endpoints:
                 path = request.head.target.partition(b"?")[0].decode("latin-1")
@@ -393,6 +421,7 @@ class Gateway:
         self.dispatcher.apply(changes)
         if self.table.complete:
             self._informed.set()
+            self._early.release()
         if self.table.unconfirmed and self._unconfirmed is None:
             loop = asyncio.get_running_loop()
             self._unconfirmed = loop.call_later(wire.ADOPT_WINDOW_S + 1.0, self._drop_unconfirmed)

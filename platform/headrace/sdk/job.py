@@ -86,6 +86,8 @@ class Job:
         reply = self._ask("GET", "/stream?format=ndjson", timeout=self._client.timeout)
         for line in reply.lines():
             found = msgspec.json.decode(line)
+            if "attempt" not in found and isinstance(problem := found.get("error"), dict):
+                raise from_problem(int(problem.get("status", 500)), problem)
             if "end" in found:
                 self.document |= {"state": found["end"]["state"], "error": found["end"]["error"]}
                 return

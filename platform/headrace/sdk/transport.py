@@ -24,6 +24,7 @@ from headrace.errors import (
     PROBLEM_CONTENT_TYPE,
     ControlAway,
     DeadlineExceeded,
+    GatewayStopping,
     InstanceDied,
     NotRunning,
     QueueFull,
@@ -212,7 +213,7 @@ class Transport:
                 died += 1
                 error, give_up = broken, not repeatable
             else:
-                wait = self._not_now(reply)
+                wait = self._not_now(reply, repeatable)
                 if (
                     wait is None
                     or self._tried(attempt, started, MAX_ATTEMPTS)
@@ -318,15 +319,20 @@ class Transport:
         return InstanceDied(f"the connection to {self._url} died under the request ({error}).")
 
     @staticmethod
-    def _not_now(reply: Reply) -> float | None:
-        """Seconds to wait before the request is sent again; None: this is the answer."""
+    def _not_now(reply: Reply, repeatable: bool) -> float | None:
+        """Seconds to wait before the request is sent again; None: this is the answer.
+
+        What a gateway gave up when it stopped may have run, as when its connection dies.
+        """
         if reply.status not in (QueueFull.status, ControlAway.status):
             return None
         if reply.content_type != PROBLEM_CONTENT_TYPE:
             return None
         try:
             reply.raise_for_problem()
-        except (QueueFull, ControlAway) as error:
+        except (QueueFull, ControlAway, GatewayStopping) as error:
+            if isinstance(error, GatewayStopping) and not repeatable:
+                return None
             return float(error.extra.get("retry_after", 0.5)) * random.uniform(1.0, 1.2)  # noqa: S311 - jitter
         except RequestError:
             pass

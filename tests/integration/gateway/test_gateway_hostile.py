@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from headrace.gateway import client as client_module
 from headrace.gateway.overhead import Overhead
 from headrace.gateway.upstream import MAX_ANSWER_HEAD
 
@@ -236,3 +237,35 @@ async def test_strangers_give_way_to_those_who_come(rig: Any) -> None:
     assert (await rig.call("/healthz", method="GET", key=None)).status == 200
     assert not working.reader.at_eof()
     assert rig.gateway.dispatcher.in_use() == (1, 0)
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off_and_a_slow_one_is_not(rig, monkeypatch):
+    monkeypatch.setattr(client_module, "IDLE_TIMEOUT_S", 1.5)
+    size = 24 << 20
+
+    async def behaviour(exchange):
+        await exchange.answer(b"x" * size, media="application/octet-stream")
+
+    await up(rig, behaviour)
+    job = (await rig.call("/api/v1/jobs", b'{"endpoint": "echo"}')).json()
+    path = f"/api/v1/jobs/{job['id']}"
+    assert (await rig.call(f"{path}?wait=20", method="GET")).json()["state"] == "succeeded"
+    slow, deaf = await rig.connect(), await rig.connect()
+    for client in (slow, deaf):
+        await client.send(rig.request(f"{path}/output", method="GET"))
+    await slow.reader.readuntil(b"\r\n\r\n")
+    for _ in range(12):
+        await asyncio.sleep(0.3)
+        await slow.reader.readexactly(size // 12)
+    await rig.until(lambda: not rig.gateway._clients)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await deaf.reader.readexactly(size)
+
+
+async def test_what_is_wrong_with_a_head_is_told_in_the_words_of_its_api(rig):
+    await up(rig)
+    big = f"X: {'a' * 70_000}\r\n"
+    for path in ("/v1/chat/completions", "/v2/echo/openai/v1/models"):
+        answer = await rig.call(path, extra=big)
+        assert (answer.status, answer.json()["error"]["code"]) == (431, "head_too_large")
+    assert (await rig.call("/e/echo", extra=big)).json()["type"] == "urn:headrace:head-too-large"

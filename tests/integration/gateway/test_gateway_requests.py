@@ -269,7 +269,11 @@ async def test_health_needs_no_key_and_readiness_a_link(rig):
     await up(rig)
     assert (await rig.call("/healthz", method="GET", key=None)).json() == {"status": "ok"}
     assert (await rig.call("/readyz", method="GET", key=None)).status == 200
-    assert (await rig.call("/", method="GET", key=None)).json()["name"] == "headrace"
+    assert (await rig.call("/", method="GET")).json()["name"] == "headrace"
+    for key in (None, "wrong"):
+        answer = await rig.call("/", method="GET", key=key)
+        assert answer.status == 401
+        assert b"version" not in answer.body
     await rig.control.stop()
     await rig.until(lambda: not rig.gateway._control.is_up)
     answer = await rig.call("/readyz", method="GET", key=None)

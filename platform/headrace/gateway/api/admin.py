@@ -125,6 +125,11 @@ class AdminExchange:
     def resume(self) -> None:
         """Nothing was paused."""
 
+    def fail(self, error: RequestError) -> None:
+        """Wait no longer for control."""
+        self._task.cancel()
+        self._request.client.fail(self._request, error)
+
 
 def from_slug(error: wire.Error) -> RequestError:
     """The `RequestError` that a reply names."""

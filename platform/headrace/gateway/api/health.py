@@ -1,4 +1,4 @@
-"""Liveness, readiness and the front page: no key needed, nothing told that matters."""
+"""Liveness and readiness, for which nobody needs a key, and the front page, which any key may read."""
 
 from __future__ import annotations
 

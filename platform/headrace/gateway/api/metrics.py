@@ -15,7 +15,7 @@ from headrace import wire
 from headrace.errors import RequestError
 from headrace.gateway.api.exchange import TaskExchange
 from headrace.gateway.api.health import VERSION
-from headrace.gateway.auth import require
+from headrace.gateway.auth import may_call, require
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response
@@ -38,7 +38,9 @@ MAX_STORED = 200
 
 
 class Route(NamedTuple):
-    """Marks a request for `MetricsApi`."""
+    """A scrape with this key."""
+
+    record: wire.KeyRecord
 
 
 class MetricsApi:
@@ -64,7 +66,7 @@ class MetricsApi:
         require(record, ("metrics",), "read metrics")
         if request.head.method not in (b"GET", b"HEAD"):
             raise MethodNotAllowed("/metrics knows only GET and HEAD.")
-        request.target = Route()
+        request.target = Route(record)
         return 0
 
     def start(self, request: Request) -> None:
@@ -77,15 +79,16 @@ class MetricsApi:
 
     async def _answer(self, exchange: TaskExchange) -> bytes:
         request = exchange.request
-        platform, stored = await asyncio.gather(self._platform(), self._stored())
+        record: wire.KeyRecord = request.target.record
+        platform, stored = await asyncio.gather(self._platform(record), self._stored(record))
         facts = Facts(
             gateway=self._id,
             version=VERSION,
-            endpoints=await self._endpoints(),
+            endpoints=await self._endpoints(record),
             clients=self.gauges["clients"](),
             body_bytes=self.gauges["held"](),
-            refused=dict(self.refused),
-            webhooks=dict(self._jobs.webhook_counts),
+            refused={} if record.endpoints else dict(self.refused),
+            webhooks={} if record.endpoints else dict(self._jobs.webhook_counts),
             jobs=stored,
             platform=platform,
         )
@@ -104,15 +107,18 @@ class MetricsApi:
             extra=b"Cache-Control: no-store\r\n",
         )
 
-    async def _endpoints(self) -> list[EndpointFacts]:
+    async def _endpoints(self, record: wire.KeyRecord) -> list[EndpointFacts]:
         found: list[EndpointFacts] = []
         for count, state in enumerate(self._dispatcher.states(), 1):
-            found.append(_facts(state))
+            if may_call(record, state.key.partition("/")[2]):
+                found.append(_facts(state))
             if count % SLICE == 0:
                 await asyncio.sleep(0)
         return found
 
-    async def _platform(self) -> dict[str, dict[str, int]] | None:
+    async def _platform(self, record: wire.KeyRecord) -> dict[str, dict[str, int]] | None:
+        if record.endpoints:
+            return None  # it counts instances of all endpoints
         try:
             call = wire.ApiCall(method="GET", path="/status", scopes=("deploy",), key_id="gateway")
             reply = await self._control.call(call, CONTROL_TIMEOUT_S)
@@ -123,11 +129,12 @@ class MetricsApi:
             pass
         return None
 
-    async def _stored(self) -> dict[tuple[str, str, str], int]:
+    async def _stored(self, record: wire.KeyRecord) -> dict[tuple[str, str, str], int]:
         found: dict[tuple[str, str, str], int] = {}
         with contextlib.suppress(RequestError, TimeoutError):
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                for project, endpoint in self._jobs.endpoints()[:MAX_STORED]:
+                known = [found for found in self._jobs.endpoints() if may_call(record, found[1])]
+                for project, endpoint in known[:MAX_STORED]:
                     counts = await self._jobs.service.counts(project, endpoint)
                     for state in JOB_MOVES:
                         found[project, endpoint, state] = getattr(counts, state)

@@ -222,6 +222,7 @@ _COG: Doc = {
 
 
 def _health(id: str, summary: str, schema: Doc, ready: bool = False) -> Doc:
+    """Without a key."""
     responses = {"200": answer("OK", schema), **problems(405)}
     if ready:
         responses["503"] = answer("Not ready", record({"status": TEXT, "reason": TEXT}))
@@ -229,7 +230,15 @@ def _health(id: str, summary: str, schema: Doc, ready: bool = False) -> Doc:
 
 
 _PLATFORM: Doc = {
-    "/": _health("root", "What this is", record({"name": TEXT, "version": TEXT})),
+    "/": {
+        "get": _op(
+            "root", "What this is",
+            {
+                "200": answer("OK", record({"name": TEXT, "version": TEXT})),
+                **problems(401, 403, 405, 429, 503),
+            },
+        )
+    },
     "/healthz": _health("healthz", "The gateway lives", record({"status": TEXT})),
     "/readyz": _health("readyz", "It takes requests", record({"status": TEXT}), ready=True),
     "/metrics": {

@@ -30,6 +30,12 @@ class Hub:
         for bell in self._bells.get(job_id, ()):
             bell.set()
 
+    def ring_all(self) -> None:
+        """Everybody is to look."""
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.set()
+
     def __len__(self) -> int:
         return len(self._bells)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from headrace.errors import GatewayStopping
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.jobs.documents import document, waiting_of
@@ -53,6 +54,7 @@ class JobService:
         self._runner: Runner | None = None
         self.webhooks: WebhookSender | None = None
         self.why_not = "the job store is not open yet"
+        self._draining = False
         self.documents: dict[str, Document] = {}
         """What webhooks of an API carry; APIs that are not here get the native document."""
 
@@ -61,6 +63,11 @@ class JobService:
         self._store, self._blobs, self._runner, self.webhooks = store, blobs, runner, webhooks
         runner.finished = self._finished
         webhooks.documents = self.documents
+
+    def drain(self) -> None:
+        """The gateway is about to stop: who waits for a job hears how it stands, and asks another gateway."""
+        self._draining = True
+        self._hub.ring_all()
 
     def detach(self) -> None:
         """The gateway stops."""
@@ -105,8 +112,13 @@ class JobService:
         """All attempts, oldest first."""
         return await self.store.attempts(job_id)
 
-    async def wait(self, project: str, job_id: str, timeout_s: float) -> Job | None:
-        """The job when it is final, or as it is when the time is up. None: unknown."""
+    async def wait(
+        self, project: str, job_id: str, timeout_s: float, *, while_draining: bool = False
+    ) -> Job | None:
+        """The job when it is final, or as it is when the time is up or the gateway drains. None: unknown.
+
+        ``while_draining``: wait on, for an answer that is to be given by this gateway.
+        """
         deadline = time.monotonic() + timeout_s
         bell = self._hub.bell(job_id)
         pause = FIRST_POLL_S
@@ -114,7 +126,8 @@ class JobService:
             while True:
                 job = await self.store.get(project, job_id)
                 left = deadline - time.monotonic()
-                if job is None or job.state in FINAL or left <= 0:
+                over = left <= 0 or (self._draining and not while_draining)
+                if job is None or job.state in FINAL or over:
                     return job
                 here = self._runner is not None and self._runner.runs_here(job_id)
                 await rung(bell, min(LOCAL_POLL_S if here else pause, left))
@@ -165,7 +178,8 @@ class JobService:
     ) -> AsyncIterator[Chunk]:
         """Items of the job's stream, until it is final. ``after``: (attempt, seq) that was seen last.
 
-        When an item's ``attempt`` is larger than that before, all earlier ones are void.
+        When an item's ``attempt`` is larger than that before, all earlier ones are void. Raises
+        `GatewayStopping` where a gateway that stops leaves off.
         """
         attempt, seq = after or (0, -1)
         bell = self._hub.bell(job_id)
@@ -185,6 +199,12 @@ class JobService:
                         break
                 if job.state in FINAL:
                     return
+                if self._draining:
+                    raise GatewayStopping(
+                        "the gateway stops; the job goes on.",
+                        hint="Ask again, with after= the id of the last item.",
+                        retry_after=1,
+                    )
                 pause = FIRST_POLL_S if chunks else min(LAST_POLL_S, pause * 1.3)
                 await rung(bell, pause)
         finally:

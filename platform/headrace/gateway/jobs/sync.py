@@ -14,6 +14,7 @@ from typing import Any
 
 from headrace.errors import Conflict, HeadraceError, RequestError
 from headrace.gateway.api.native import Target
+from headrace.gateway.call import Call
 from headrace.gateway.jobs.attempt import FORWARD
 from headrace.gateway.jobs.lanes import SYNC_PREFIX, Run
 from headrace.gateway.jobs.outcome import REFUSED
@@ -57,12 +58,12 @@ class SyncCalls:
         try:
             await self._answer(exchange, target, project, key)
         except RequestError as error:
-            exchange.fail(error)
+            exchange.refuse(error)
         except HeadraceError as error:
-            exchange.fail(RequestError(str(error)))
+            exchange.refuse(RequestError(str(error)))
         except Exception as error:
             log.exception("request %s failed in the gateway", request.id)
-            exchange.fail(RequestError(f"{type(error).__name__} in the gateway: its log has more."))
+            exchange.refuse(RequestError(f"{type(error).__name__} in the gateway: its log has more."))
 
     async def _answer(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
         service, request = self._service, exchange.request
@@ -84,9 +85,12 @@ class SyncCalls:
             request.client.release_body(request)
             found: Job | None = job
             if job.state not in FINAL:
-                found = await service.wait(project, job_id, target.timeout_s + ANSWER_MARGIN_S)
+                found = await service.wait(
+                    project, job_id, target.timeout_s + ANSWER_MARGIN_S, while_draining=True
+                )
         except asyncio.CancelledError:
-            self._left(request.id, free_key=target.state.route.idempotent)
+            if not exchange.given_up:
+                self._left(request.id, free_key=target.state.route.idempotent)
             raise
         finally:
             for id in (new.id, job_id):
@@ -169,7 +173,7 @@ class SyncCalls:
             raise Conflict(
                 "the answer to this key was a stream, which is not kept.", hint="Use a new Idempotency-Key."
             )
-        exchange.fail(stored_error(job), extra)
+        exchange.refuse(stored_error(job), extra)
 
 
 class SyncExchange:
@@ -183,7 +187,14 @@ class SyncExchange:
         self.streamed = False
         """The answer goes to the client as it comes."""
         self.gone = False
+        self.given_up = False
+        """It was the gateway that left: the client may come back with the same key, through another one."""
         self.sink: SyncClient | None = None
+
+    @property
+    def call(self) -> Call | None:
+        """The call whose answer the client gets as it comes."""
+        return self.sink.call if self.sink is not None else None
 
     def cancel(self) -> None:
         """The client is gone."""
@@ -203,7 +214,18 @@ class SyncExchange:
         if self.sink is not None:
             self.sink.resume()
 
-    def fail(self, error: RequestError, extra: bytes = b"") -> None:
+    def fail(self, error: RequestError) -> None:
+        """The gateway gives up. What runs goes on elsewhere, or again, but for a stream that has begun."""
+        self.given_up = True
+        if self.streamed and (call := self.call) is not None:
+            call.fail(error)
+        else:
+            self.refuse(error)
+        self.gone = True
+        if self.task is not None:
+            self.task.cancel()
+
+    def refuse(self, error: RequestError, extra: bytes = b"") -> None:
         """Answer with a problem, unless a stream has begun."""
         if not self.gone and not self.streamed:
             self.request.client.fail(self.request, error, extra)
@@ -229,6 +251,12 @@ class SyncClient(JobClient):
         if exchange is not None and not exchange.gone and data:
             chunk = data if exchange.request.head.http10 else b"%x\r\n%b\r\n" % (len(data), data)
             exchange.request.client.write(chunk)
+
+    @property
+    def call(self) -> Call | None:
+        """The call whose answer this is."""
+        exchange = self._request.exchange if self._request is not None else None
+        return exchange if isinstance(exchange, Call) else None
 
     def end(self, request: Request) -> None:
         """See `JobClient.end`."""
