@@ -43,13 +43,16 @@ def length_line(status: int, answer: Answer, head_request: bool) -> bytes:
 
 
 def server_timing(
-    started: float, sent: float, handler: bytes, waited_for: wire.InstanceRoute | None
+    started: float, sent: float, handler: bytes, waited_for: wire.InstanceRoute | None, lost_s: float = 0.0
 ) -> bytes:
     """The ``Server-Timing`` line, durations in ms; ``started`` and ``sent`` are monotonic seconds.
 
+    ``lost_s`` went into attempts that came to nothing.
     ``waited_for`` is the instance whose start the request waited for, or None.
     """
-    line = b"Server-Timing: queue;dur=%.2f" % ((sent - started) * 1e3)
+    line = b"Server-Timing: queue;dur=%.2f" % ((sent - started - lost_s) * 1e3)
+    if lost_s:
+        line += b", lost;dur=%.2f" % (lost_s * 1e3)
     if waited_for is not None:
         t = waited_for.timings
         line += b', tier;desc="%b", claim;dur=%.2f, boot;dur=%.2f, import;dur=%.2f, load;dur=%.2f' % (

@@ -249,8 +249,23 @@ class Attempt:
             framing,
             request_id=call.request.id,
             timing=server_timing(
-                call.started, self.sent_at, answer.timing, instance.route if waited else None
+                call.started,
+                self.sent_at,
+                answer.timing,
+                instance.route if waited else None,
+                lost_s(call.attempts, self) if len(call.attempts) > 1 else 0.0,
             ),
             attempt=self.number,
             close=call.request.client.closes(call.request),
         )
+
+
+def lost_s(attempts: list[Attempt], last: Attempt) -> float:
+    """Seconds before ``last`` was sent in which another attempt ran to no avail."""
+    lost, until = 0.0, 0.0
+    for attempt in attempts:
+        if attempt.outcome in ("lost", "host-lost", "retried", "beaten") and attempt.sent_at:
+            end = min(attempt.ended, last.sent_at)
+            lost += max(0.0, end - max(attempt.sent_at, until))
+            until = max(until, end)
+    return lost

@@ -19,21 +19,25 @@ ENOUGH_SAMPLES = 20
 RECOUNT = 16
 WINDOW_S = 5
 UNKNOWN_S = 0.01
+MOST_DOUBLINGS = 6
 
 
 class ServiceTime:
     """Smoothed service time of one instance, in seconds; 0 when nothing recent is known."""
 
-    __slots__ = ("_at", "_mean")
+    __slots__ = ("_at", "_failures", "_mean")
 
     def __init__(self) -> None:
         self._mean = 0.0
         self._at = float("-inf")
+        self._failures = 0
+        """In a row."""
 
     def observe(self, seconds: float, now: float) -> None:
         """A request took so long."""
-        if now - self._at > STALE_S:
+        if self._failures or now - self._at > STALE_S:
             self._mean = seconds
+            self._failures = 0
         else:
             self._mean += SMOOTHING * (seconds - self._mean)
         self._at = now
@@ -42,6 +46,15 @@ class ServiceTime:
         """A request was given up after so long: it is slower than that."""
         if seconds > self.get(now):
             self.observe(seconds, now)
+
+    def failed(self, usual: float, now: float) -> None:
+        """An answer was an error: those come fast, and must not draw all requests to where nothing works.
+
+        It counts as twice the usual time, and each further one in a row as twice as much again.
+        """
+        self._failures = min(self._failures + 1, MOST_DOUBLINGS)
+        self._mean = max(self.get(now), (usual or UNKNOWN_S) * 2.0**self._failures)
+        self._at = now
 
     def get(self, now: float) -> float:
         """What a request takes there."""

@@ -223,7 +223,10 @@ class Call:
         """The answer is complete."""
         now = time.monotonic()
         self.state.count(now - attempt.sent_at, ok, now)
-        attempt.instance.speed.observe(now - attempt.sent_at, now)
+        if ok:
+            attempt.instance.speed.observe(now - attempt.sent_at, now)
+        else:
+            attempt.instance.speed.failed(self.state.service, now)
         self._finish("answered", "answered", ok=ok, counted=True)
 
     def turned_away(self, attempt: Attempt, why: str) -> None:
@@ -233,6 +236,7 @@ class Call:
             self.retries_used += 1
             self.attempt += 1
             self._shun(instance)
+            instance.speed.failed(self.state.service, time.monotonic())
             self.state.circuit.answered()
             self._end(attempt, "retried", answered=True)
         else:

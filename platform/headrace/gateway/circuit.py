@@ -11,6 +11,8 @@ OPENS_AFTER = 5
 """Losses in a row, without an answer in between, that open the circuit."""
 FIRST_OPEN_S = 1.0
 LONGEST_OPEN_S = 30.0
+HOPELESS_AFTER = 3
+"""Openings without an answer after which nobody is kept waiting for the next probe."""
 BURST_S = 0.2
 """Losses on one host within this time of the first are one: they have one cause."""
 RETRY_SHARE = 0.2
@@ -70,6 +72,11 @@ class Circuit:
         self.losses = 0
         if self.open:
             self._close()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether probe after probe has failed."""
+        return self.open and self._opened >= HOPELESS_AFTER
 
     def lets_through(self, now: float) -> bool:
         """Whether a request may be sent: always when closed, one at a time when half-open."""

@@ -338,6 +338,8 @@ class Dispatcher:
         state, now = instance.state, time.monotonic()
         if state.circuit.lost(instance.route.host, instance.since, now):
             log.warning("circuit of %s opens for %.1f s", state.key, state.circuit.until - now)
+            for call in state.queue.drain() if state.circuit.hopeless else ():
+                call.fail(circuit_error(state))
             self.loop.call_later(state.circuit.until - now + 0.001, self._pump, state)
 
     def _wake(self, state: EndpointState) -> None:

@@ -165,7 +165,7 @@ class EndpointState:
         self.failed = 0
         self.service_s = 0.0
         self.service = 0.0
-        """Smoothed service time in seconds; 0: nothing finished yet."""
+        """Smoothed service time in seconds, of answers that were no errors; 0: there was none yet."""
         self.quiet = True
         self.held = 0
         """Jobs that this gateway has leased and that wait here for a free slot."""
@@ -259,9 +259,10 @@ class EndpointState:
             self._hedge_times.add(seconds)
         self.finished += 1
         self.service_s += seconds
-        self.service = seconds if not self.service else self.service * 0.9 + seconds * 0.1
         if not ok:
             self.failed += 1
+        else:
+            self.service = seconds if not self.service else self.service * 0.9 + seconds * 0.1
 
     def told(self) -> None:
         """Control has been told all of this: count anew."""

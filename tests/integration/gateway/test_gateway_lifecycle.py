@@ -235,6 +235,28 @@ async def test_a_broken_endpoint_opens_its_circuit_and_one_probe_closes_it(rig, 
     await rig.quiet()
 
 
+async def test_when_probe_after_probe_fails_nobody_is_kept_waiting(rig, monkeypatch):
+    monkeypatch.setattr(circuit_module, "FIRST_OPEN_S", 0.01)
+    rig.endpoint(retries=100)
+    await rig.up()
+    tasks = await begin(rig, 8)
+    await rig.until(lambda: rig.gateway.dispatcher.in_use() == (0, 8))
+    limit = circuit_module.OPENS_AFTER + circuit_module.HOPELESS_AFTER - 1
+    for n in range(limit):
+        doomed = await rig.instance(dying, host=f"h{n}")
+        await rig.until(lambda n=n: len(rig.control.of(wire.InstanceTrouble)) == n + 1)
+        dead(rig, doomed, "signalled: 11")
+        await rig.known(lambda t, id=doomed.id: id not in t.instances)
+    await rig.until(lambda: sum(task.done() for task in tasks) >= 5)
+    refused = [task.result() for task in tasks if task.done() and task.result().status == 503]
+    assert len(refused) >= 5
+    assert {a.json()["type"] for a in refused} == {"urn:headrace:circuit-open"}
+    await rig.instance()
+    rest = [await task for task in tasks]
+    assert {a.status for a in rest} <= {200, 502, 503}, "the probe itself was not in the queue"
+    await rig.quiet()
+
+
 async def test_what_handlers_raise_opens_no_circuit(rig):
     async def raising(exchange):
         await exchange.answer(b"{}", status=500, extra="X-Headrace-Exception: ValueError\r\n")
@@ -353,6 +375,47 @@ async def test_nothing_is_copied_while_others_wait_or_the_budget_is_spent(rig):
     gate.open.set()
     assert (await task).status == 200
     await rig.quiet()
+
+
+async def test_the_receipt_tells_time_in_lost_attempts_from_waiting(rig):
+    breaking = Breaking()
+    rig.endpoint(retries=1)
+    await rig.up()
+    await rig.instance(breaking)
+    await rig.known(lambda t: t.instances)
+    (task,) = await begin(rig)
+    await rig.until(lambda: breaking.started)
+    began = asyncio.get_running_loop().time()
+    await rig.instance()
+    await rig.known(lambda t: len(t.instances) == 2)
+    ran_ms = (asyncio.get_running_loop().time() - began) * 1e3
+    breaking.now.set()
+    line = (await task).get("Server-Timing")
+    spent = {name: float(ms) for name, _, ms in (part.partition(";dur=") for part in line.split(", "))}
+    assert spent["lost"] >= ran_ms * 0.9
+    assert spent["queue"] + spent["lost"] <= spent["total"] + 0.02
+
+
+async def test_an_instance_that_fails_fast_does_not_draw_all_requests(rig):
+    async def fails(exchange):
+        await exchange.answer(b"{}", status=500)
+
+    async def works(exchange):
+        await asyncio.sleep(0.01)
+        await exchange.answer()
+
+    rig.endpoint()
+    await rig.up()
+    bad = await rig.instance(fails, concurrency=8)
+    await rig.instance(works, concurrency=8)
+    await rig.known(lambda t: len(t.instances) == 2)
+
+    async def client():
+        return [(await rig.call()).status for _ in range(20)]
+
+    found = [status for one in await asyncio.gather(*(client() for _ in range(4))) for status in one]
+    assert len(bad.requests) == found.count(500)
+    assert found.count(500) < len(found) / 2, "an error is fast, not good"
 
 
 async def test_p95_needs_samples_and_then_copies_the_slow_ones(rig):
