@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Large inputs and outputs: empty for ``data_dir``, or ``s3://bucket/prefix``."""
     webhook_private: bool = False
     """Whether webhooks may go to private, loopback and link-local addresses."""
+    webhook_ca: str = ""
+    """PEM file of authorities that may have signed receivers' certificates, beside those of the system."""
     log_level: str = "info"
 
     @property

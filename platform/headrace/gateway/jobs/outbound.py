@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
-from headrace.errors import HeadraceError, ValidationFailed
+from headrace.errors import HeadraceError, SettingsError, ValidationFailed
 
 MAX_URL_BYTES = 2048
 MAX_ANSWER_HEAD = 16 << 10
@@ -92,6 +92,20 @@ def is_public(address: Address) -> bool:
     return address.is_global and not (
         address.is_multicast or address.is_reserved or address.is_unspecified or address.is_link_local
     )
+
+
+def tls_context(ca: str = "") -> ssl.SSLContext:
+    """What certificates are checked with: the system's authorities (or those in ``SSL_CERT_FILE``), and those
+    in the PEM file ``ca`` (blocking). Raises `SettingsError`."""
+    context = ssl.create_default_context()
+    if ca:
+        try:
+            context.load_verify_locations(cafile=ca)
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"webhook_ca {ca}: {error}.", hint="Name a PEM file with one or more certificates."
+            ) from None
+    return context
 
 
 async def resolve(host: str, port: int, *, private: bool) -> list[str]:

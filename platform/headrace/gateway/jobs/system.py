@@ -12,6 +12,7 @@ from headrace.config import Settings
 from headrace.errors import DataDirError, SettingsError
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.jobs.hub import Hub
+from headrace.gateway.jobs.outbound import tls_context
 from headrace.gateway.jobs.owners import OwnerMark
 from headrace.gateway.jobs.runner import Runner
 from headrace.gateway.jobs.service import JobService
@@ -93,13 +94,14 @@ class JobSystem:
         try:
             blobs = await open_blobs(settings)
             secret = await asyncio.to_thread(read_secret, settings.data)
+            tls = await asyncio.to_thread(tls_context, settings.webhook_ca)
             mark = await asyncio.to_thread(OwnerMark, settings.data / "gateways", self._owner)
         except BaseException:
             await store.close()
             raise
         self._store, self._mark = store, mark
         runner = Runner(store, blobs, self._dispatcher, self._table, self._owner, self._hub)
-        webhooks = WebhookSender(blobs, secret, private=settings.webhook_private)
+        webhooks = WebhookSender(blobs, secret, private=settings.webhook_private, tls=tls)
         self._runner = runner
         runner.client_for = self.sync.client_for
         self.service.attach(store, blobs, runner, webhooks)
