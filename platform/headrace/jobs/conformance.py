@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from headrace.jobs import conformance_clients as clients
+from headrace.jobs import conformance_leases as leases
 from headrace.jobs import conformance_text as text
 from headrace.jobs import conformance_time as times
 from headrace.jobs import conformance_webhooks as webhooks
@@ -58,6 +59,9 @@ CHECKS: tuple[Check, ...] = (
     workers.released_jobs_wait_for_their_delay,
     workers.releases_that_count_are_bounded,
     workers.a_gone_worker_loses_its_jobs,
+    leases.a_lease_is_no_start,
+    leases.a_refused_job_was_not_sent,
+    leases.unsent_leases_do_not_count,
     times.an_expired_lease_is_queued_again,
     times.a_prolonged_lease_is_not_touched,
     times.lost_attempts_are_bounded,

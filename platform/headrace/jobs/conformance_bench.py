@@ -62,16 +62,28 @@ class Bench:
         assert len(leases) == 1, f"leased {len(leases)} jobs, not one"
         return leases[0]
 
+    async def sent(self, *leases: Lease, at: float | None = None) -> None:
+        """Instances have these jobs now."""
+        for lease in leases:
+            sent_at = self.now if at is None else at
+            assert await self.store.note(lease.job.id, lease.fence, instance="i-1", sent_at=sent_at)
+
     async def finish(self, lease: Lease, result: Result | None = None) -> bool:
         """Finish an attempt; by default it succeeded."""
         return await self.store.finish(lease.job.id, lease.fence, result or succeeded(), self.now)
 
     async def release(
-        self, lease: Lease, *, lost: bool, reason: str = "given back", delay_s: float = 0.0
+        self,
+        lease: Lease,
+        *,
+        lost: bool,
+        reason: str = "given back",
+        delay_s: float = 0.0,
+        unsent: bool = False,
     ) -> bool:
         """Give a lease back."""
         return await self.store.release(
-            lease.job.id, lease.fence, self.now, reason=reason, lost=lost, delay_s=delay_s
+            lease.job.id, lease.fence, self.now, reason=reason, lost=lost, delay_s=delay_s, unsent=unsent
         )
 
     async def get(self, job_id: str) -> Job:

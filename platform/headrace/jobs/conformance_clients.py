@@ -348,15 +348,19 @@ async def a_retry_has_a_new_budget(harness: Harness) -> None:
 
 
 async def purges_only_what_waits(harness: Harness) -> None:
-    """Purge removes the endpoint's queued jobs, and gives their number."""
+    """Purge removes the endpoint's jobs that no instance has, and gives their number."""
     async with opened(harness) as bench:
         await bench.submit("running")
-        await bench.lease_one()
-        for i in range(250):
+        await bench.sent(await bench.lease_one())
+        await bench.submit("leased")
+        leased = await bench.lease_one()
+        for i in range(249):
             await bench.submit(f"j{i}")
         await bench.submit("other", endpoint="e2")
         assert await bench.store.purge(PROJECT, "e", bench.now) == 250
         assert await bench.store.get(PROJECT, "j0") is None
+        assert await bench.store.get(PROJECT, "leased") is None
+        assert not await bench.store.note("leased", leased.fence, sent_at=bench.now), "purged, and yet sent"
         await bench.expect("running", "running")
         await bench.expect("other", "queued")
         assert (await bench.counts()).queued == 0
@@ -373,7 +377,10 @@ async def counts_every_state(harness: Harness) -> None:
         await bench.finish((await bench.lease(1))[0])
         await bench.finish((await bench.lease(1))[0], failed())
         await bench.store.cancel(PROJECT, "j2", bench.now)
-        await bench.lease(1)
+        leases = await bench.lease(1)
+        counts = await bench.counts()
+        assert (counts.queued, counts.running, counts.succeeded) == (3, 0, 1), f"{counts}"
+        await bench.sent(*leases)
         counts = await bench.counts()
         assert (counts.queued, counts.running, counts.succeeded) == (2, 1, 1), f"{counts}"
         assert (counts.failed, counts.cancelled, counts.oldest_queued_at) == (1, 1, start + 4), f"{counts}"

@@ -19,7 +19,7 @@ async def leases_by_priority_then_age(harness: Harness) -> None:
         leases = await bench.lease(4)
         assert [lease.job.id for lease in leases] == ["j0", "j3"]
         job = leases[0].job
-        assert (job.state, job.attempts, job.started_at) == ("running", 1, bench.now)
+        assert (job.state, job.attempts, job.started_at) == ("running", 1, None)
         assert (leases[0].owner, leases[0].until) == ("w1", bench.now + LEASE_S)
         assert await bench.get("j0") == job, "the lease tells another job than get"
         assert not await bench.lease(4)
@@ -96,7 +96,7 @@ async def leases_are_exclusive(harness: Harness) -> None:
             ids = [lease.job.id for lease in taken]
             assert len(ids) == len(set(ids)), "a job was leased twice"
             assert len(ids) == total, f"{len(ids)} of {total} were leased"
-            assert (await bench.counts()).running == total
+            assert (await bench.counts()).queued == total, "no instance has one"
         finally:
             await second.close()
 
@@ -135,16 +135,23 @@ async def a_result_is_stored_once(harness: Harness) -> None:
         await bench.submit("a")
         lease = await bench.lease_one()
         bench.now += 2
-        result = Result(state="succeeded", output=succeeded(b"first").output, receipt={"queued": 1.5})
+        result = Result(
+            state="succeeded",
+            output=succeeded(b"first").output,
+            receipt={"queued": 1.5},
+            started_at=bench.now - 1,
+            instance="i-3",
+        )
         assert await bench.finish(lease, result)
         job = await bench.expect("a", "succeeded")
         assert (job.output, job.receipt, job.error) == (result.output, {"queued": 1.5}, None)
-        assert (job.finished_at, job.started_at) == (bench.now, bench.now - 2)
+        assert (job.finished_at, job.started_at) == (bench.now, bench.now - 1)
         assert not await bench.finish(lease, failed()), "a second result was taken"
         assert await bench.get("a") == job
         assert not await bench.store.finish("unknown", 1, failed(), bench.now)
         (attempt,) = await bench.store.attempts("a")
         assert (attempt.number, attempt.owner, attempt.outcome) == (1, "w1", "succeeded")
+        assert attempt.instance == "i-3"
         assert (attempt.started_at, attempt.ended_at) == (bench.now - 2, bench.now)
 
 
@@ -304,7 +311,7 @@ async def released_jobs_wait_for_their_delay(harness: Harness) -> None:
         bench.now += 1
         await bench.submit("b")
         await bench.release((await bench.lease(1))[0], lost=True, delay_s=5.0)
-        assert [lease.job.id for lease in await bench.lease()] == ["b"]
+        assert await bench.finish(await bench.lease_one()), "b is not leased"
         bench.now += 4.9
         assert not await bench.lease(), "leased before its delay was over"
         assert (await bench.counts()).queued == 1
@@ -337,7 +344,9 @@ async def a_gone_worker_loses_its_jobs(harness: Harness) -> None:
         kept = await bench.lease(2, owner="w2")
         assert await bench.store.release_owner("w1", bench.now) == 3
         assert await bench.store.release_owner("w1", bench.now) == 0
-        assert (await bench.counts()).queued == 3
+        await bench.sent(*kept)
+        counts = await bench.counts()
+        assert (counts.queued, counts.running) == (3, 2)
         assert (await bench.get(gone[0].job.id)).lost == 1
         assert not await bench.finish(gone[0])
         assert await bench.finish(kept[0])

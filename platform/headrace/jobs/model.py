@@ -99,11 +99,19 @@ class Job(Value, frozen=True, kw_only=True):
     created_at: float
     deadline_at: float | None
     started_at: float | None = None
+    """When an instance got it, in the attempt that runs or ran last; None: none has it. A job that is
+    ``running`` without this is leased, and waits in a gateway."""
     finished_at: float | None = None
+    queued_at: float | None = None
+    """When it was queued again, after an attempt or for a retry; None: never, so at ``created_at``."""
     attempts: int = 0
     """Leases taken so far."""
     lost: int = 0
     """Attempts that ended without a result through no fault of the job (host, node, gateway)."""
+    unsent: int = 0
+    """Leases that were given back before any instance had the job: they are no attempts."""
+    sent: int = 0
+    """The fence of the latest lease, since the last retry, in which an instance may have begun; 0: none."""
     retried: int = 0
     output: Payload | None = None
     error: dict[str, Any] | None = None
@@ -131,6 +139,9 @@ class Result(Value, frozen=True, kw_only=True):
     error: dict[str, Any] | None = None
     receipt: dict[str, Any] = {}
     reason: str = ""
+    started_at: float | None = None
+    """When an instance got the job."""
+    instance: str = ""
 
 
 class Attempt(Value, frozen=True, kw_only=True):

@@ -74,7 +74,7 @@ def result_row(result: Result) -> tuple[Any, ...]:
     )
     error = None if result.error is None else encode_json(result.error)
     receipt = encode_json(result.receipt) if result.receipt else None
-    return (result.state, *body, error, receipt, result.reason)
+    return (result.state, *body, error, receipt, result.reason, result.started_at, result.instance)
 
 
 def job_of_new(new: NewJob, now: float) -> Job:
@@ -136,8 +136,11 @@ def job_of_row(row: Row) -> Job:
         context={} if context == _EMPTY else decode_json(context, {}),
         created_at=row["created_at"],
         deadline_at=row["deadline_at"],
-        started_at=row["started_at"],
+        started_at=row["sent_at"],
         finished_at=row["finished_at"],
+        queued_at=row["queued_at"],
+        unsent=row["unsent"] or 0,
+        sent=row["sent"] or 0,
         attempts=row["attempts"],
         lost=row["lost"],
         retried=row["retried"],

@@ -56,6 +56,7 @@ class Note(NamedTuple):
     fence: int
     instance: str
     progress: bytes | None
+    sent_at: float | None
 
 
 class Append(NamedTuple):
@@ -77,6 +78,7 @@ class Release(NamedTuple):
     lost: bool
     now: float
     delay_s: float
+    unsent: bool
 
 
 class Move(NamedTuple):
@@ -89,6 +91,7 @@ class Move(NamedTuple):
     reason: str
     lost: int
     error: bytes | None
+    unsent: int = 0
 
 
 class Writes:
@@ -195,6 +198,8 @@ class Writes:
 
         def move(row: Row) -> Move:
             item = by_id[row["id"]]
+            if item.unsent:
+                return Move(row["id"], "queued", item.now, item.delay_s, item.reason, 0, None, 1)
             return ended(row, item.now, item.reason, lost=item.lost, delay_s=item.delay_s)
 
         held = await self.move("held", columns([(item.job, item.fence) for item in items]), move)

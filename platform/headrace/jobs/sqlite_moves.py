@@ -131,13 +131,23 @@ def heartbeat(
     ]
 
 
-def note(db: sqlite3.Connection, job_id: str, fence: int, *, instance: str, progress: bytes | None) -> bool:
+def note(
+    db: sqlite3.Connection,
+    job_id: str,
+    fence: int,
+    *,
+    instance: str,
+    progress: bytes | None,
+    sent_at: float | None,
+) -> bool:
     """See `JobStore.note`."""
     found = db.execute(Q["fence_valid"], {"id": job_id, "fence": fence}).fetchone()
     if found is None:
         return False
     if instance:
         db.execute(Q["note_instance"], {"seq": found[0], "fence": fence, "instance": instance})
+    if sent_at is not None:
+        db.execute(Q["note_sent"], {"seq": found[0], "sent_at": sent_at})
     if progress is not None:
         db.execute(Q["note_progress"], {"seq": found[0], "progress": progress.decode()})
     return True
@@ -171,6 +181,8 @@ def finish(db: sqlite3.Connection, job_id: str, fence: int, row: dict[str, Any],
     seq, notify = moved[0]
     if result.output is not None and len(result.output.data) > ROW_BYTES:
         db.execute(Q["body_put"], {"seq": seq, "kind": OUTPUT_BODY, "data": result.output.data})
+    if result.instance:
+        db.execute(Q["note_instance"], {"seq": seq, "fence": fence, "instance": result.instance})
     if notify & COMPLETED:
         tell_end(db, db.execute(Q["job_get_any"], {"id": job_id}).fetchone(), row["now"])
     return True
@@ -185,13 +197,25 @@ def drop(db: sqlite3.Connection, job_id: str, fence: int, result: Result) -> Non
 
 
 def release(
-    db: sqlite3.Connection, job_id: str, fence: int, now: float, *, reason: str, lost: bool, delay_s: float
+    db: sqlite3.Connection,
+    job_id: str,
+    fence: int,
+    now: float,
+    *,
+    reason: str,
+    lost: bool,
+    delay_s: float,
+    unsent: bool = False,
 ) -> bool:
     """See `JobStore.release`."""
     found = db.execute(Q["budget"], {"id": job_id, "fence": fence}).fetchone()
     if found is None:
         return False
     seq, counted, lost_before, max_attempts, notify = found
+    if unsent:
+        db.execute(Q["give_back"], {"seq": seq, "now": now, "reason": reason, "delay_s": delay_s})
+        db.execute(Q["no_attempt"], {"seq": seq, "fence": fence})
+        return True
     lost_now = lost_before + int(lost)
     counted -= int(lost)
     args = {"seq": seq, "now": now, "lost": int(lost)}
@@ -277,7 +301,7 @@ def queue_event(
         "blob": output.blob or None,
         "created_at": at,
         # Chunks come without the caller's clock: due as soon as the attempt has begun.
-        "next_at": job.started_at if event == "output" else at,
+        "next_at": (job.started_at or job.queued_at or job.created_at) if event == "output" else at,
     }
     db.execute(Q["delivery_put"], row)
 
@@ -296,4 +320,5 @@ def finish_row(job_id: str, fence: int, result: Result, now: float) -> dict[str,
         "error": None if result.error is None else to_json(result.error),
         "receipt": to_json(result.receipt) if result.receipt else None,
         "reason": result.reason,
+        "started_at": result.started_at,
     }

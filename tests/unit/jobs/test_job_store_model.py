@@ -44,10 +44,17 @@ class Known:
     retried: int = 0
     expires_at: float = 0.0
     ends: list[int] = field(default_factory=list)
+    sent: bool = False
+
+    @property
+    def waits(self):
+        """Whether no instance has it, and it is not over."""
+        return self.state == "queued" or (self.state == "running" and not self.sent)
 
     def move(self, state, now):
         assert may_move(self.state, state), f"{self.state} -> {state}"
         self.state = state
+        self.sent = False
         if state in FINAL:
             self.ends.append(self.retried)
             self.expires_at = now + 60.0
@@ -231,11 +238,18 @@ class Jobs(RuleBasedStateMachine):
         for k in held:
             self.ended_without_result(k, True, 0.0)
 
+    @rule(recent=RECENT)
+    def send(self, recent):
+        (job_id, fence), k = self.pick(recent)
+        assert self.do(self.store.note(job_id, fence, instance="i", sent_at=self.now)) == (k is not None)
+        if k is not None:
+            k.sent = True
+
     @rule(really=st.integers(0, 3))
     def purge(self, really):
         if really != 3:
             return
-        queued = [k for k in self.known.values() if k.state == "queued"]
+        queued = [k for k in self.known.values() if k.waits]
         assert self.do(self.store.purge("p", "e", self.now)) == len(queued)
         for k in queued:
             self.removed.append(self.known.pop(k.id))
@@ -278,8 +292,9 @@ class Jobs(RuleBasedStateMachine):
             assert job.created_at == k.created_at
             assert len(k.ends) == len(set(k.ends)), "two ends in one generation"
         counts = self.do(self.store.counts("p", "e"))
+        shown = ["queued" if k.waits else k.state for k in self.known.values()]
         for state in ("queued", "running", "succeeded", "failed", "cancelled", "timed_out"):
-            assert getattr(counts, state) == sum(k.state == state for k in self.known.values()), state
+            assert getattr(counts, state) == shown.count(state), state
         assert self.do(self.store.dropped()) == self.dropped
 
     def teardown(self):

@@ -2,26 +2,128 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, cast
 
-from headrace.errors import DeadlineExceeded
+from headrace.errors import DeadlineExceeded, InstanceDied, RequestError
+from headrace.gateway.attempt import Attempt
 from headrace.gateway.call import Call
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.head import Head
-from headrace.gateway.jobs.lanes import Run
+from headrace.gateway.jobs.lanes import GIVE_BACK_S, Run
 from headrace.gateway.jobs.recall import KEEP_LINE, recall
+from headrace.gateway.receipt import whereabouts
 from headrace.gateway.request import Request
 from headrace.jobs.model import Job
 
 if TYPE_CHECKING:
     from headrace.gateway.client import ClientConnection
+    from headrace.gateway.jobs.leases import Leases
 
 ACCEPT = b"Accept: text/event-stream, application/json;q=0.9, */*;q=0.8\r\n"
 """Streams come as events: their errors cannot be taken for items."""
 FORWARD = "forward"
 """Member of a job's context: header lines that travel with the request."""
+SHORTEST_S = 0.001
+
+
+class JobAttempt(Attempt):
+    """One try at one instance; the store is told of it before, where that matters."""
+
+    def begin(self) -> None:
+        """See `Attempt.begin`."""
+        call = cast(JobCall, self.call)
+        if call.run.marks_first:
+            call.dispatcher.spawn(self._begin_marked(call))
+        else:
+            super().begin()
+
+    async def _begin_marked(self, call: JobCall) -> None:
+        try:
+            ours = await call.leases.mark(call.run, self.instance.route.id)
+        except RequestError as error:
+            # It was not sent, and will not be before the store answers.
+            call.fail(error)
+            return
+        if self.outcome:
+            return
+        if ours:
+            super().begin()
+        else:
+            call.leases.void(call.run)
+
+
+class JobCall(Call):
+    """A `Call` that waits within the job's time to live, and has its execution timeout from the moment that
+    an instance gets it. One that no instance takes for long goes back to the store."""
+
+    __slots__ = ("_wait_until", "leases", "run")
+    attempt_type = JobAttempt
+    stored = True
+
+    def __init__(
+        self, dispatcher: Dispatcher, request: Request, state: EndpointState, run: Run, leases: Leases
+    ) -> None:
+        job = run.lease.job
+        self.run = run
+        self.leases = leases
+        super().__init__(
+            dispatcher,
+            request,
+            state,
+            job.version,
+            job.path.encode("latin-1"),
+            left_of(job, time.time()),
+            # Jobs that don't ask for more come after sync calls, but as what waits longest has its share.
+            priority=job.priority if run.urgent else "low",
+            key=job.key_id,
+        )
+        self.attempt = max(1, job.attempts - job.unsent)
+        self.queued_at = self.started - max(0.0, time.time() - (job.queued_at or job.created_at))
+        self._wait_until = math.inf if run.lane.sync else self.started + GIVE_BACK_S
+
+    def queue(self) -> None:
+        """See `Call.queue`: the time to live goes on, the execution timeout does not."""
+        super().queue()
+        self.leases.waits(self.run)
+        left = left_of(self.run.lease.job, time.time())
+        if not self.run.accepted:
+            left = min(left, self._wait_until - time.monotonic())
+        self._arm(left)
+
+    def sending(self, attempt: Attempt) -> None:
+        """See `Call.sending`."""
+        begins = self.phase == "claimed"
+        super().sending(attempt)
+        if begins:
+            self._arm(timeout_of(self.run.lease.job, time.time()))
+            self.leases.sent(self.run)
+
+    def _arm(self, seconds: float) -> None:
+        seconds = max(SHORTEST_S, seconds)
+        self._timer.cancel()
+        self.deadline = time.monotonic() + seconds
+        self._timer = self.dispatcher.loop.call_later(seconds, self._expired)
+
+    def _expired(self) -> None:
+        if self._verdict is not None:
+            super()._expired()
+            return
+        job, where = self.run.lease.job, whereabouts(self)
+        sent = bool(self.run.sent_at)
+        if job.api == "sync":
+            what = f"the deadline of {job.execution_timeout_s:g} s"
+        elif left_of(job, time.time()) <= SHORTEST_S:
+            what = "the job's time to live"
+        elif sent or self.run.accepted:
+            what = f"the execution timeout of {job.execution_timeout_s:g} s"
+        else:
+            self.leases.give_back(self.run)
+            return
+        error = DeadlineExceeded(f"{what} passed while the request was {where}.", where=where.split()[0])
+        self.fail(error, "timed_out")
 
 
 def request_of(job: Job, client: object) -> Request:
@@ -47,17 +149,33 @@ def request_of(job: Job, client: object) -> Request:
     return request
 
 
+def left_of(job: Job, now: float) -> float:
+    """Seconds that the job may still wait."""
+    return job.deadline_at - now if job.deadline_at is not None else job.execution_timeout_s
+
+
 def timeout_of(job: Job, now: float) -> float:
     """Seconds that an attempt which begins now may take."""
-    rest = job.deadline_at - now if job.deadline_at is not None else job.execution_timeout_s
-    return min(job.execution_timeout_s, rest)
+    return min(job.execution_timeout_s, left_of(job, now))
 
 
 def deadline_passed(job: Job) -> DeadlineExceeded | None:
     """Why an attempt need not begin; None when it may."""
-    if timeout_of(job, time.time()) > 0:
+    if left_of(job, time.time()) > 0:
         return None
     return DeadlineExceeded("the job's time to live passed while it was queued.", where="queued")
+
+
+def sent_before(run: Run) -> InstanceDied | None:
+    """Why a job must not be sent again: an instance may have begun with it, and its endpoint is not
+    idempotent. None: it may."""
+    if run.idempotent or not 0 < run.lease.job.sent < run.lease.fence:
+        return None
+    return InstanceDied(
+        "an instance had accepted it once; then the gateway that waited for the answer died, and no instance "
+        "has kept one. It is not sent again, since the endpoint is not idempotent.",
+        hint="It may have run: check before you send it again.",
+    )
 
 
 async def take_over(run: Run, state: EndpointState) -> bool:
@@ -72,24 +190,11 @@ async def take_over(run: Run, state: EndpointState) -> bool:
     return bool(answer)
 
 
-def begin(dispatcher: Dispatcher, run: Run, state: EndpointState) -> None:
+def begin(dispatcher: Dispatcher, run: Run, state: EndpointState, leases: Leases) -> None:
     """Hand the attempt to the dispatcher."""
     job, client = run.lease.job, run.client
     assert client is not None
     request = request_of(job, client)
     client.serves(request)
-    timeout_s = max(0.001, timeout_of(job, time.time()))
-    call = Call(
-        dispatcher,
-        request,
-        state,
-        job.version,
-        job.path.encode("latin-1"),
-        timeout_s,
-        # Jobs that don't ask for more come after sync calls.
-        priority=job.priority if run.urgent else "low",
-        key=job.key_id,
-    )
-    call.attempt = max(1, job.attempts)
-    run.call = call
+    run.call = call = JobCall(dispatcher, request, state, run, leases)
     dispatcher.submit(call)

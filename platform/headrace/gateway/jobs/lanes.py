@@ -22,8 +22,14 @@ LOOKAHEAD_S = 0.25
 """Jobs for so long a time are leased ahead, so that slots don't wait for the store."""
 MAX_AHEAD = 128
 SYNC_WINDOW = 512
+GIVE_BACK_S = 10.0
+"""A job that got no slot here for so long goes back to the store: for other gateways, and for what has come
+before it in the order of the store meanwhile."""
+MARK_FIRST_S = 1.0
+"""A lease this old is looked at again before its job is sent: it may have been cancelled, or purged."""
 MAX_UNSTORED = 512
 """Results whose storing is under way, per lane; with more, nothing new is leased."""
+_NOT_BEGUN = ("refused", "not-accepted")
 
 
 @dataclass(slots=True, eq=False)
@@ -49,13 +55,37 @@ class Run:
     seq: int = 0
     flushing: bool = False
     idempotent: bool = True
+    leased_at: float = field(default_factory=time.monotonic)
+    sent_at: float = 0.0
+    """Since when (Unix epoch) an instance has it; 0: it waits."""
+    marked: bool = False
+    """The store knows that an instance has it, or gets it next."""
+    asking: bool = False
+    """Instances are asked whether they have kept the answer of an earlier attempt."""
     borrowed: int = 0
     """Bytes of the budget for large inputs."""
 
     @property
     def urgent(self) -> bool:
-        """Whether it waits in the endpoint's queue, beside sync calls, and not behind them."""
+        """Whether it waits in the endpoint's queue at once, beside sync calls, and not behind them."""
         return self.lane.sync or self.lease.job.priority == "high"
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits in the endpoint's queue."""
+        return self.call is not None and self.call.phase == "queued"
+
+    @property
+    def accepted(self) -> bool:
+        """Whether an instance may have begun with it, in this attempt."""
+        attempts = self.call.attempts if self.call is not None else ()
+        return any(a.sent_at and a.outcome not in _NOT_BEGUN for a in attempts)
+
+    @property
+    def marks_first(self) -> bool:
+        """Whether the store must know of it before an instance gets it: what may run only once, and what
+        may not be ours any more."""
+        return not self.marked and (not self.idempotent or time.monotonic() - self.leased_at > MARK_FIRST_S)
 
     @property
     def instance(self) -> str:
@@ -125,12 +155,18 @@ class Lane:
         free = sum(max(0, i.concurrency - i.in_flight) for i in group)
         ahead = min(MAX_AHEAD, int(slots * LOOKAHEAD_S / self.service_s)) if self.service_s else 0
         held = len(self.held)
+        # Sync calls that wait have taken all slots: one job has its turn among them.
+        turn = 1 if state.queue and not held and not any(run.queued for run in self.sent) else 0
         if held > ahead // 2 and not self.urgent:
-            return 0
-        return max(0, free + ahead - held, min(self.urgent, slots))
+            return turn
+        return max(turn, free + ahead - held, min(self.urgent, slots))
 
     def place(self, state: EndpointState) -> Run | None:
-        """The next held job that may go to the dispatcher now: sync calls that wait come first."""
+        """The next held job that may go to the dispatcher now.
+
+        Without a free slot that is one at a time, to wait in the queue with the sync calls that are there: it
+        comes after them, but has its share when it has waited for long.
+        """
         if not self.held:
             return None
         run = self.held[0]
@@ -140,14 +176,16 @@ class Lane:
         group = state.group(version)
         if version is not None and not group:
             return run
-        if state.queue and len(state.queue) > sum(
-            1 for r in self.sent if r.call is not None and r.call.phase == "queued"
-        ):
-            return None
         now = time.monotonic()
         if not state.circuit.lets_through(now):
             return None
+        if state.queue:
+            return None if any(r.queued for r in self.sent if not r.urgent) else run
         return run if any(i.free(now) for i in group) else None
+
+    def stale(self, now: float) -> list[Run]:
+        """Held jobs that have found no free slot for `GIVE_BACK_S`."""
+        return [run for run in self.held if not run.urgent and now - run.leased_at > GIVE_BACK_S]
 
     def hold(self, run: Run) -> None:
         """Put a leased job in its place: urgent ones in front, else in the order of the store."""

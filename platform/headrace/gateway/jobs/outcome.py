@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Release:
     reason: str
     lost: bool
     delay_s: float = 0.0
+    unsent: bool = False
+    """No instance has had it: nothing is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,12 @@ def judge(  # noqa: PLR0911 - one per kind of end
     error = outcome.error
     if error is not None:
         if isinstance(error, REFUSALS) or (error.status in REFUSED_STATUS and not outcome.status):
-            return Release(str(error), lost=True, delay_s=RELEASE_DELAY_S)
+            return Release(str(error), lost=True, delay_s=RELEASE_DELAY_S, unsent=not outcome.accepted)
         return _ended(error.to_problem(job.id), receipt)
     if outcome.cut:
         problem = outcome.problem or _broke_off(job)
         late = problem.get("type") == LATE
-        if idempotent and not late and job.attempts - job.lost < job.max_attempts:
+        if idempotent and not late and job.attempts - job.unsent - job.lost < job.max_attempts:
             return Release(str(problem.get("detail", "")), lost=False)
         return _ended(problem, receipt)
     if outcome.problem is not None or outcome.status >= 400:
@@ -89,9 +92,11 @@ def _sync(job: Job, outcome: Outcome, receipt: dict[str, Any]) -> Ended | Releas
 
 def receipt_of(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Where the job's time went, in milliseconds, and where it ran."""
-    stored = max(0.0, (job.started_at or job.created_at) - job.created_at) * 1e3
     timings = dict(outcome.timings)
-    receipt: dict[str, Any] = {"queued_ms": round(stored + timings.pop("queue_ms", 0.0), 3)}
+    queue_ms = timings.pop("queue_ms", 0.0)
+    if started_at := started_of(outcome):
+        queue_ms = max(0.0, started_at - job.created_at) * 1e3
+    receipt: dict[str, Any] = {"queued_ms": round(queue_ms, 3)}
     for name, value in timings.items():
         receipt["handler_ms" if name == "handler_ms" else name] = value
     if outcome.instance:
@@ -99,6 +104,14 @@ def receipt_of(job: Job, outcome: Outcome) -> dict[str, Any]:
     if outcome.items is not None:
         receipt["items"] = outcome.items
     return receipt
+
+
+def started_of(outcome: Outcome, now: float | None = None) -> float | None:
+    """When the attempt began to run; None: it did not."""
+    if outcome.started_at or not outcome.status:
+        return outcome.started_at or None
+    handler_ms = float(outcome.timings.get("handler_ms", 0.0))
+    return (time.time() if now is None else now) - handler_ms / 1e3
 
 
 def payload_fields(ended: Ended) -> Payload:

@@ -14,7 +14,7 @@ import msgspec
 from headrace.errors import RequestError
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.lanes import Run
-from headrace.gateway.jobs.outcome import Release, judge, payload_fields, receipt_of
+from headrace.gateway.jobs.outcome import Release, judge, payload_fields, receipt_of, started_of
 from headrace.gateway.jobs.sink import Outcome
 from headrace.jobs.blobs import FRESH_S, BlobStore
 from headrace.jobs.model import INLINE_BYTES, Payload, Result
@@ -68,6 +68,9 @@ class Results:
             if payload.size > INLINE_BYTES:
                 payload = await insist(lambda: store_payload(self._store, self._blobs, payload))
             result = msgspec.structs.replace(result, output=payload)
+        result = msgspec.structs.replace(
+            result, started_at=started_of(outcome), instance=str(result.receipt.get("instance", ""))
+        )
         job_id, fence = run.key
         stored = await insist(lambda: self._store.finish(job_id, fence, result, time.time()))
         if not stored and run.call is not None:
@@ -78,7 +81,13 @@ class Results:
         """Give the lease back."""
         job_id, fence = run.key
         return await self._store.release(
-            job_id, fence, time.time(), reason=how.reason[:500], lost=how.lost, delay_s=how.delay_s
+            job_id,
+            fence,
+            time.time(),
+            reason=how.reason[:500],
+            lost=how.lost,
+            delay_s=how.delay_s,
+            unsent=how.unsent,
         )
 
 

@@ -14,9 +14,10 @@ import msgspec
 from headrace.errors import EndpointNotFound, RequestError
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
-from headrace.gateway.jobs.attempt import begin, deadline_passed, take_over
+from headrace.gateway.jobs.attempt import begin, deadline_passed, sent_before, take_over
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.lanes import Lane, Run
+from headrace.gateway.jobs.leases import LEASE_S, Leases
 from headrace.gateway.jobs.outcome import Release
 from headrace.gateway.jobs.results import STORE_AGAIN_S, Budget, Results
 from headrace.gateway.jobs.sink import JobClient, Outcome
@@ -27,8 +28,6 @@ from headrace.jobs.store import JobStore, StoreUnavailable
 
 log = logging.getLogger("headrace.gateway.jobs")
 
-LEASE_S = 30.0
-HEARTBEAT_S = 5.0
 POLL_S = 0.5
 LARGE_INPUT_BYTES = 256 << 20
 """Inputs from the blob store that are held at a time (one may be larger)."""
@@ -61,6 +60,7 @@ class Runner:
         self._owner = owner
         self._hub = hub
         self._results = Results(store, blobs, hub)
+        self._leases = Leases(store, owner, self._spawn, self._void, self._moved, self._returned)
         self._inputs = Budget(LARGE_INPUT_BYTES)
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._by_key: dict[str, Lane] = {}
@@ -78,7 +78,7 @@ class Runner:
     def start(self) -> None:
         """Begin to look for jobs."""
         self._spawn(self._poll())
-        self._spawn(self._beat())
+        self._spawn(self._leases.beat(lambda: self._runs.values()))
 
     async def stop(self, grace_s: float) -> None:
         """Lease nothing more, give back what has not begun, let the rest end within ``grace_s``, then
@@ -87,13 +87,13 @@ class Runner:
         for lane in self._lanes.values():
             held, lane.held = list(lane.held), type(lane.held)()
             for run in held:
-                self._give_back(run, "its gateway stopped", lost=True)
+                self._give_back(run, "its gateway stopped")
         if self._runs:
             await asyncio.wait([self._all_over()], timeout=grace_s)
         for run in list(self._runs.values()):
             if not run.settling:
                 self._end_call(run)
-                self._give_back(run, "its gateway stopped", lost=True)
+                self._give_back(run, "its gateway stopped")
         if self._runs:
             await asyncio.wait([self._all_over()], timeout=SETTLE_S)
         await self.abandon()
@@ -125,6 +125,23 @@ class Runner:
     def runs_here(self, job_id: str) -> bool:
         """Whether this gateway has the job's lease."""
         return job_id in self._runs
+
+    def run_of(self, job_id: str) -> Run | None:
+        """The job, if this gateway has its lease."""
+        return self._runs.get(job_id)
+
+    async def begin_purge(self, project: str, endpoint: str) -> None:
+        """What instances have already is not purged: the store must know of it."""
+        lane = self._lanes.get((project, endpoint))
+        runs = [run for run in lane.sent if run.sent_at and not run.marked] if lane is not None else []
+        await asyncio.gather(*(self._leases.mark(run, run.instance) for run in runs if not run.settling))
+
+    async def end_purge(self, project: str, endpoint: str) -> None:
+        """What waited here was purged, too."""
+        lane = self._lanes.get((project, endpoint))
+        if lane is not None:
+            await self._leases.prolong([*lane.held, *(run for run in lane.sent if not run.sent_at)])
+        self.look()
 
     def abort(self, job_id: str) -> None:
         """The job was cancelled: end its attempt here; nothing of it is stored any more."""
@@ -191,6 +208,9 @@ class Runner:
         except RequestError as error:
             log.warning("cannot lease jobs of %s: %s", lane.key, error)
             lane.retry_at = time.monotonic() + STORE_AGAIN_S
+        except Exception:
+            log.exception("cannot lease jobs of %s", lane.key)
+            lane.retry_at = time.monotonic() + STORE_AGAIN_S
         finally:
             lane.leasing = False
         for lease in leases:
@@ -201,7 +221,7 @@ class Runner:
         run = Run(lease, lane)
         self._runs[lease.job.id] = run
         if self._stopping:
-            self._give_back(run, "its gateway stopped", lost=True)
+            self._give_back(run, "its gateway stopped")
         elif lease.job.input.blob:
             lane.sent.add(run)
             self._spawn(self._fetch(run))
@@ -252,6 +272,7 @@ class Runner:
             lane.hints = 0
         found = await self._store.waiting()
         seen: set[tuple[str, str]] = set()
+        now = time.monotonic()
         for project, endpoint, queued, oldest_at in found:
             lane = self._lane(project, endpoint)
             seen.add((project, endpoint))
@@ -260,6 +281,9 @@ class Runner:
         for key, lane in list(self._lanes.items()):
             if key not in seen and not lane.leasing:
                 lane.waiting, lane.oldest_at = lane.hints, 0.0
+            for run in lane.stale(now):
+                lane.held.remove(run)
+                self._returned(run)
             self._pump(lane)
             if lane.idle:
                 del self._lanes[key]
@@ -307,10 +331,12 @@ class Runner:
             client = JobClient(done, None if run.lane.sync else lambda items: self._items(run, items))
         run.client, run.began, run.idempotent = client, time.monotonic(), state.route.idempotent
         run.lane.sent.add(run)
-        if run.lease.job.attempts > 1:
+        job = run.lease.job
+        if job.attempts - job.unsent > 1:
+            run.asking = True
             self._spawn(self._take_over(run, state))
         else:
-            begin(self._dispatcher, run, state)
+            begin(self._dispatcher, run, state, self._leases)
 
     async def _take_over(self, run: Run, state: EndpointState) -> None:
         """Another attempt was before this one: it may have ended without its gateway."""
@@ -319,8 +345,18 @@ class Runner:
             taken = await take_over(run, state)
         except Exception:
             log.exception("asking for the answer of job %s failed", run.lease.job.id)
-        if not taken and not run.void and not run.settling:
-            begin(self._dispatcher, run, state)
+        run.asking = False
+        if taken or run.void or run.settling:
+            return
+        if (error := sent_before(run)) is not None:
+            self._ended(run, Outcome(error=error))
+        else:
+            begin(self._dispatcher, run, state, self._leases)
+
+    def _moved(self, run: Run) -> None:
+        """An instance has it: the next one may wait in the queue."""
+        if run.call is not None and run.call.state.queue:
+            asyncio.get_running_loop().call_soon(self._pump, run.lane)
 
     def _items(self, run: Run, items: list[bytes]) -> None:
         run.pending.extend(items)
@@ -344,6 +380,7 @@ class Runner:
         run.settling = True
         lane.settling += 1
         outcome.instance = run.instance
+        outcome.accepted, outcome.started_at = run.accepted, run.sent_at
         self._spawn(self._settle(run, outcome))
         if outcome.error is not None:
             asyncio.get_running_loop().call_soon(self._pump, lane)
@@ -362,10 +399,17 @@ class Runner:
             if result is None:
                 self._poll_now.set()
 
-    def _give_back(self, run: Run, reason: str, *, lost: bool) -> None:
+    def _returned(self, run: Run) -> None:
+        """It got no slot here: for another gateway, or in another order."""
+        if not run.settling and not run.void:
+            self._end_call(run)
+            self._give_back(run, "")
+
+    def _give_back(self, run: Run, reason: str) -> None:
         run.settling = True
+        run.lane.sent.discard(run)
         run.lane.settling += 1
-        self._spawn(self._give(run, Release(reason, lost)))
+        self._spawn(self._give(run, Release(reason, lost=True, unsent=not run.accepted)))
 
     async def _give(self, run: Run, how: Release) -> None:
         try:
@@ -375,35 +419,6 @@ class Runner:
         finally:
             run.lane.settling -= 1
             self._forget(run)
-
-    # -- leases ---------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            try:
-                await self._prolong()
-            except StoreUnavailable as error:
-                log.warning("leases are not prolonged: %s", error)
-            except Exception:
-                log.exception("prolonging leases failed")
-
-    async def _prolong(self) -> None:
-        runs = dict(self._runs)
-        if not runs:
-            return
-        keys = [run.key for run in runs.values()]
-        for job_id in await self._store.heartbeat(self._owner, keys, time.time() + LEASE_S):
-            run = runs[job_id]
-            if self._runs.get(job_id) is run and not run.settling:
-                log.info("job %s is not ours any more", job_id)
-                self._void(run)
-        for run in runs.values():
-            instance = run.instance
-            if instance and run.noted != instance and not run.settling:
-                run.noted = instance
-                job_id, fence = run.key
-                await self._store.note(job_id, fence, instance=instance)
 
     def _void(self, run: Run) -> None:
         run.void = True

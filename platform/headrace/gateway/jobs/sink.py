@@ -50,6 +50,10 @@ class Outcome:
     """It gave up after the answer had begun."""
     timings: dict[str, Any] = field(default_factory=dict)
     instance: str = ""
+    accepted: bool = True
+    """Whether an instance may have begun with it."""
+    started_at: float = 0.0
+    """When (Unix epoch) the instance got it; 0: none did, or the answer was kept from an earlier attempt."""
 
 
 class JobClient:

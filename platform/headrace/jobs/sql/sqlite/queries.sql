@@ -20,41 +20,41 @@ INSERT OR REPLACE INTO bodies (job, kind, data) VALUES (:seq, :kind, :data);
 
 -- name: job_get
 -- One job of a project, with its bodies.
-SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, started_at, finished_at,
-       attempts, lost, retried, output, error, receipt, progress, reason, input_data, output_data
+SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
+       attempts, lost, retried, sent, unsent, queued_at, output, error, receipt, progress, reason, input_data, output_data
 FROM job_rows WHERE id = :id AND project = :project;
 
 -- name: job_get_any
 -- One job by id, whoever it belongs to.
-SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, started_at, finished_at,
-       attempts, lost, retried, output, error, receipt, progress, reason, input_data, output_data
+SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
+       attempts, lost, retried, sent, unsent, queued_at, output, error, receipt, progress, reason, input_data, output_data
 FROM job_rows WHERE id = :id;
 
 -- name: job_get_key
 -- The job that has an idempotency key.
-SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, started_at, finished_at,
-       attempts, lost, retried, output, error, receipt, progress, reason, input_data, output_data
+SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
+       attempts, lost, retried, sent, unsent, queued_at, output, error, receipt, progress, reason, input_data, output_data
 FROM job_rows
 WHERE seq = (SELECT seq FROM jobs
              WHERE project = :project AND endpoint = :endpoint AND idempotency_key = :idempotency_key);
 
 -- name: jobs_get_seqs
 -- Jobs by a JSON list of their seq, with their bodies; for a lease that was just taken.
-SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, started_at, finished_at,
-       attempts, lost, retried, output, error, receipt, progress, reason, input_data, output_data
+SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
+       attempts, lost, retried, sent, unsent, queued_at, output, error, receipt, progress, reason, input_data, output_data
 FROM job_rows WHERE seq IN (SELECT value FROM json_each(:seqs));
 
 -- name: list_project
 -- A page of a project's jobs before a seq, newest first, without the data of bodies.
-SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, started_at, finished_at,
-       attempts, lost, retried, output, error, receipt, progress, reason, NULL, NULL
+SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
+       attempts, lost, retried, sent, unsent, queued_at, output, error, receipt, progress, reason, NULL, NULL
 FROM jobs INDEXED BY jobs_project
 WHERE project = :project AND seq < :before ORDER BY seq DESC LIMIT :limit;
 
 -- name: list_state
 -- A page of one endpoint's jobs in one state before a seq, newest first, without the data of bodies.
-SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, started_at, finished_at,
-       attempts, lost, retried, output, error, receipt, progress, reason, NULL, NULL
+SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
+       attempts, lost, retried, sent, unsent, queued_at, output, error, receipt, progress, reason, NULL, NULL
 FROM jobs INDEXED BY jobs_state
 WHERE project = :project AND endpoint = :endpoint AND state = :state AND seq < :before
 ORDER BY seq DESC LIMIT :limit;
@@ -126,25 +126,31 @@ UPDATE jobs SET turn = 1 + max(coalesce((SELECT t.turn FROM turns t
                                          ORDER BY q.turn DESC LIMIT 1), 0)),
                 state = 'queued', moved_at = :now, available_at = :now, retried = retried + 1,
                 base_attempts = attempts, base_lost = lost, deadline_at = :now + ttl_s,
-                started_at = NULL, finished_at = NULL, expires_at = NULL, output = NULL, output_data = NULL,
+                started_at = NULL, sent_at = NULL, sent = 0, queued_at = :now, finished_at = NULL, expires_at = NULL, output = NULL, output_data = NULL,
                 output_blob = NULL, error = NULL, receipt = NULL, progress = NULL, reason = ''
 WHERE id = :id AND project = :project AND state IN ('failed', 'timed_out')
 RETURNING seq, notify;
 
 -- name: purge_last
--- The youngest queued job of an endpoint: a purge does not run after what comes meanwhile.
+-- The youngest job of an endpoint that no instance has: a purge does not run after what comes meanwhile.
 SELECT max(seq) FROM jobs INDEXED BY jobs_state
-WHERE project = :project AND endpoint = :endpoint AND state = 'queued';
+WHERE project = :project AND endpoint = :endpoint AND (state = 'queued' OR state = 'running' AND sent_at IS NULL);
 
 -- name: purge_some
--- Remove some queued jobs of an endpoint up to a seq.
+-- Remove some jobs of an endpoint up to a seq that no instance has.
 DELETE FROM jobs WHERE seq IN (
     SELECT seq FROM jobs INDEXED BY jobs_state
-    WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND seq <= :last LIMIT :limit);
+    WHERE project = :project AND endpoint = :endpoint AND (state = 'queued' OR state = 'running' AND sent_at IS NULL)
+      AND seq <= :last LIMIT :limit);
 
 -- name: counts
 -- Jobs of one endpoint by state.
 SELECT state, n FROM counters WHERE project = :project AND endpoint = :endpoint;
+
+-- name: unsent
+-- Jobs of one endpoint that are leased and wait in a gateway.
+SELECT count(*) FROM jobs INDEXED BY jobs_state
+WHERE project = :project AND endpoint = :endpoint AND state = 'running' AND sent_at IS NULL;
 
 -- name: oldest_queued
 -- When the oldest queued job of an endpoint was created.
@@ -158,7 +164,7 @@ SELECT project, endpoint, n FROM counters WHERE state = 'queued' AND n > 0 LIMIT
 -- name: lease
 -- Take queued jobs, high priority first, then by turn, then oldest.
 UPDATE jobs SET state = 'running', attempts = attempts + 1, lease_owner = :owner, lease_until = :until,
-                started_at = :now, moved_at = :now, reason = ''
+                started_at = :now, moved_at = :now, sent_at = NULL
 WHERE seq IN (
     SELECT seq FROM jobs INDEXED BY jobs_queue
     WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND available_at <= :now
@@ -184,6 +190,12 @@ SELECT seq, notify FROM jobs WHERE id = :id AND state = 'running' AND attempts =
 -- Where an attempt runs.
 UPDATE attempts SET instance = :instance WHERE job = :seq AND number = :fence;
 
+-- name: note_sent
+-- An instance has the job, or (0) has it no more, since it refused it.
+UPDATE jobs SET sent = CASE WHEN :sent_at > 0 THEN attempts ELSE 0 END, sent_at = nullif(:sent_at, 0),
+                reason = CASE WHEN :sent_at > 0 THEN '' ELSE reason END
+WHERE seq = :seq;
+
 -- name: note_progress
 -- What a handler told of its progress.
 UPDATE jobs SET progress = :progress WHERE seq = :seq;
@@ -196,7 +208,9 @@ INSERT OR REPLACE INTO chunks (job, attempt, seq, data) VALUES (:job, :attempt, 
 -- Store a result, when the fence is valid.
 UPDATE jobs SET state = :state, moved_at = :now, finished_at = :now, expires_at = :now + retention_s,
                 lease_owner = NULL, lease_until = NULL, output = :output, output_data = :output_data,
-                output_blob = :output_blob, error = :error, receipt = :receipt, reason = :reason
+                output_blob = :output_blob, error = :error, receipt = :receipt, reason = :reason,
+                sent_at = coalesce(:started_at, sent_at),
+                sent = CASE WHEN :started_at IS NULL THEN sent ELSE attempts END
 WHERE id = :id AND state = 'running' AND attempts = :fence
 RETURNING seq, notify;
 
@@ -217,8 +231,19 @@ ON CONFLICT (blob) DO UPDATE SET next_at = excluded.next_at, offers = 0;
 -- name: release
 -- Queue a running job again; :lost is 1 when that was through no fault of its own.
 UPDATE jobs SET state = 'queued', moved_at = :now, available_at = :now + :delay_s, lost = lost + :lost,
-                started_at = NULL, lease_owner = NULL, lease_until = NULL, reason = :reason
+                started_at = NULL, sent_at = NULL, queued_at = :now, lease_owner = NULL, lease_until = NULL, reason = :reason
 WHERE seq = :seq AND state = 'running';
+
+-- name: give_back
+-- Queue a running job again that no instance had: its lease does not count, in its place and with its reason.
+UPDATE jobs SET state = 'queued', moved_at = :now, available_at = :now + :delay_s, unsent = unsent + 1,
+                base_attempts = base_attempts + 1, started_at = NULL, sent_at = NULL, lease_owner = NULL,
+                lease_until = NULL, reason = coalesce(nullif(:reason, ''), reason)
+WHERE seq = :seq AND state = 'running';
+
+-- name: no_attempt
+-- A lease that was given back unused is no attempt.
+DELETE FROM attempts WHERE job = :seq AND number = :fence;
 
 -- name: die
 -- End a running job that has no attempt left.

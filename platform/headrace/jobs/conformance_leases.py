@@ -1,0 +1,72 @@
+"""Checks of what a lease is not: that an instance has the job."""
+
+from __future__ import annotations
+
+from headrace.jobs.conformance_bench import LEASE_S, PROJECT, Harness, failed, opened
+from headrace.jobs.store import MAX_LOST
+
+
+async def a_lease_is_no_start(harness: Harness) -> None:
+    """A job has begun when an instance has it; the store keeps in which lease one may have begun last."""
+    async with opened(harness) as bench:
+        await bench.submit("a", max_attempts=9)
+        lease = await bench.lease_one()
+        assert (lease.job.started_at, lease.job.sent) == (None, 0)
+        bench.now += 3
+        await bench.sent(lease)
+        job = await bench.expect("a", "running")
+        assert (job.started_at, job.sent) == (bench.now, 1)
+        bench.now += 1
+        await bench.release(lease, lost=True, reason="its gateway died")
+        job = await bench.expect("a", "queued")
+        assert (job.started_at, job.sent, job.queued_at) == (None, 1, bench.now)
+        second = await bench.lease_one()
+        assert (second.job.started_at, second.job.sent, second.fence) == (None, 1, 2)
+        assert second.job.reason == "its gateway died", "why it waits again is forgotten"
+        await bench.sent(second)
+        job = await bench.get("a")
+        assert (job.sent, job.reason) == (2, "")
+        await bench.finish(second, failed())
+        await bench.store.retry(PROJECT, "a", bench.now)
+        job = await bench.get("a")
+        assert (job.started_at, job.sent, job.queued_at) == (None, 0, bench.now)
+
+
+async def a_refused_job_was_not_sent(harness: Harness) -> None:
+    """What was noted as sent before it was refused is taken back."""
+    async with opened(harness) as bench:
+        await bench.submit("a")
+        lease = await bench.lease_one()
+        await bench.sent(lease)
+        assert await bench.store.note("a", lease.fence, sent_at=0.0)
+        job = await bench.get("a")
+        assert (job.started_at, job.sent) == (None, 0)
+        bench.now += LEASE_S + 1
+        await bench.store.sweep(bench.now)
+        assert (await bench.lease_one()).job.sent == 0
+        assert not await bench.store.note("a", lease.fence, sent_at=bench.now), "a void fence was noted"
+
+
+async def unsent_leases_do_not_count(harness: Harness) -> None:
+    """A job that is given back before an instance had it keeps its attempts, its age, and its place."""
+    async with opened(harness) as bench:
+        await bench.submit("a", max_attempts=1)
+        await bench.submit("b")
+        await bench.release((await bench.lease(1))[0], lost=True, reason="node n1 is gone")
+        at = bench.now
+        for n in range(MAX_LOST + 5):
+            bench.now += 1
+            lease = (await bench.lease(1))[0]
+            assert (lease.job.id, lease.fence, lease.job.unsent) == ("a", n + 2, n)
+            reason = "the queue is full" if n == 7 else ""
+            assert await bench.release(lease, lost=True, unsent=True, reason=reason)
+            job = await bench.expect("a", "queued")
+            assert job.reason == ("node n1 is gone" if n < 7 else "the queue is full")
+        assert (job.lost, job.unsent, job.queued_at, job.error) == (1, MAX_LOST + 5, at, None)
+        assert [a.number for a in await bench.store.attempts("a")] == [1], "an unused lease is an attempt"
+        assert not await bench.release(lease, lost=True, unsent=True), "given back twice"
+        last = (await bench.lease(1))[0]
+        await bench.sent(last)
+        await bench.release(last, lost=False, reason="its instance died")
+        await bench.expect("a", "failed")
+        assert [a.number for a in await bench.store.attempts("a")] == [1, last.fence]
