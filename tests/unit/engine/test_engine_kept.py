@@ -70,6 +70,37 @@ async def test_a_thread_that_outlives_its_connection_is_waited_for(serve):
     assert (found.status, found.json()) == (200, "done")
 
 
+async def test_an_instance_is_not_given_up_for_work_that_somebody_waits_for(serve, monkeypatch):
+    go, inside = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        inside.set()
+        go.wait(20)
+        return "done"
+
+    running = await serve(slow)
+    looks, stuck = [], []
+    running.server.cancel_grace_s = 0.05
+    running.server.stuck = lambda: stuck.append(True)
+    overdue = running.server._overdue
+    monkeypatch.setattr(running.server, "_overdue", lambda x: (looks.append(x), overdue(x)))
+    client = await running.connect()
+    try:
+        client.send(request(headers=KEEP))
+        await until(inside.is_set)
+        assert (await recalled(running)).status == 202
+        client.close()
+        await until(lambda: len(looks) >= 3)
+        assert not stuck
+        monkeypatch.setattr(hr_kept, "WANTED_S", 0.0)
+        await until(lambda: stuck)
+    finally:
+        go.set()
+    await until(lambda: running.server.in_flight == 0)
+    await asyncio.sleep(0)
+    assert running.server.kept._asked == {}
+
+
 async def test_cancelled_work_leaves_no_answer(serve):
     inside = asyncio.Event()
 

@@ -19,6 +19,8 @@ MAX_ANSWERS = 1024
 MAX_BODY = 1 << 20
 """Larger answers are not kept."""
 MAX_BYTES = 16 << 20
+WANTED_S = 3.0
+"""Who waits for an answer asks far more often than this."""
 
 
 class _Answer(NamedTuple):
@@ -36,6 +38,8 @@ class Kept:
         self._answers: "OrderedDict[str, _Answer]" = OrderedDict()
         self._bytes = 0
         self._running: Dict[str, int] = {}
+        self._asked: Dict[str, float] = {}
+        """When somebody asked last for what runs."""
 
     def begin(self, x: Exchange) -> None:
         """The request runs now, and its answer is to be kept."""
@@ -47,6 +51,13 @@ class Kept:
         left = self._running.pop(x.request_id, 1) - 1
         if left > 0:
             self._running[x.request_id] = left
+        else:
+            self._asked.pop(x.request_id, None)
+
+    def wanted(self, x: Exchange) -> bool:
+        """Whether somebody waits for the answer although the request's own client has gone."""
+        asked = self._asked.get(x.request_id)
+        return x.kept is not None and asked is not None and time.monotonic() - asked < WANTED_S
 
     def put(self, request_id: str, status: int, content_type: bytes, body: bytes, extra: bytes) -> None:
         """Keep an answer. Failures are not kept: whoever asks again wants another try."""
@@ -68,6 +79,7 @@ class Kept:
         if answer is not None and answer.until > time.monotonic():
             x.respond(answer.status, answer.content_type, answer.body, answer.extra)
         elif request_id in self._running:
+            self._asked[request_id] = time.monotonic()
             x.respond(202, b"text/plain", b"", b"X-Headrace-Refused: running\r\n")
         else:
             x.respond(404, CONTENT_TYPE, Problem("not-found", "no such answer is kept").encode(x.request_id))

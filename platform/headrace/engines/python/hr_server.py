@@ -146,7 +146,10 @@ class Server:
             asyncio.get_running_loop().call_later(self.cancel_grace_s, self._overdue, x)
 
     def _overdue(self, x: Exchange) -> None:
-        if x.slot:
+        if x.slot and x.deadline and self.kept.wanted(x):
+            # Only its gateway died: another one waits for the answer, up to the deadline.
+            self.abandon(x)
+        elif x.slot:
             self._zombies.add(x)
             self._check_stuck()
 
