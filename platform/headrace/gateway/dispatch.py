@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from headrace.gateway.answer import HOST_LOST
 from headrace.gateway.attempt import Attempt
 from headrace.gateway.call import Call
 from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance
+from headrace.gateway.recent import KEPT, Recent
 from headrace.gateway.refusals import circuit_error, failed_error, full_error
 from headrace.gateway.reports import Reports
 from headrace.gateway.routing import Changes, RoutingTable
@@ -59,6 +60,8 @@ class Dispatcher:
         self._holding = False
         self.on_room: Callable[[EndpointState], None] = _nobody
         """Hears of endpoints that may have a free slot and nobody in their queue."""
+        self.recent: Recent = deque(maxlen=KEPT)
+        """Requests that have ended."""
         self.tracing: Tracing | None = None
         self.on_finish: Callable[[Call], None] = count_call
         """Hears of every call that has come to its end."""
@@ -94,7 +97,7 @@ class Dispatcher:
             call.fail(failed_error(route))
         elif state.circuit.open and not state.circuit.lets_through(time.monotonic()):
             call.fail(circuit_error(state))
-        elif not self._room_for(call):
+        elif not call.stored and not self._room_for(call):
             call.fail(full_error(state))
         else:
             call.queue()

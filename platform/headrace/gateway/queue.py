@@ -177,10 +177,13 @@ class WaitQueue(Generic[W]):
         line = self.lines.get(version)
         return (len(line.items()) if line else 0) + sum(item.version == version for item in self.alone)
 
+    def items(self) -> list[W]:
+        """All, in no order."""
+        return [*self.alone, *(item for line in self.lines.values() for item in line.items())]
+
     def drain(self) -> list[W]:
         """Take out all, oldest first."""
-        items = [item for line in self.lines.values() for item in line.items()]
-        items = sorted([*items, *self.alone], key=lambda item: item.order)
+        items = sorted(self.items(), key=lambda item: item.order)
         self.lines.clear()
         self.alone.clear()
         self._by_key.clear()

@@ -23,6 +23,7 @@ from headrace.gateway.api.jobs import Route as JobsRoute
 from headrace.gateway.api.metrics import MetricsApi
 from headrace.gateway.api.metrics import Route as MetricsRoute
 from headrace.gateway.api.native import NativeApi, Target
+from headrace.gateway.api.plain import PlainCalls
 from headrace.gateway.auth import (
     KEYLESS,
     Keys,
@@ -142,7 +143,7 @@ class Gateway:
         self._native = NativeApi(self.table, self.dispatcher)
         self._admin = AdminApi(self._control)
         self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
-        self._jobs_api = JobsApi(self.jobs.service)
+        self._jobs_api = JobsApi(self.jobs.service, PlainCalls(self.dispatcher, self.id))
         runpod_api = runpod.RunpodApi(self.jobs.service)
         cog_api = cog.CogApi(self.jobs.service)
         openai_api = openai.OpenAiApi(self.table, self.dispatcher, self.jobs.sync)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.gateway.jobs.sink import JobClient
+from headrace.gateway.recent import brief
 
 if TYPE_CHECKING:
     from headrace.gateway.call import Call
@@ -29,6 +30,7 @@ def count_call(call: Call) -> None:
     # Jobs are counted when their result is stored; sync calls with a key have a client of another type.
     if type(client) is not JobClient:
         meter.request(status_of(call), call.ended - call.started)
+        call.dispatcher.recent.append(brief(call))
     for attempt in attempts:
         meter.attempts[attempt.outcome] += 1
     if len(attempts) > 1:

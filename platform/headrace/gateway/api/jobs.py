@@ -32,6 +32,7 @@ from headrace.gateway.api.given import (
     wanted_priority,
 )
 from headrace.gateway.api.native import Target
+from headrace.gateway.api.plain import PlainCalls
 from headrace.gateway.auth import may_call, require, require_endpoint
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.attempt import FORWARD
@@ -41,6 +42,7 @@ from headrace.gateway.request import Request
 from headrace.gateway.respond import response
 from headrace.jobs.model import Job, NewJob, Payload, Priority, Webhook
 from headrace.jobs.state import FINAL, JOB_MOVES, RETRYABLE, JobState
+from headrace.jobs.store import StoreUnavailable
 
 MAX_BODY = 64 << 20
 MAX_WAIT_S = 300.0
@@ -50,6 +52,7 @@ _ROUTES = re.compile(
     rb"|(webhooks/secret))"
 )
 _METHODS = {"jobs": (b"GET", b"POST"), "cancel": (b"POST",), "retry": (b"POST",), "purge": (b"POST",)}
+_CURSOR = re.compile(r"[0-9]{1,19}")
 _PREFER_ASYNC = re.compile(rb"(?:^|[,;\s])respond-async(?:$|[,;\s])", re.IGNORECASE)
 _WEBHOOK_EVENTS = frozenset({"start", "output", "logs", "completed"})
 
@@ -90,8 +93,9 @@ class Route(NamedTuple):
 class JobsApi:
     """See the module."""
 
-    def __init__(self, service: JobService) -> None:
+    def __init__(self, service: JobService, plain: PlainCalls) -> None:
         self._service = service
+        self._plain = plain
 
     @staticmethod
     def knows(path: bytes) -> bool:
@@ -188,6 +192,10 @@ class JobsApi:
                     raise NotFound("no webhooks here.")
                 return json_response(request, 200, {"key": webhooks.secret(project)})
         count = await self._service.purge(project, route.name)
+        if not count and self._service.endpoint(project, route.name) is None:
+            raise EndpointNotFound(
+                f"no endpoint {route.name[:80]!r}.", hint="`headrace list` shows what there is."
+            )
         return json_response(request, 200, {"endpoint": route.name, "removed": count})
 
     async def _guard(self, request: Request, route: Route) -> None:
@@ -202,9 +210,24 @@ class JobsApi:
                     )
                 require_endpoint(record, name)
         elif route.kind not in ("purge", "secret"):
-            job = _known(await self._service.get(record.project, route.name), route.name)
-            if not may_call(record, job.endpoint.removeprefix(SYNC_PREFIX)):
+            if (plain := await self._unstored(record.project, route.name)) is not None:
+                name = str(plain["endpoint"])
+            else:
+                job = _known(await self._service.get(record.project, route.name), route.name)
+                name = job.endpoint.removeprefix(SYNC_PREFIX)
+            if not may_call(record, name):
                 _known(None, route.name)
+
+    async def _unstored(self, project: str, job_id: str) -> dict[str, Any] | None:
+        """A call that only this gateway knows."""
+        found = self._plain.find(project, job_id)
+        if found is None:
+            return None
+        try:
+            stored = await self._service.get(project, job_id)
+        except StoreUnavailable:
+            return found
+        return found if stored is None else None
 
     async def _create(self, request: Request, project: str) -> bytes:
         body = decode(request.body, JobBody, what="the job")
@@ -283,18 +306,24 @@ class JobsApi:
                 raise ValidationFailed(f"state: {word[:40]!r} is none of {', '.join(JOB_MOVES)}.")
             states.append(word)
         limit = int(_number(query, "limit", 100.0, 1.0, 1000.0))
-        page, cursor = await self._service.list(
+        cursor = query.get("cursor") or None
+        if cursor is not None and not _CURSOR.fullmatch(cursor):
+            raise ValidationFailed("cursor: not the `next` of a page.", hint="Begin again without it.")
+        name = query.get("endpoint") or ""
+        page, cursor = await self._service.store.list(
             project,
-            endpoint=query.get("endpoint") or None,
+            endpoint=(name, SYNC_PREFIX + name) if name else None,
             states=states,
             limit=limit,
-            cursor=query.get("cursor") or None,
+            cursor=cursor,
         )
         items = [await self._service.document(job) for job in page]
         return json_response(request, 200, {"items": items, "next": cursor})
 
     async def _one(self, request: Request, project: str, job_id: str) -> bytes:
         wait_s = _number(_query(request), "wait", 0.0, 0.0, MAX_WAIT_S)
+        if await self._unstored(project, job_id) is not None:
+            return json_response(request, 200, await self._plain.wait(project, job_id, wait_s))
         job = _known(await self._service.wait(project, job_id, wait_s), job_id)
         return json_response(request, 200, await self._service.document(job, attempts=True))
 
@@ -343,6 +372,10 @@ class JobsApi:
 
     async def _move(self, request: Request, project: str, route: Route) -> bytes:
         service = self._service
+        if await self._unstored(project, route.name) is not None:
+            if route.kind == "retry":
+                raise Conflict("a call without an Idempotency-Key is not stored.", hint="Send it again.")
+            return json_response(request, 200, self._plain.cancel(project, route.name))
         if route.kind == "cancel":
             job = _known(await service.cancel(project, route.name), route.name)
         else:
@@ -357,7 +390,11 @@ class JobsApi:
 
 def _known(job: Job | None, job_id: str) -> Job:
     if job is None:
-        raise NotFound(f"no job {job_id[:80]!r}.", hint="Jobs are kept for 30 min after their end.")
+        raise NotFound(
+            f"no job {job_id[:80]!r}.",
+            hint="Jobs are kept for 30 min after their end. A call without an Idempotency-Key is known to "
+            "the gateway that has it: with several, ask again.",
+        )
     return job
 
 
