@@ -109,6 +109,8 @@ class Attempt:
         tail = error_tail(media, error, call.request.id, self._last_byte)
         if tail:
             call.request.client.write(b"%x\r\n%b\r\n" % (len(tail), tail) if self._chunked else tail)
+        elif not self._chunked and self.answer is not None and self.answer.content_length < 0:
+            call.request.silent = True
 
     # -- Receiver (the instance) ------------------------------------------------------------
 

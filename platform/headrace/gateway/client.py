@@ -20,7 +20,7 @@ from headrace.gateway.head import MAX_HEAD_BYTES, Head, HeadTooLarge, read_head
 from headrace.gateway.openai_errors import openai_error, speaks_openai
 from headrace.gateway.overhead import Overhead
 from headrace.gateway.request import NO_HEAD, App, Request, Tunnel, skippable, too_large
-from headrace.gateway.respond import CONTINUE, problem
+from headrace.gateway.respond import CONTINUE, problem, reset_at_close
 
 log = logging.getLogger("headrace.gateway")
 
@@ -278,6 +278,8 @@ class ClientConnection(asyncio.Protocol):
         if not self.gone and self.current is request:
             self.current = None
             self.release_body(request)
+            if request.silent:
+                reset_at_close(self._transport)
             self._transport.close()
 
     def closes(self, request: Request) -> bool:

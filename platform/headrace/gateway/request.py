@@ -94,6 +94,7 @@ class Request:
         "limit",
         "parts",
         "ready",
+        "silent",
         "target",
         "trace",
     )
@@ -110,6 +111,8 @@ class Request:
         self.limit = 0
         self.ready = False
         self.close = False
+        self.silent = False
+        """Its answer ends with the connection and broke off: nothing but a reset can say so."""
         self.continued = False
         self.failure: RequestError | None = None
         self.exchange: Exchange | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http
+import socket
+import struct
 
 import msgspec
 
@@ -76,3 +79,9 @@ def problem(
         head_only=head_only,
         extra=extra,
     )
+
+
+def reset_at_close(transport: asyncio.Transport) -> None:
+    """Let the connection end with a reset after what was written: closed in order, it would look complete."""
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

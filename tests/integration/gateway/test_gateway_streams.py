@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 MIB = 1 << 20
 
 
@@ -116,6 +118,30 @@ async def test_a_stream_that_breaks_is_not_taken_for_whole(rig):
     await rig.until(lambda: any(i.usable for i in rig.gateway.dispatcher._instances.values()))
     message = await rig.call()
     assert (message.complete, message.body) == (False, b"abc")
+    await rig.quiet()
+
+
+@pytest.mark.parametrize("media", ["application/octet-stream", "text/event-stream"])
+async def test_what_only_ends_with_its_connection_is_reset_when_it_breaks(rig, media):
+    broken = asyncio.Event()
+
+    async def behaviour(exchange):
+        await exchange.begin_chunked(media)
+        await exchange.chunk(b"data: 1\n\n")
+        await broken.wait()
+        exchange.reset()
+
+    await up(rig, behaviour)
+    client = await rig.connect()
+    await client.send(rig.request().replace(b"HTTP/1.1", b"HTTP/1.0"))
+    async with asyncio.timeout(10):
+        await client.reader.readuntil(b"data: 1\n\n")
+        broken.set()
+        if media == "text/event-stream":
+            assert b"event: error" in await client.reader.read()
+        else:
+            with pytest.raises(ConnectionResetError):
+                await client.reader.read()
     await rig.quiet()
 
 
