@@ -397,7 +397,7 @@ async def test_hot_statements_neither_scan_nor_sort_the_queue(store):
         "submit": ", ".join(["'{}'"] * 27),
         "retry": "'a', 'p', 1",
         "heartbeat": "'w', '{a}', '{1}', 2",
-        "finish": "'{a}','{1}','{failed}','{x}','{x}','{x}','{1}','{x}','{x}','{x}','{1}', false",
+        "finish": "'{a}','{1}','{failed}','{x}','{x}','{x}','{1}','{x}','{x}','{x}','{1}','{i}','{1}', false",
         "past_deadline": "1, 9",
         "remove": "1, 9",
     }

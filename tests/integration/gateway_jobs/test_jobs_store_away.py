@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import socket
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,18 @@ async def test_jobs_without_blobs_run_while_s3_is_away_and_the_others_when_it_is
 async def test_a_store_that_cannot_be_meant_ends_the_start(work: Path) -> None:
     with pytest.raises(SettingsError, match="is no store"):
         await LocalCluster(make_settings(work / "odd", store="mysql://x/y")).start()
+
+
+async def test_a_gateway_that_stops_leaves_nothing_of_its_own_in_the_store(work: Path) -> None:
+    settings = make_settings(work / "stops")
+    async with running_platform(settings, work) as platform:
+        await platform.deploy(SOURCE)
+        headers = {"Idempotency-Key": "k"}
+        status, _, value = await platform.request("POST", "/e/add", json={"a": 1}, headers=headers)
+        assert (status, value) == (200, 2)
+        owner = platform.cluster.gateway.id
+    with contextlib.closing(sqlite3.connect(settings.data / "jobs.db")) as db:
+        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM waiters").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM jobs WHERE lease_owner = ?", [owner]).fetchone() == (0,)
+    assert not (settings.data / "gateways" / owner).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ FIRST_OPEN_S = 2.0
 """A start waits so long for the store, then goes on without."""
 OPEN_TIMEOUT_S = 10.0
 OPEN_AGAIN_S = 1.0
+RELEASE_S = 2.0
+"""A stop waits so long for the store; without it, another gateway gives back what this one held."""
 
 
 class JobSystem:
@@ -70,11 +73,17 @@ class JobSystem:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if runner is not None:
             await runner.stop(grace_s)
+        released = store is None
         if store is not None:
+            # What is left: leases that were not given back, clients that may go on waiting elsewhere.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(RELEASE_S):
+                    await store.release_owner(self._owner, time.time())
+                released = True
             with contextlib.suppress(Exception):
                 await store.close()
         if mark is not None:
-            mark.close(clean=runner is None or not runner.holds)
+            mark.close(clean=released)
 
     @property
     def webhook_counts(self) -> Mapping[str, int]:
