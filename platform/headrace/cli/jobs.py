@@ -100,6 +100,17 @@ def jobs_purge(session: Session, name: str) -> None:
     session.out.answer(found, lambda: f"removed {found['removed']} queued jobs of {name}")
 
 
+@jobs_command.command("webhook-secret")
+@session_options
+def jobs_webhook_secret(session: Session) -> None:
+    """Print the secret by which receivers of webhooks check that these are ours; it needs scope `deploy`."""
+    with session.out.progress("asking the platform"), session.client() as client:
+        reply = client.request("GET", "/api/v1/webhooks/secret")
+        reply.raise_for_problem()
+        found = reply.json()
+    session.out.answer(found, lambda: str(found["key"]))
+
+
 def _ask(session: Session, method: str, path: str, what: str) -> Any:
     with session.out.progress(what), session.client() as client:
         reply = client.request(method, f"/api/v1/jobs{path}")
@@ -133,11 +144,21 @@ def _job(item: Row) -> str:
     for attempt in item["attempts"]:
         words = f"  attempt {attempt['number']}: {attempt['outcome']} on {attempt['instance'] or '-'}"
         lines.append(f"{words} {attempt['detail']}".rstrip())
+    for hook in item.get("webhooks") or ():
+        lines.append(f"  webhook {hook['event']}: {_undelivered(hook)}")
     if item.get("error"):
         lines.append(f"  error: {item['error'].get('detail')}")
     if item.get("output") is not None:
         lines.append(f"  output: {json.dumps(item['output'], ensure_ascii=False)[:2000]}")
     return "\n".join(lines)
+
+
+def _undelivered(hook: Row) -> str:
+    """What became of a webhook that its receiver has not taken."""
+    detail = f": {hook['detail']}" if hook["detail"] else ""
+    if hook["state"] == "given_up":
+        return f"given up after {hook['tries']} tries{detail}"
+    return f"not delivered yet, {hook['tries']} tries, the next at {moment(hook['next_at'])}{detail}"
 
 
 def _seconds(item: Row) -> str:

@@ -83,6 +83,7 @@ CHECKS: tuple[Check, ...] = (
     webhooks.output_is_told_in_batches,
     webhooks.a_start_is_told_once,
     webhooks.a_delivery_comes_again_until_settled,
+    webhooks.what_was_not_delivered_is_told,
     webhooks.two_senders_never_have_the_same,
     webhooks.deliveries_survive_their_job,
 )

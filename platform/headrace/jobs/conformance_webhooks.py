@@ -137,6 +137,33 @@ async def a_delivery_comes_again_until_settled(harness: Harness) -> None:
         await store.settle("unknown", delivered=True, next_at=None)
 
 
+async def what_was_not_delivered_is_told(harness: Harness) -> None:
+    """Each event with its tries and what came of the last, until it is delivered or its job is gone."""
+    async with opened(harness) as bench:
+        store = bench.store
+        await bench.submit("a", webhook=ALL, retention_s=10.0)
+        await bench.submit("other", webhook=ALL)
+        lease = await bench.lease(limit=1)
+        assert [lease[0].job.id] == ["a"]
+        assert [(u.event, u.tries, u.detail) for u in await store.undelivered("a")] == [("start", 0, "")]
+        bench.now += 1
+        await bench.finish(lease[0])
+        start, completed = sorted(await _due(bench), key=lambda delivery: delivery.created_at)
+        await store.settle(start.id, delivered=False, next_at=None, detail="HTTP 410")
+        await store.settle(completed.id, delivered=False, next_at=bench.now + 50, detail="no answer")
+        found = await bench.store.undelivered("a")
+        assert [(u.event, u.tries, u.next_at, u.detail) for u in found] == [
+            ("start", 1, None, "HTTP 410"),
+            ("completed", 1, bench.now + 50, "no answer"),
+        ], f"told: {found}"
+        await store.settle(completed.id, delivered=True, next_at=None)
+        assert [u.event for u in await store.undelivered("a")] == ["start"], "a delivered one is told"
+        bench.now += 11
+        await store.sweep(bench.now)
+        assert not await store.undelivered("a"), "a given-up one outlives its job"
+        assert not await store.undelivered("unknown")
+
+
 async def two_senders_never_have_the_same(harness: Harness) -> None:
     """Two senders over two stores share the deliveries."""
     async with opened(harness) as bench:

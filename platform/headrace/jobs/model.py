@@ -180,6 +180,18 @@ class Delivery(Value, frozen=True, kw_only=True):
     created_at: float
 
 
+class Undelivered(Value, frozen=True, kw_only=True):
+    """A webhook event that its receiver has not taken."""
+
+    event: str
+    tries: int
+    created_at: float
+    next_at: float | None
+    """When it is tried again; None: it was given up."""
+    detail: str = ""
+    """What came of the last try."""
+
+
 class Counts(Value, frozen=True, kw_only=True):
     """Jobs of one endpoint by state (finished ones as long as they are kept), and the oldest queued one."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace.jobs import ends
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result
+from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
 from headrace.jobs.postgres_link import POOL_SIZE, RETRY_BUDGET_S, Connection, Link, connect
 from headrace.jobs.postgres_rows import Row, columns, delivery_of_row, job_of_row
 from headrace.jobs.postgres_watch import Watch, WatchCallback
@@ -267,6 +267,10 @@ class PostgresStore:
         await self._changed("undelivered", delivery_id, next_at, clean(detail[:1000]))
         if next_at is None:
             await self._changed("given_up", delivery_id)
+
+    async def undelivered(self, job_id: str) -> Sequence[Undelivered]:
+        """See `JobStore.undelivered`."""
+        return [Undelivered(**dict(row)) for row in await self._rows("job_deliveries", job_id)]
 
     # -- one statement ------------------------------------------------------------------------
 

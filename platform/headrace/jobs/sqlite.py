@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from headrace.errors import BadRequest
 from headrace.jobs import sqlite_moves as moves
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result
+from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
 from headrace.jobs.sql import load_migrations
 from headrace.jobs.sqlite_moves import Q
 from headrace.jobs.sqlite_rows import insert_row, job_of, new_job, readable
@@ -271,6 +271,11 @@ class SqliteStore:
                 db.execute(Q["delivery_given_up"], args)
 
         await self._write(run)
+
+    async def undelivered(self, job_id: str) -> Sequence[Undelivered]:
+        """See `JobStore.undelivered`."""
+        rows = await self._read(lambda db: db.execute(Q["job_deliveries"], {"job": job_id}).fetchall())
+        return [Undelivered(event=e, tries=t, created_at=c, next_at=n, detail=d) for e, t, c, n, d in rows]
 
     # -- the database -------------------------------------------------------------------------
 

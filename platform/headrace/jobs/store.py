@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from headrace.errors import RequestError
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result
+from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
 from headrace.jobs.state import JobState
 
 
@@ -206,4 +206,8 @@ class JobStore(Protocol):
         self, delivery_id: str, *, delivered: bool, next_at: float | None, detail: str = ""
     ) -> None:
         """Delivered; or try again at ``next_at``; or (None) given up. Moves queue their events."""
+        ...
+
+    async def undelivered(self, job_id: str) -> Sequence[Undelivered]:
+        """Webhook events of a job that were not delivered, oldest first, with those that were given up."""
         ...

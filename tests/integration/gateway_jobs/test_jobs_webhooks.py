@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from headrace.cli.app import run
 from headrace.gateway.jobs import webhooks as webhooks_module
 from standardwebhooks.webhooks import Webhook
 
@@ -204,6 +205,53 @@ async def test_pauses_begin_at_one_second_and_sixteen_tries_are_all(
         assert least <= real(tries) <= least + 1.0
 
 
+async def test_what_was_not_delivered_is_shown_with_the_job_and_the_secret_by_the_command(
+    platform: Platform,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HEADRACE_URL", platform.cluster.url)
+    monkeypatch.setenv("HEADRACE_API_KEY", platform.cluster.admin_key)
+
+    async def command(*words: str) -> str:
+        assert await asyncio.to_thread(run, ["jobs", *words]) == 0
+        return capsys.readouterr().out
+
+    receiver.reset(410, 500)
+    job = await submit(platform, receiver.url)
+
+    async def given_up() -> Any:
+        found = (await platform.api("GET", f"/jobs/{job['id']}"))["webhooks"]
+        return found and found[0]["state"] == "given_up" and found
+
+    (found,) = await until(given_up)
+    assert found == {
+        "event": "completed", "state": "given_up", "tries": 1, "next_at": None, "detail": "HTTP 410"
+    }  # fmt: skip
+    assert "webhook completed: given up after 1 tries: HTTP 410" in await command("show", job["id"])
+    monkeypatch.setattr(webhooks_module, "delay_s", lambda tries: 600.0)
+    job = await submit(platform, receiver.url)
+
+    async def waits() -> bool:
+        return "not delivered yet, 1 tries" in await command("show", job["id"])
+
+    await until(waits)
+    (found,) = (await platform.api("GET", f"/jobs/{job['id']}"))["webhooks"]
+    assert (found["state"], found["detail"]) == ("waiting", "HTTP 500")
+    assert found["next_at"] > job["created_at"] + 500
+    job = await submit(platform, receiver.url)
+
+    async def delivered() -> bool:
+        doc = await platform.api("GET", f"/jobs/{job['id']}")
+        return doc["state"] == "succeeded" and doc["webhooks"] == []
+
+    await until(delivered)
+    secret = (await command("webhook-secret")).strip()
+    headers, body = receiver.seen[-1]
+    Webhook(secret).verify(body, {k.lower(): v for k, v in headers.items()})
+
+
 async def test_the_schedule_survives_a_restart_of_the_gateway(
     platform: Platform, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,11 +274,15 @@ async def test_a_name_that_leads_inside_gets_nothing(platform: Platform, receive
     try:
         # A name passes the check at submission; its address is refused when the webhook is sent.
         platform.cluster.gateway.jobs.service._private = False
-        await submit(platform, f"http://localhost:{port}/")
-        store = platform.cluster.gateway.jobs.service.store
-        await asyncio.sleep(1.0)
-        assert receiver.seen == []
-        assert await store.due("test", 1e12, 1e12) == []
+        job = await submit(platform, f"http://localhost:{port}/")
+
+        async def given_up() -> Any:
+            found = (await platform.api("GET", f"/jobs/{job['id']}"))["webhooks"]
+            return found and found[0]["state"] == "given_up" and found
+
+        (found,) = await until(given_up)
+        assert "a private address" in found["detail"]
+        assert (found["tries"], receiver.seen) == (1, [])
     finally:
         sender._private = True
         platform.cluster.gateway.jobs.service._private = True

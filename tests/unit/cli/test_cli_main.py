@@ -35,7 +35,7 @@ def test_every_command_is_there_with_the_summary_that_help_shows() -> None:
 
 GROUPS = {
     "nodes": ("list", "add", "remove"),
-    "jobs": ("submit", "list", "show", "cancel", "retry", "purge"),
+    "jobs": ("submit", "list", "show", "cancel", "retry", "purge", "webhook-secret"),
     "keys": ("create", "list", "revoke"),
 }
 LEAVES = [f"{name} {leaf}".strip() for name in COMMANDS for leaf in GROUPS.get(name, ("",))]

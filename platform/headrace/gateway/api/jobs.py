@@ -325,7 +325,9 @@ class JobsApi:
         if await self._unstored(project, job_id) is not None:
             return json_response(request, 200, await self._plain.wait(project, job_id, wait_s))
         job = _known(await self._service.wait(project, job_id, wait_s), job_id)
-        return json_response(request, 200, await self._service.document(job, attempts=True))
+        doc = await self._service.document(job, attempts=True)
+        doc["webhooks"] = await self._service.undelivered(job)
+        return json_response(request, 200, doc)
 
     async def _output(self, request: Request, project: str, job_id: str) -> bytes:
         wait_s = _number(_query(request), "wait", 0.0, 0.0, MAX_WAIT_S)

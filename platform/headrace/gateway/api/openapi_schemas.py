@@ -102,6 +102,15 @@ _ATTEMPT = record(
     {"number": WHOLE, "gateway": maybe(TEXT), "instance": maybe(TEXT), "started_at": maybe(NUMBER)},
     {"ended_at": maybe(NUMBER), "outcome": TEXT, "detail": maybe(TEXT)},
 )
+_UNDELIVERED = record(
+    {
+        "event": TEXT,
+        "state": {"enum": ["waiting", "given_up"]},
+        "tries": WHOLE,
+        "next_at": maybe(NUMBER),
+        "detail": TEXT,
+    }
+)
 _FAULT = record({"message": TEXT, "type": maybe(TEXT)}, {"param": maybe(TEXT), "code": ANY})
 _USAGE = record({"prompt_tokens": WHOLE, "total_tokens": WHOLE}, {"completion_tokens": WHOLE})
 _MESSAGE = record({"role": TEXT}, {"content": ANY})
@@ -145,7 +154,8 @@ SCHEMAS: Doc = {
             "output": ANY,
             "output_size": maybe(WHOLE),
             "output_type": maybe(TEXT),
-        }
+        },
+        {"webhooks": array(_UNDELIVERED)},
     ),
     "JobBody": record(
         {"endpoint": {"type": "string", "description": "`name` or `name@version`"}},

@@ -267,6 +267,19 @@ class JobService:
         """Raises `ValidationFailed` for a URL that can never be delivered to."""
         check_url(url, private=self._private)
 
+    async def undelivered(self, job: Job) -> Sequence[dict[str, Any]]:
+        """The job's webhook events that were not delivered, as the native API shows them."""
+        return [
+            {
+                "event": one.event,
+                "state": "given_up" if one.next_at is None else "waiting",
+                "tries": one.tries,
+                "next_at": one.next_at,
+                "detail": one.detail,
+            }
+            for one in (await self.store.undelivered(job.id) if job.webhook is not None else ())
+        ]
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside; it ends with the gateway."""
         self._dispatcher.spawn(work)

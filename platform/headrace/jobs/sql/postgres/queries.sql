@@ -409,6 +409,10 @@ UPDATE headrace.deliveries SET next_at = $2, detail = $3 WHERE id = $1;
 DELETE FROM headrace.deliveries d WHERE id = $1 AND next_at IS NULL
     AND NOT EXISTS (SELECT FROM headrace.jobs j WHERE j.id = d.job);
 
+-- name: job_deliveries
+-- Webhook events of a job that were not delivered, oldest first.
+SELECT event, tries, created_at, next_at, detail FROM headrace.deliveries WHERE job = $1 ORDER BY created_at, id;
+
 -- name: notify
 -- Tell the other gateways; not worth a sync to disk.
 SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, payload) FROM unnest($2::text[]) AS p (payload);

@@ -326,6 +326,10 @@ UPDATE deliveries SET next_at = :next_at, detail = :detail WHERE id = :id;
 DELETE FROM deliveries WHERE id = :id AND next_at IS NULL AND
   NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = deliveries.job);
 
+-- name: job_deliveries
+-- Webhook events of a job that were not delivered, oldest first.
+SELECT event, tries, created_at, next_at, detail FROM deliveries WHERE job = :job ORDER BY created_at, id;
+
 -- name: meta_add
 -- Add one to a counter of the store.
 INSERT INTO meta (key, value) VALUES (:key, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1;
