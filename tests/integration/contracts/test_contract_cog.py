@@ -26,6 +26,12 @@ SOURCE = """
         await asyncio.sleep(seconds)
         return "rested"
 
+    @headrace.endpoint(name="drip")
+    async def drip(n: int, size: int = 0):
+        for i in range(n):
+            yield i if not size else "x" * size
+            await asyncio.sleep(0.4)
+
     @headrace.endpoint(name="count")
     def count(n: int):
         yield from range(n)
@@ -110,7 +116,7 @@ async def test_webhooks_by_filter(tmp_path: Path) -> None:
         told.append(await request.json())
         return web.Response()
 
-    app = web.Application()
+    app = web.Application(client_max_size=64 << 20)
     app.router.add_post("/hook", receive)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -128,5 +134,15 @@ async def test_webhooks_by_filter(tmp_path: Path) -> None:
             assert {doc["status"] for doc in told} == {"processing", "succeeded"}
             done = next(doc for doc in told if doc["status"] == "succeeded")
             assert done["output"] == 2
+            told.clear()
+            await predict(platform, "drip", {"n": 4}, webhook=url, webhook_events_filter=["output"])
+            await until(lambda: [0, 1, 2, 3] in [doc["output"] for doc in told])
+            assert len(told) > 1
+            for doc in told:
+                assert doc["output"] == list(range(len(doc["output"]))), told
+            told.clear()
+            await predict(platform, "drip", {"n": 3, "size": 600_000}, webhook=url, headers=ASYNC)
+            await until(lambda: "succeeded" in [doc["status"] for doc in told])
+            assert {len(doc["output"] or ()) for doc in told if doc["status"] == "processing"} >= {0, 1}
     finally:
         await runner.cleanup()

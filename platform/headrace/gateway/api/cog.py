@@ -213,7 +213,8 @@ def prediction(job: Job, output: bytes | None) -> dict[str, Any]:
 
 
 def webhook_document(event: Event, output: bytes | None) -> dict[str, Any]:
-    """What a Cog webhook carries: the prediction, with the items so far for ``output``."""
+    """What a Cog webhook carries: the prediction, while it runs with the items so far for ``output`` (null
+    when they are above 1 MiB)."""
     doc = prediction(event.job, output)
     if event.job.output is not None and output is None:
         doc["error"] = left_out(event.job.id, event.job.output)

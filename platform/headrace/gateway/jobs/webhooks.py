@@ -49,6 +49,9 @@ LARGE_OUTPUT_BYTES = 64 << 20
 """Outputs from the blob store that are held at a time."""
 LARGE_WAIT_S = 20.0
 """A webhook that got no room among them for so long is tried again later."""
+SO_FAR = ("cog",)
+"""APIs whose ``output`` events carry all items so far; those of others carry the new ones."""
+MAX_SO_FAR_BYTES = 1 << 20
 SLOWEST_BYTES_S = 1 << 20
 """Beside `TIMEOUT_S` a receiver has the time that its event takes at this rate."""
 
@@ -122,7 +125,7 @@ class WebhookSender:
     async def _deliver(self, store: JobStore, delivery: Delivery) -> None:
         final = False
         try:
-            status = await self._send(delivery)
+            status = await self._send(store, delivery)
             detail = f"HTTP {status}"
             if 200 <= status < 300:
                 self.counts["delivered"] += 1
@@ -145,8 +148,10 @@ class WebhookSender:
             log.warning("webhook %s of job %s is given up: %s", delivery.event, delivery.job, detail)
         await store.settle(delivery.id, delivered=False, next_at=next_at, detail=detail[:500])
 
-    async def _send(self, delivery: Delivery) -> int:
+    async def _send(self, store: JobStore, delivery: Delivery) -> int:
         event = decode_event(delivery.body)
+        if event.event == "output" and event.job.api in SO_FAR:
+            event = await with_all_items(store, delivery, event)
         payload, render = event.job.output, self.documents.get(event.job.api)
         if payload is None or not payload.blob:
             return await self._post(delivery, event, None if payload is None else payload.data)
@@ -174,6 +179,24 @@ class WebhookSender:
             timeout_s=TIMEOUT_S + len(body) / SLOWEST_BYTES_S,
             tls=self._tls,
         )
+
+
+async def with_all_items(store: JobStore, delivery: Delivery, event: Event) -> Event:
+    """An ``output`` event with all items so far, of which it has the newest; without any when those before are
+    gone (a newer attempt began), or all are above `MAX_SO_FAR_BYTES`."""
+    left = int(delivery.id.rpartition(".")[2])
+    size, after, limit = sum(map(len, event.chunks)), -1, 16
+    before: list[bytes] = []
+    while left:
+        chunks = await store.chunks(
+            event.job.id, attempt=event.job.attempts, after=after, limit=min(limit, left)
+        )
+        size += sum(len(chunk.data) for chunk in chunks)
+        if not chunks or chunks[0].attempt != event.job.attempts or size > MAX_SO_FAR_BYTES:
+            return msgspec.structs.replace(event, chunks=())
+        before += [chunk.data for chunk in chunks]
+        after, left, limit = chunks[-1].seq, left - len(chunks), min(1000, limit * 2)
+    return msgspec.structs.replace(event, chunks=(*before, *event.chunks))
 
 
 def delay_s(tries: int) -> float:
