@@ -45,21 +45,27 @@ def error_object(error: RequestError) -> dict[str, Any]:
 
 
 def openai_error(
-    error: RequestError, request_id: str, *, close: bool = False, head_only: bool = False, extra: bytes = b""
+    error: RequestError,
+    request_id: str,
+    *,
+    close: bool = False,
+    head_only: bool = False,
+    extra: bytes = b"",
+    found: dict[str, Any] | None = None,
 ) -> bytes:
-    """A whole response that carries ``error``."""
+    """A whole response that carries ``error``, or ``found`` for its ``error`` member."""
     status = status_of(error)
     if status == 401:
         extra += b"WWW-Authenticate: Bearer\r\n"
     retry_after = error.extra.get("retry_after")
     if retry_after is not None:
         extra += b"Retry-After: %d\r\n" % int(retry_after)
-    if isinstance(error, InstanceDied) or status == 504:
-        # The client would send it again by itself, twice: it may have run, and its time is over.
+    if isinstance(error, InstanceDied) or status in (409, 504):
+        # The client would send it again by itself, twice: it may have run, or has, or its time is over.
         extra += b"X-Should-Retry: false\r\n"
     return response(
         status,
-        msgspec.json.encode({"error": error_object(error)}),
+        msgspec.json.encode({"error": error_object(error) if found is None else found}),
         "application/json",
         request_id=request_id,
         close=close,

@@ -17,7 +17,7 @@ from headrace.errors import BadRequest, BodyTooLarge, EndpointNotFound, NotFound
 from headrace.gateway.api.exchange import json_response
 from headrace.gateway.api.given import decode
 from headrace.gateway.api.native import Target, priority_of, timeout_of
-from headrace.gateway.api.openai_client import OpenAiClient
+from headrace.gateway.api.openai_client import OpenAiClient, call_of
 from headrace.gateway.auth import may_call, require
 from headrace.gateway.call import Call
 from headrace.gateway.dispatch import Dispatcher
@@ -33,6 +33,7 @@ MAX_LISTED = 1000
 _PATH = re.compile(
     r"(?:/v2/([^/]+)/openai)?/v1/(?:(chat/completions|completions|embeddings)|models(?:/([^/]+))?)"
 )
+_ACCEPT_ENCODING = re.compile(rb"^accept-encoding:[^\r\n]*\r\n", re.IGNORECASE | re.MULTILINE)
 
 
 class Body(msgspec.Struct):
@@ -125,15 +126,18 @@ class OpenAiApi:
         request.target = target
 
         def waits() -> str:
-            exchange = request.exchange
-            if not isinstance(exchange, Call) or exchange.phase != "queued":
+            call = call_of(request.exchange)
+            if call is not None and call.phase != "queued":
                 return ""
             return "queued" if state.group(version) else "waking"
 
+        if body.stream:
+            # What the instance compresses could neither follow a comment nor end with an error of ours.
+            head.forward = _ACCEPT_ENCODING.sub(b"", head.forward) + b"Accept-Encoding: identity\r\n"
         connection = request.client
         client = OpenAiClient(connection, request, waits if body.stream else None)
         request.client = client  # type: ignore[assignment]  # it has all that a call uses
-        if head.idempotency_key and not body.stream:
+        if head.idempotency_key:
             key = head.idempotency_key.decode("latin-1")
             self._sync.start(request, target, route.record.project, key)
             return

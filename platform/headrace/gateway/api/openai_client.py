@@ -10,19 +10,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from headrace.errors import PROBLEM_CONTENT_TYPE, RequestError, from_problem
+from headrace.errors import PROBLEM_CONTENT_TYPE, TYPE_PREFIX, RequestError, from_problem
 from headrace.gateway.call import Call
 from headrace.gateway.client import ClientConnection
-from headrace.gateway.openai_errors import error_event, error_object, error_of_body, openai_error
-from headrace.gateway.request import Request
+from headrace.gateway.jobs.sync import StoredProblem, SyncExchange
+from headrace.gateway.openai_errors import (
+    error_event,
+    error_object,
+    error_of_body,
+    openai_error,
+    status_of,
+)
+from headrace.gateway.request import Exchange, Request
 from headrace.gateway.respond import status_line
 
 COMMENT_PERIOD_S = 1.0
 """A stream that waits says so after so long, and then as often."""
 MAX_ERROR_BYTES = 64 << 10
+MAX_EVENT_BYTES = 64 << 10
+"""An event that is not complete is held back up to so many bytes: clients fail over half a one."""
 _SSE = b"text/event-stream"
 _PROBLEM = PROBLEM_CONTENT_TYPE.encode()
 
@@ -47,6 +57,8 @@ class OpenAiClient:
         self._stream = False
         """The answer is an event stream."""
         self._last = b"\n\n"
+        self._held = b""
+        """The beginning of an event whose end has not come."""
         self._error_status = 0
         self._error_body = b""
         self._over = False
@@ -94,11 +106,11 @@ class OpenAiClient:
             self._connection.reply(request, data)
             return
         status = int(head[9:12])
-        if status == 200 and _SSE in _content_type(head):
+        if status == 200 and _SSE in _content_type(head) and not _encoding(head):
             self._send(body)
             self._finish()
         else:
-            self._fail_stream(_refused(status, body, head))
+            self._fail_stream(_refused(status, body, _encoding(head)))
 
     def write(self, data: bytes) -> None:
         """The head first, then pieces of the body."""
@@ -108,7 +120,8 @@ class OpenAiClient:
             self._head_seen = True
             self._stop_comments()
             head, _, rest = data.partition(b"\r\n\r\n")
-            self._stream = _SSE in _content_type(head)
+            encoding = _encoding(head)
+            self._stream = _SSE in _content_type(head) and not encoding
             framed = b"\r\ntransfer-encoding: chunked" in head.lower()
             if not self._begun:
                 self._chunked = self._pass = framed
@@ -116,6 +129,11 @@ class OpenAiClient:
                 return
             self._pass = framed or not self._chunked
             status = int(head[9:12])
+            if encoding:
+                self._fail_stream(_refused(status, b"", encoding))
+                if self._request.exchange is not None:
+                    asyncio.get_running_loop().call_soon(self._request.exchange.cancel)
+                return
             if status != 200 or not self._stream:
                 self._error_status = status
             data = rest
@@ -129,24 +147,20 @@ class OpenAiClient:
             piece = data.partition(b"\r\n")[2][:-2] if self._pass and self._chunked else data
             self._error_body = (self._error_body + piece)[:MAX_ERROR_BYTES]
             return
-        if self._pass:
-            if self._chunked and data.startswith(b"0\r\n"):
-                self._connection.write(data)
-                return
-            self._last = (self._last + (data[-4:-2] if self._chunked else data[-2:]))[-2:]
+        if self._stream:
+            self._pass_events(data)
+        elif self._pass or not self._begun:
             self._connection.write(data)
-        elif self._begun:
-            self._send(data)
         else:
-            self._last = (self._last + data[-2:])[-2:]
-            self._connection.write(data)
+            self._send(data)
 
     def end(self, request: Request) -> None:
         """The answer is complete."""
         if self._over:
             return
+        self._flush()
         if self._error_status:
-            self._fail_stream(_refused(self._error_status, self._error_body, b""))
+            self._fail_stream(_refused(self._error_status, self._error_body))
         elif self._begun and not self._pass:
             self._finish()
         else:
@@ -155,14 +169,14 @@ class OpenAiClient:
     def fail(self, request: Request, error: RequestError, extra: bytes = b"") -> None:
         """There is no answer."""
         self._stop_comments()
+        found = None
+        if isinstance(error, StoredProblem) and error.doc is not None:
+            error, found = _stored(error.doc, error)
         if self._begun:
-            self._fail_stream(error_object(error))
+            self._fail_stream(error_object(error) if found is None else found)
             return
-        head_only = request.head.method == b"HEAD"
-        close = self.closes(request)
-        self._connection.reply(
-            request, openai_error(error, request.id, close=close, head_only=head_only, extra=extra)
-        )
+        data = openai_error(error, request.id, close=self.closes(request), extra=extra, found=found)
+        self._connection.reply(request, data)
 
     def cut(self, request: Request) -> None:
         """The answer breaks off: an event says why, when there is room for one."""
@@ -178,8 +192,31 @@ class OpenAiClient:
     # -- inside -------------------------------------------------------------------------------
 
     def _error(self) -> RequestError | None:
-        exchange = self._request.exchange
-        return exchange.error if isinstance(exchange, Call) else None
+        call = call_of(self._request.exchange)
+        return call.error if call is not None else None
+
+    def _pass_events(self, data: bytes) -> None:
+        """Events as they are, each one once it is complete."""
+        framed = self._pass and self._chunked
+        if framed and data[:3] == b"0\r\n":
+            self._flush()
+            self._connection.write(data)
+            return
+        if not self._held and self._pass and data.endswith(b"\n\n\r\n" if framed else b"\n\n"):
+            self._last = b"\n\n"
+            self._connection.write(data)
+            return
+        data = self._held + (data.partition(b"\r\n")[2][:-2] if framed else data)
+        end = events_end(data)
+        if len(data) - end > MAX_EVENT_BYTES:
+            end = len(data)
+        self._held = data[end:]
+        self._send(data[:end])
+
+    def _flush(self) -> None:
+        """There is no more to come."""
+        held, self._held = self._held, b""
+        self._send(held)
 
     def _stop_comments(self) -> None:
         if self._timer is not None:
@@ -227,6 +264,7 @@ class OpenAiClient:
 
     def _fail_stream(self, found: dict[str, object]) -> None:
         self._stop_comments()
+        self._held = b""
         # An event that was left unfinished must not run into the last one.
         self._send((b"" if self._last == b"\n\n" else b"\n\n") + error_event(found))
         self._finish()
@@ -241,7 +279,41 @@ class OpenAiClient:
         self._connection.end(self._request)
 
 
-def _refused(status: int, body: bytes, head: bytes) -> dict[str, object]:
+def call_of(exchange: Exchange | None) -> Call | None:
+    """The call whose answer goes to the client as it comes; None: none, or none yet."""
+    if isinstance(exchange, SyncExchange):
+        return exchange.call
+    return exchange if isinstance(exchange, Call) else None
+
+
+def events_end(data: bytes) -> int:
+    """Where the last complete event ends: behind an empty line, however its lines end."""
+    found = ((data.rfind(mark), len(mark)) for mark in (b"\n\n", b"\r\r", b"\n\r\n", b"\n\r"))
+    return max(at + size if at >= 0 else 0 for at, size in found)
+
+
+def _stored(doc: dict[str, Any], error: StoredProblem) -> tuple[RequestError, dict[str, Any] | None]:
+    """The error that a stored problem was; with the ``error`` member, if the endpoint's answer had one."""
+    status = status_of(error)
+    kind = str(doc.get("type", ""))
+    if kind.startswith(TYPE_PREFIX):
+        found = from_problem(status, doc)
+        if type(found) is RequestError:
+            found.extra["code"] = kind.removeprefix(TYPE_PREFIX).replace("-", "_")
+        return found, None
+    return error, error_of_body(status, str(doc.get("detail", "")).encode())
+
+
+def _refused(status: int, body: bytes, encoding: bytes = b"") -> dict[str, object]:
+    if encoding:
+        return error_object(
+            RequestError(
+                f"the endpoint answered {status}, compressed ({encoding.decode('latin-1')[:20]}).",
+                hint="A stream, and what comes instead of one, must not be.",
+                http_status=status if status >= 400 else 500,
+                code="endpoint_error",
+            )
+        )
     if status == 200:
         return error_object(
             RequestError(
@@ -266,6 +338,12 @@ def _header(head: bytes, name: bytes) -> bytes:
         if line[: len(name)].lower() == name:
             return line[len(name) :].strip()
     return b""
+
+
+def _encoding(head: bytes) -> bytes:
+    """How the body is compressed; empty: not at all."""
+    found = _header(head, b"content-encoding:").lower()
+    return b"" if found == b"identity" else found
 
 
 def _content_type(head: bytes) -> bytes:
