@@ -56,6 +56,8 @@ class Call:
         "size", "started", "state", "version",
     )  # fmt: skip
     attempt_type: type[Attempt] = Attempt
+    stored = False
+    """It waits in a store otherwise, which bounds how many are here: the queue always has room for it."""
 
     def __init__(  # noqa: PLR0917
         self,

@@ -60,6 +60,7 @@ CHECKS: tuple[Check, ...] = (
     workers.releases_that_count_are_bounded,
     workers.a_gone_worker_loses_its_jobs,
     leases.a_lease_is_no_start,
+    leases.lists_what_waits_in_a_gateway_as_queued,
     leases.a_refused_job_was_not_sent,
     leases.unsent_leases_do_not_count,
     times.an_expired_lease_is_queued_again,

@@ -252,7 +252,7 @@ async def lists_by_endpoint_and_state(harness: Harness) -> None:
             bench.now += 1
         lease = (await bench.lease(1, endpoint="e0"))[0]
         await bench.finish(lease, failed())
-        await bench.lease(1, endpoint="e1")
+        await bench.sent(*await bench.lease(1, endpoint="e1"))
 
         async def ids(**filters: object) -> list[str]:
             found: list[str] = []

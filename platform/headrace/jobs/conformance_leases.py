@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from headrace.jobs.conformance_bench import LEASE_S, PROJECT, Harness, failed, opened
+from headrace.jobs.state import JobState
 from headrace.jobs.store import MAX_LOST
 
 
@@ -30,6 +31,27 @@ async def a_lease_is_no_start(harness: Harness) -> None:
         await bench.store.retry(PROJECT, "a", bench.now)
         job = await bench.get("a")
         assert (job.started_at, job.sent, job.queued_at) == (None, 0, bench.now)
+
+
+async def lists_what_waits_in_a_gateway_as_queued(harness: Harness) -> None:
+    """Lists by state follow the counts: leased is not running."""
+    async with opened(harness) as bench:
+        for name in ("done", "has", "held", "waits"):
+            await bench.submit(name)
+        done, has, _ = await bench.lease(3)
+        await bench.sent(has)
+        await bench.finish(done)
+
+        async def found(*states: JobState, endpoint: str | None = "e") -> list[str]:
+            page, _ = await bench.store.list(PROJECT, endpoint=endpoint, states=states)
+            return [job.id for job in page]
+
+        assert await found("queued") == ["waits", "held"]
+        assert await found("queued", endpoint=None) == ["waits", "held"]
+        assert await found("running") == ["has"]
+        assert await found("running", "succeeded") == ["has", "done"]
+        assert await found("queued", "running") == ["waits", "held", "has"]
+        assert await found() == ["waits", "held", "has", "done"]
 
 
 async def a_refused_job_was_not_sent(harness: Harness) -> None:

@@ -80,11 +80,12 @@ class SqliteStore:
             names = (endpoint,) if isinstance(endpoint, str) else endpoint or ()
             if not names and not states:
                 return db.execute(Q["list_project"], args).fetchall()
-            groups = [
-                db.execute(Q["list_state"], args | {"endpoint": name, "state": state}).fetchall()
-                for name, state in db.execute(Q["list_groups"], args).fetchall()
-                if (not names or name in names) and (not states or state in states)
-            ]
+            groups = []
+            for name, state in db.execute(Q["list_groups"], args).fetchall():
+                sent = _sent(state, states)
+                if (not names or name in names) and (sent is not None or not states or state in states):
+                    which = args | {"endpoint": name, "state": state, "sent": sent}
+                    groups.append(db.execute(Q["list_state"], which).fetchall())
             return list(heapq.merge(*groups, key=lambda row: -row[0]))[: limit + 1]
 
         rows = await self._read(run)
@@ -314,6 +315,13 @@ class SqliteStore:
             hint = "Stop the platform, and put back a copy of the file or move it away to start empty."
             return StoreUnavailable(f"{self._path} is damaged ({error}).", hint=hint)
         return StoreUnavailable(f"{self._path}: {error}.", hint="Check the free space, then try again.")
+
+
+def _sent(state: JobState, states: Sequence[JobState]) -> int | None:
+    """Of running jobs those that instances have are listed (1), those that wait in a gateway (0), or all."""
+    if state != "running" or ("queued" in states) == ("running" in states):
+        return None
+    return int("running" in states)
 
 
 async def open_sqlite(path: Path) -> SqliteStore:

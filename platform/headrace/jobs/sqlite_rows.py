@@ -110,8 +110,8 @@ def job_of(row: Sequence[Any]) -> Job:
     """The job of a row (columns as in ``queries.sql``)."""
     (
         _seq, id_, project, endpoint, state, _rank, fingerprint, spec_json, created_at, deadline_at,
-        started_at, finished_at, attempts, lost, retried, sent, unsent, queued_at, output_json, error, receipt,
-        progress, reason, input_data, output_data,
+        started_at, finished_at, attempts, lost, retried, sent, unsent, queued_at, output_json, error,
+        receipt, progress, reason, input_data, output_data,
     ) = row  # fmt: skip
     spec = _SPEC.decode(spec_json)
     output = _PAYLOAD.decode(output_json) if output_json is not None else None

@@ -65,7 +65,8 @@ class JobStore(Protocol):
     ) -> tuple[Sequence[Job], str | None]:
         """Newest first, without inputs and outputs' data; (page, cursor of the next one: decimal digits).
 
-        ``endpoint``: only of this one, or of any of these. ``states``: only in these; none given: in any.
+        ``endpoint``: only of this one, or of any of these. ``states``: only in these; none given: in any. A
+        job that is leased, and that no instance has, is told as ``running`` and found under ``queued``.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,12 +21,13 @@ from headrace.errors import (
     QueueFull,
     RequestError,
 )
+from headrace.gateway.circuit import Circuit
 from headrace.gateway.head import Head
 from headrace.gateway.jobs import items, sink
-from headrace.gateway.jobs.attempt import deadline_passed, request_of, timeout_of
-from headrace.gateway.jobs.documents import document, waiting_of
+from headrace.gateway.jobs.attempt import deadline_passed, request_of, sent_before, timeout_of
+from headrace.gateway.jobs.documents import document, seen, waiting_of
 from headrace.gateway.jobs.items import EventParser, LineParser, parser_for
-from headrace.gateway.jobs.lanes import MAX_AHEAD, Lane, Run
+from headrace.gateway.jobs.lanes import GIVE_BACK_S, MAX_AHEAD, Lane, Run
 from headrace.gateway.jobs.outcome import REFUSED, Ended, Release, judge, receipt_of
 from headrace.gateway.jobs.sink import JobClient, Outcome
 from headrace.gateway.request import Request
@@ -274,10 +276,10 @@ def test_a_sync_call_keeps_the_answer_whatever_it_was() -> None:
     assert verdict(Outcome(error=DeadlineExceeded("late")), api="sync") == "timed_out"
 
 
-def test_the_receipt_adds_the_store_to_the_queue() -> None:
-    outcome = Outcome(timings={"queue_ms": 2.0, "handler_ms": 5.0}, instance="i1", items=4)
+def test_the_receipt_counts_all_waiting_until_an_instance_has_the_job() -> None:
+    outcome = Outcome(timings={"queue_ms": 2.0, "handler_ms": 5.0}, instance="i1", items=4, started_at=101.5)
     assert receipt_of(job(), outcome) == {
-        "queued_ms": 1002.0,
+        "queued_ms": 1500.0,
         "handler_ms": 5.0,
         "instance": "i1",
         "items": 4,
@@ -310,7 +312,8 @@ def endpoint(*slots: tuple[int, int], queue: int = 0, **route: Any) -> Any:
     return SimpleNamespace(
         group=lambda version: group,
         queue=[None] * queue,
-        circuit=SimpleNamespace(lets_through=lambda now: True),
+        circuit=Circuit(),
+        why_waiting=lambda version: "queued behind 7 others",
         route=SimpleNamespace(**({"state": "ready", "reason": ""} | route)),
         stored=3,
         held=0,
@@ -338,13 +341,39 @@ def test_nothing_is_leased_without_instances_and_more_the_quicker_jobs_are() -> 
     assert lane.want(endpoint((4, 4))) == 1
 
 
+def test_sync_calls_that_take_every_slot_leave_a_turn_to_one_job() -> None:
+    lane = Lane("default", "echo")
+    assert lane.want(endpoint((4, 4), queue=9)) == 1
+    lane.hold(run(lane))
+    assert lane.want(endpoint((4, 4), queue=9)) == 0
+    lane.sent.add(waiting := lane.held.pop())
+    waiting.call = SimpleNamespace(phase="queued", attempts=())  # type: ignore[assignment]
+    assert lane.want(endpoint((4, 4), queue=9)) == 0
+    waiting.call.phase = "sent"
+    assert lane.want(endpoint((4, 4), queue=9)) == 1
+
+
+def test_a_held_job_goes_back_when_it_gets_no_slot() -> None:
+    lane = Lane("default", "echo")
+    for priority in ("normal", "high"):
+        lane.hold(run(lane, priority=priority))
+    now = time.monotonic()
+    assert lane.stale(now) == []
+    assert [r.lease.job.priority for r in lane.stale(now + GIVE_BACK_S + 1)] == ["normal"]
+
+
 def test_sync_calls_that_wait_come_before_jobs_and_urgent_ones_wait_beside_them() -> None:
     lane = Lane("default", "echo")
     normal, high = run(lane), run(lane, priority="high")
     lane.hold(normal)
     assert lane.place(endpoint((1, 0))) is normal
     assert lane.place(endpoint((1, 1))) is None
-    assert lane.place(endpoint((1, 0), queue=1)) is None
+    # One waits in the queue, where it has its share of the places, and no second one.
+    assert lane.place(endpoint((1, 1), queue=1)) is normal
+    other = run(lane)
+    other.call = SimpleNamespace(phase="queued", attempts=())  # type: ignore[assignment]
+    lane.sent.add(other)
+    assert lane.place(endpoint((1, 1), queue=1)) is None
     lane.hold(high)
     assert lane.place(endpoint((1, 1), queue=1)) is high
 
@@ -367,11 +396,62 @@ def test_a_lane_of_sync_calls_asks_for_no_instance_first() -> None:
     ],
 )
 def test_a_waiting_job_says_for_what(state: Any, expected: str) -> None:
-    found = waiting_of(job(state="queued"), state, 110.0)
+    found = waiting_of(job(state="queued"), state, now=110.0)
     assert found is not None
     assert (found["for"], found["seconds"]) == (expected, 10.0)
     assert found["reason"]
     assert waiting_of(job(), state) is None
+
+
+def test_why_a_job_waits_is_the_present_reason_before_that_of_its_last_attempt() -> None:
+    lost = job(state="queued", reason="Worker gw-1 is gone.", queued_at=107.0)
+    found = waiting_of(lost, endpoint((1, 1)), now=110.0)
+    assert found is not None
+    assert found["reason"].startswith("its endpoint is busy (1 instances, 1 slots)"), found
+    assert found["reason"].endswith("; before: Worker gw-1 is gone."), found
+    assert found["seconds"] == 3.0
+    waiting = run(Lane("default", "echo"))
+    waiting.call = SimpleNamespace(phase="queued", attempts=())  # type: ignore[assignment]
+    found = waiting_of(job(state="queued"), endpoint((1, 1)), waiting, now=110.0)
+    assert found is not None
+    assert found["reason"] == "queued behind 7 others"
+    broken = endpoint((1, 1))
+    broken.circuit.open, broken.circuit.until = True, time.monotonic() + 5
+    found = waiting_of(job(state="queued"), broken, now=110.0)
+    assert found is not None
+    assert found["for"] == "circuit"
+    assert 114 < found["until"] <= 115
+
+
+def test_a_job_runs_only_when_an_instance_has_it() -> None:
+    leased = job(state="running", started_at=None)
+    assert seen(leased, None).state == "queued"
+    sent = job(state="running", started_at=104.0)
+    assert seen(sent, None) == sent
+    here = run(Lane("default", "echo"), attempts=1)
+    assert seen(msgspec.structs.replace(sent, attempts=1), here).state == "queued", "it was refused since"
+    here.sent_at = 105.0
+    found = seen(msgspec.structs.replace(leased, attempts=1), here)
+    assert (found.state, found.started_at) == ("running", 105.0)
+    # What is here of an earlier lease says nothing.
+    assert seen(msgspec.structs.replace(leased, attempts=2), here).state == "queued"
+
+
+def test_what_may_have_run_once_is_not_sent_again() -> None:
+    lane = Lane("default", "once")
+    for idempotent, sent, again in ((True, 1, True), (False, 0, True), (False, 1, False), (False, 2, True)):
+        one = Run(Lease(job=job(sent=sent), fence=2, owner="o", until=0.0), lane, idempotent=idempotent)
+        error = sent_before(one)
+        assert (error is None) == again
+        assert error is None or (error.status, "not sent again" in str(error)) == (502, True)
+
+
+def test_what_no_instance_had_is_given_back_uncounted() -> None:
+    for accepted in (True, False):
+        outcome = Outcome(error=NoCapacity("none"), accepted=accepted)
+        found = judge(job(), outcome, idempotent=True, receipt={})
+        assert isinstance(found, Release)
+        assert found.unsent != accepted
 
 
 def test_the_document_shows_json_output_and_names_others() -> None:

@@ -150,7 +150,7 @@ SCHEMAS: Doc = {
             "reason": maybe(TEXT),
             "error": maybe(OBJECT),
             "receipt": maybe(OBJECT),
-            "waiting": maybe(record({"for": TEXT, "reason": TEXT, "seconds": NUMBER})),
+            "waiting": maybe(record({"for": TEXT, "reason": TEXT, "seconds": NUMBER}, {"until": NUMBER})),
             "output": ANY,
             "output_size": maybe(WHOLE),
             "output_type": maybe(TEXT),

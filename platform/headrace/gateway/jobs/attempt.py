@@ -126,6 +126,13 @@ class JobCall(Call):
         self.fail(error, "timed_out")
 
 
+class KeyedCall(JobCall):
+    """A sync call with a key: it counts in its endpoint's queue as any other sync call does."""
+
+    __slots__ = ()
+    stored = False
+
+
 def request_of(job: Job, client: object) -> Request:
     """The request that the job stands for."""
     request = Request(cast("ClientConnection", client))
@@ -196,5 +203,6 @@ def begin(dispatcher: Dispatcher, run: Run, state: EndpointState, leases: Leases
     assert client is not None
     request = request_of(job, client)
     client.serves(request)
-    run.call = call = JobCall(dispatcher, request, state, run, leases)
+    kind = KeyedCall if run.lane.sync else JobCall
+    run.call = call = kind(dispatcher, request, state, run, leases)
     dispatcher.submit(call)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from headrace.gateway.jobs.lanes import SYNC_PREFIX
+from headrace.gateway.jobs.lanes import SYNC_PREFIX, Run
 from headrace.jobs.events import Event
 from headrace.jobs.model import Attempt, Job
 
@@ -69,23 +69,63 @@ def attempt_document(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def waiting_of(job: Job, state: EndpointState | None, now: float | None = None) -> dict[str, Any] | None:
-    """What a queued job waits for, why, and for how long; None for others."""
+def seen(job: Job, run: Run | None) -> Job:
+    """The job as it is told: ``running`` only when an instance has it, and ``queued`` while it waits in a
+    gateway. ``run``: what this gateway knows, when it has the lease."""
+    if job.state != "running":
+        return job
+    started_at = job.started_at
+    if run is not None and run.lease.fence == job.attempts:
+        if run.asking:
+            return job
+        started_at = run.sent_at or None
+    if started_at is None:
+        return msgspec.structs.replace(job, state="queued", started_at=None)
+    return job if started_at == job.started_at else msgspec.structs.replace(job, started_at=started_at)
+
+
+def waiting_of(
+    job: Job, state: EndpointState | None, run: Run | None = None, now: float | None = None
+) -> dict[str, Any] | None:
+    """What a queued job waits for, why (at present, and before), and since when; None for others."""
     if job.state != "queued":
         return None
-    seconds = round((time.time() if now is None else now) - job.created_at, 3)
+    now = time.time() if now is None else now
+    found = _waits_for(job, state, run, now)
+    if job.reason and job.reason not in found["reason"]:
+        found["reason"] += f"; before: {job.reason}"
+    found["seconds"] = round(max(0.0, now - (job.queued_at or job.created_at)), 3)
+    return found
+
+
+def _waits_for(  # noqa: PLR0911 - one per reason
+    job: Job, state: EndpointState | None, run: Run | None, now: float
+) -> dict[str, Any]:
     if state is None or state.route.state == "deleting":
-        return {"for": "endpoint", "reason": "its endpoint is not there", "seconds": seconds}
-    reason = job.reason or state.route.reason
-    if state.route.state == "failed":
-        return {"for": "endpoint", "reason": reason or "its endpoint cannot start", "seconds": seconds}
-    if not state.group(job.version):
-        return {"for": "instance", "reason": reason or "its endpoint is waking", "seconds": seconds}
-    ahead = state.stored + state.held
+        return {"for": "endpoint", "reason": "its endpoint is not there"}
+    group = state.group(job.version)
+    if state.route.state == "failed" and not group:
+        return {"for": "endpoint", "reason": state.route.reason or "its endpoint cannot start"}
+    if state.circuit.open:
+        left = state.circuit.until - time.monotonic()
+        why = "its endpoint's instances kept failing, the circuit is open: "
+        if left <= 0:
+            return {"for": "circuit", "reason": why + "one request tries whether it works again"}
+        at = time.strftime("%H:%M:%S", time.gmtime(now + left))
+        reason = f"{why}nothing is sent before {at} UTC, in {left:.1f} s"
+        return {"for": "circuit", "reason": reason, "until": round(now + left, 3)}
+    if not group:
+        return {"for": "instance", "reason": state.route.reason or "its endpoint is waking"}
+    if run is not None and run.queued:
+        return {"for": "slot", "reason": state.why_waiting(job.version)}
+    others = max(0, state.stored + state.held + len(state.queue) - 1)
+    slots = sum(i.concurrency for i in group)
+    behind = f"{others} others wait, too"
+    if not state.queue and any(i.free(time.monotonic()) for i in group):
+        return {"for": "slot", "reason": f"a gateway is about to take it; {behind}"}
     return {
         "for": "slot",
-        "reason": reason or f"all instances are busy; {max(0, ahead - 1)} other jobs wait",
-        "seconds": seconds,
+        "reason": f"its endpoint is busy ({len(group)} instances, {slots} slots); {behind}",
     }
 
 

@@ -29,7 +29,7 @@ class Leases:
     """See the module. ``void`` ends a run whose fence does not hold any more, ``moved`` hears of runs that
     went to an instance, ``give_back`` of those that have waited for a slot for too long."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         store: JobStore,
         owner: str,

@@ -78,7 +78,7 @@ class Runner:
     def start(self) -> None:
         """Begin to look for jobs."""
         self._spawn(self._poll())
-        self._spawn(self._leases.beat(lambda: self._runs.values()))
+        self._spawn(self._leases.beat(self._runs.values))
 
     async def stop(self, grace_s: float) -> None:
         """Lease nothing more, give back what has not begun, let the rest end within ``grace_s``, then

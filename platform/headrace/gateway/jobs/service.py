@@ -11,7 +11,7 @@ import msgspec
 from headrace.errors import GatewayStopping
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
-from headrace.gateway.jobs.documents import document, waiting_of
+from headrace.gateway.jobs.documents import document, seen, waiting_of
 from headrace.gateway.jobs.hub import Hub, rung
 from headrace.gateway.jobs.lanes import SYNC_PREFIX
 from headrace.gateway.jobs.outbound import check_url
@@ -94,7 +94,8 @@ class JobService:
 
     async def get(self, project: str, job_id: str) -> Job | None:
         """One job."""
-        return await self.store.get(project, job_id)
+        job = await self.store.get(project, job_id)
+        return job and self.seen(job)
 
     async def list(
         self,
@@ -128,7 +129,7 @@ class JobService:
                 left = deadline - time.monotonic()
                 over = left <= 0 or (self._draining and not while_draining)
                 if job is None or job.state in FINAL or over:
-                    return job
+                    return job and self.seen(job)
                 here = self._runner is not None and self._runner.runs_here(job_id)
                 await rung(bell, min(LOCAL_POLL_S if here else pause, left))
                 pause = min(LAST_POLL_S, pause * 1.3)
@@ -163,10 +164,11 @@ class JobService:
         return job
 
     async def purge(self, project: str, endpoint: str) -> int:
-        """Remove all queued jobs of the endpoint; how many."""
+        """Remove all jobs of the endpoint that no instance has; how many."""
         store, runner = self._open()
+        await runner.begin_purge(project, endpoint)
         count = await store.purge(project, endpoint, time.time())
-        runner.look()
+        await runner.end_purge(project, endpoint)
         return count
 
     async def counts(self, project: str, endpoint: str) -> Counts:
@@ -253,13 +255,22 @@ class JobService:
         """What the gateway knows of an endpoint."""
         return self._dispatcher.state(f"{project}/{endpoint.removeprefix(SYNC_PREFIX)}")
 
+    def seen(self, job: Job) -> Job:
+        """The job as it is told: ``queued`` while it waits for a slot in a gateway."""
+        return seen(job, self._runner.run_of(job.id) if self._runner is not None else None)
+
     async def document(self, job: Job, *, attempts: bool = False) -> dict[str, Any]:
         """The job as the native API shows it."""
-        output = job.output
+        job, output = self.seen(job), job.output
+        run = self._runner.run_of(job.id) if self._runner is not None else None
+        tries = await self.store.attempts(job.id) if attempts else None
+        if tries is not None and job.state == "queued":
+            # A lease is no attempt before an instance has the job.
+            tries = [attempt for attempt in tries if attempt.outcome]
         return document(
             job,
-            attempts=await self.store.attempts(job.id) if attempts else None,
-            waiting=waiting_of(job, self.endpoint(job.project, job.endpoint)),
+            attempts=tries,
+            waiting=waiting_of(job, self.endpoint(job.project, job.endpoint), run),
             output=output.data if output is not None and not output.blob else None,
         )
 

@@ -78,14 +78,18 @@ SELECT * FROM headrace.job_heads
 WHERE project = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3;
 
 -- name: list_some
--- The same of some endpoints, or of some states: the newest of each endpoint and state that has any.
+-- The same of some endpoints, or of some states: the newest of each endpoint and state that has any. What is leased,
+-- and waits in a gateway, counts as queued.
 SELECT j.* FROM (
     SELECT endpoint, what FROM headrace.counts
     WHERE project = $1 AND (cardinality($4::text[]) = 0 OR endpoint = ANY ($4)) AND what <> 'retried'
-        AND (cardinality($5::text[]) = 0 OR what = ANY ($5))
+        AND (cardinality($5::text[]) = 0 OR what = ANY ($5) OR what = 'running' AND 'queued' = ANY ($5))
     GROUP BY endpoint, what HAVING sum(n) > 0) AS g
 CROSS JOIN LATERAL (SELECT * FROM headrace.job_heads
-    WHERE project = $1 AND endpoint = g.endpoint AND state = g.what AND seq < $2 ORDER BY seq DESC LIMIT $3) AS j
+    WHERE project = $1 AND endpoint = g.endpoint AND state = g.what AND seq < $2
+        AND (g.what <> 'running' OR cardinality($5) = 0
+            OR CASE WHEN sent_at IS NULL THEN 'queued' ELSE 'running' END = ANY ($5))
+    ORDER BY seq DESC LIMIT $3) AS j
 ORDER BY j.seq DESC LIMIT $3;
 
 -- name: attempts

@@ -52,11 +52,13 @@ FROM jobs INDEXED BY jobs_project
 WHERE project = :project AND seq < :before ORDER BY seq DESC LIMIT :limit;
 
 -- name: list_state
--- A page of one endpoint's jobs in one state before a seq, newest first, without the data of bodies.
+-- A page of one endpoint's jobs in one state before a seq, newest first, without the data of bodies. :sent is 1 for those
+-- that an instance has only, 0 for the others only, NULL for all.
 SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
        attempts, lost, retried, sent, unsent, queued_at, output, error, receipt, progress, reason, NULL, NULL
 FROM jobs INDEXED BY jobs_state
 WHERE project = :project AND endpoint = :endpoint AND state = :state AND seq < :before
+  AND (:sent IS NULL OR (sent_at IS NOT NULL) = :sent)
 ORDER BY seq DESC LIMIT :limit;
 
 -- name: list_groups
