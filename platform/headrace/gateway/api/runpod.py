@@ -29,7 +29,7 @@ from headrace.gateway.api.waiting import answered, server_timing
 from headrace.gateway.auth import require
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.documents import is_json
-from headrace.gateway.jobs.service import JobService
+from headrace.gateway.jobs.service import JobService, Workers
 from headrace.gateway.request import Request
 from headrace.jobs.events import Event
 from headrace.jobs.model import ASYNC_RETENTION_S, SYNC_RETENTION_S, Job, NewJob, Payload, Webhook
@@ -198,7 +198,9 @@ class RunpodApi:
 
     async def _health(self, route: Route) -> dict[str, Any]:
         counts = await self._service.counts(route.record.project, route.endpoint)
-        workers = self._service.workers(route.record.project, route.endpoint)
+        state = self._service.endpoint(route.record.project, route.endpoint)
+        slots = max((i.concurrency for i in state.instances.values()), default=1) if state else 1
+        workers = spread(self._service.workers(route.record.project, route.endpoint), counts.running, slots)
         return {
             "jobs": {
                 "completed": counts.succeeded,
@@ -249,6 +251,13 @@ def job_document(job: Job, output: bytes | None) -> dict[str, Any]:
     if job.error is not None:
         doc["error"] = str(job.error.get("detail") or job.error.get("title") or "failed")
     return doc
+
+
+def spread(workers: Workers, jobs: int, slots: int) -> Workers:
+    """The workers that one gateway sees, with at least as many running as all gateways' jobs need; ``slots``:
+    what one runs at once. What other gateways call without a job is not seen."""
+    running = min(workers.ready, max(workers.running, math.ceil(jobs / slots)))
+    return workers._replace(running=running, idle=workers.ready - running)
 
 
 def webhook_document(event: Event, output: bytes | None) -> dict[str, Any]:

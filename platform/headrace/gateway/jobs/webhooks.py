@@ -182,8 +182,8 @@ class WebhookSender:
 
 
 async def with_all_items(store: JobStore, delivery: Delivery, event: Event) -> Event:
-    """An ``output`` event with all items so far, of which it has the newest; without any when those before are
-    gone (a newer attempt began), or all are above `MAX_SO_FAR_BYTES`."""
+    """An ``output`` event with all items so far, of which it has the newest; without any when those before
+    are gone (a newer attempt began), or all are above `MAX_SO_FAR_BYTES`."""
     left = int(delivery.id.rpartition(".")[2])
     size, after, limit = sum(map(len, event.chunks)), -1, 16
     before: list[bytes] = []
