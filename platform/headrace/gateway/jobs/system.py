@@ -12,6 +12,7 @@ from typing import Any
 from headrace.config import Settings
 from headrace.errors import DataDirError, SettingsError
 from headrace.gateway.dispatch import Dispatcher
+from headrace.gateway.jobs.hints import hear
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.outbound import tls_context
 from headrace.gateway.jobs.owners import OwnerMark
@@ -120,6 +121,7 @@ class JobSystem:
         runner.start()
         self._spawn(webhooks.run(store, self._owner))
         self._spawn(sweep(store, blobs, mark, runner.look))
+        self._spawn(hear(store, self._hub, runner))
 
     async def _keep_opening(self) -> None:
         while True:
