@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from headrace.gateway.reports import Reports
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.telemetry import count_call
 from headrace.gateway.turns import CONTENDED_S
-from headrace.gateway.verdict import Why
+from headrace.gateway.verdict import Why, whole_hosts, why_lost
 from headrace.observe.tracing import Tracing
 
 log = logging.getLogger("headrace.gateway")
@@ -397,10 +397,8 @@ class Dispatcher:
         self._holding = True
         ended: list[tuple[Attempt, Why]] = []
         for instance in dead:
-            why: Why = "host" if instance.route.host in lost_hosts else "own"
             reason = reasons.get(instance.route.id, "")
-            if reason.startswith(("stopped", "host-lost")):
-                why = "host"
+            why = why_lost(instance, reason, lost_hosts)
             ended.extend((attempt, why) for attempt in instance.running)
             charged, instance.losses = instance.losses, []
             if why == "own":
@@ -446,9 +444,3 @@ class Dispatcher:
 
 def _nobody(_: EndpointState) -> None:
     """Nobody has jobs to run."""
-
-
-def whole_hosts(dead: list[Instance], reasons: dict[str, str]) -> set[str]:
-    """Hosts that are lost, by control's word; where it gives none, those that lost several at once."""
-    silent = Counter(i.route.host for i in dead if not reasons.get(i.route.id))
-    return {host for host, count in silent.items() if count > 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +11,7 @@ from headrace.gateway.answer import Fate, lost_error
 
 if TYPE_CHECKING:
     from headrace.gateway.attempt import Attempt
+    from headrace.gateway.endpoints import Instance
 
 Why = Literal["reset", "own", "host"]
 """Why an attempt was lost: the connection broke, the instance died, or its host did."""
@@ -66,3 +68,16 @@ def killer(deaths: int) -> Over:
         f"alone: {reason}.",
         hint="`headrace logs NAME` shows what was printed.",
     )
+
+
+def whole_hosts(dead: list[Instance], reasons: dict[str, str]) -> set[str]:
+    """Hosts that are lost where control gives no reason: those that lost several instances at once."""
+    silent = Counter(i.route.host for i in dead if not reasons.get(i.route.id))
+    return {host for host, count in silent.items() if count > 1}
+
+
+def why_lost(instance: Instance, reason: str, lost_hosts: set[str]) -> Why:
+    """What control's word for a death means for the requests that were there."""
+    if reason.startswith(("stopped", "host-lost")) or instance.route.host in lost_hosts:
+        return "host"
+    return "own"
