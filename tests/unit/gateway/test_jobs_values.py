@@ -199,6 +199,26 @@ def test_a_long_stream_has_items_and_no_whole(monkeypatch: pytest.MonkeyPatch) -
     client.write(HEAD % b"application/x-ndjson" + b'"1234567"\n"1234567"\n')
     client.end(request)
     assert (len(seen), outcomes[0].whole, outcomes[0].body) == (2, False, b"")
+    found = judge(job(), outcomes[0], idempotent=True, receipt={})
+    assert isinstance(found, Ended)
+    assert (found.result.state, found.body, found.stored_bytes) == ("succeeded", None, 18)
+
+
+def test_items_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "MAX_OUTPUT_BYTES", 20)
+    client, _, exchange, outcomes, seen = sinks()
+    client.write(HEAD % b"application/x-ndjson" + b'"1234567"\n"1234567"\n')
+    client.write(b'"1234567"\n')
+    assert isinstance(outcomes[0].error, BodyTooLarge)
+    assert (len(seen), exchange.calls) == (2, ["cancel"])
+
+
+def test_what_is_no_text_or_no_problem_is_told_all_the_same() -> None:
+    assert EventParser().feed(b'data: "\xff"\n\n') == ['"\\"\ufffd\\""'.encode()]
+    assert LineParser().feed(b'{"error": "\xff"}\n') != []
+    for body in (b'{"type": "\xff", "status": 500}', b'{"type": "a", "status": "x"}', b"[" * 5000):
+        found = sink.problem_of(Outcome(status=500, content_type="application/problem+json", body=body))
+        assert (found["type"], found["status"]) == ("about:blank", 500)
 
 
 def test_a_forgotten_answer_is_told_to_nobody() -> None:

@@ -124,7 +124,7 @@ def as_json(text: bytes) -> bytes:
     """The text when it is JSON, else a JSON string of it."""
     try:
         msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):  # of bad UTF-8, too
         return msgspec.json.encode(text.decode("utf-8", "replace"))
     return text
 
@@ -132,7 +132,7 @@ def as_json(text: bytes) -> bytes:
 def _problem(text: bytes, member: str) -> dict[str, Any] | None:
     try:
         found = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):  # of bad UTF-8, too
         return None
     if member:
         found = found.get(member) if isinstance(found, dict) and len(found) == 1 else None

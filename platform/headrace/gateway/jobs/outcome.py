@@ -46,6 +46,8 @@ class Ended:
     result: Result
     body: bytes | None = None
     content_type: str = "application/json"
+    stored_bytes: int = 0
+    """Bytes of items in the store which together are the output, in place of ``body``."""
 
 
 def judge(  # noqa: PLR0911 - one per kind of end
@@ -68,6 +70,8 @@ def judge(  # noqa: PLR0911 - one per kind of end
     if outcome.problem is not None or outcome.status >= 400:
         return _ended(problem_of(outcome), receipt)
     result = Result(state="succeeded", receipt=receipt)
+    if outcome.items is not None and not outcome.whole:
+        return Ended(result, stored_bytes=outcome.size)
     return Ended(result, outcome.body if outcome.whole else None, outcome.content_type)
 
 

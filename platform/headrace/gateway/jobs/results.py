@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import msgspec
 
@@ -20,11 +22,18 @@ from headrace.jobs.blobs import FRESH_S, BlobStore
 from headrace.jobs.model import INLINE_BYTES, Payload, Result
 from headrace.jobs.store import JobStore
 
+log = logging.getLogger("headrace.gateway.jobs")
+
 STORE_AGAIN_S = 1.0
 KEEP_RESULT_S = 120.0
 """A result that the store does not take is kept so long; then the job runs again, when its lease expires."""
 UNNAMED_S = FRESH_S + 60.0
 """A blob may be without a name for so long: young ones are not deleted anyway."""
+
+
+LARGE_BYTES = 128 << 20
+"""Bytes of items that are put together at a time."""
+ITEMS_AT_ONCE = 1000
 
 
 class Results:
@@ -34,6 +43,7 @@ class Results:
         self._store = store
         self._blobs = blobs
         self._hub = hub
+        self._large = Budget(LARGE_BYTES)
 
     async def flush(self, run: Run) -> bool:
         """Store stream items in batches as large as came in the meantime. False: the fence is void."""
@@ -63,6 +73,9 @@ class Results:
             await insist(lambda: self.release(run, verdict))
             return None
         result = verdict.result
+        if verdict.stored_bytes:
+            payload = await self._together(run, verdict.stored_bytes)
+            result = msgspec.structs.replace(result, output=payload)
         if verdict.body is not None:
             payload = payload_fields(verdict)
             if payload.size > INLINE_BYTES:
@@ -72,10 +85,37 @@ class Results:
             result, started_at=started_of(outcome), instance=str(result.receipt.get("instance", ""))
         )
         job_id, fence = run.key
-        stored = await insist(lambda: self._store.finish(job_id, fence, result, time.time()))
+        finish = partial(self._store.finish, job_id, fence)
+        try:
+            stored = await insist(lambda: finish(result, time.time()))
+        except Exception as error:
+            if isinstance(error, RequestError) and error.status == 503:
+                raise
+            # It would run again and again, to the same end.
+            log.exception("the result of job %s cannot be stored", job_id)
+            result = msgspec.structs.replace(unstorable(error, job_id), started_at=result.started_at)
+            stored = await insist(lambda: finish(result, time.time()))
         if not stored and run.call is not None:
             run.call.state.meter.late += 1
         return result if stored else None
+
+    async def _together(self, run: Run, size: int) -> Payload:
+        """The items that were stored, in the blob store as one output."""
+        job_id, fence = run.key
+        await self._large.take(size)
+        try:
+            items: list[bytes] = []
+            read = partial(self._store.chunks, job_id, attempt=fence, limit=ITEMS_AT_ONCE)
+            while page := await insist(partial(read, after=len(items) - 1)):
+                if page[0].attempt != fence:
+                    break  # not ours any more: nothing of it will be stored
+                items += [chunk.data for chunk in page]
+            data = b"[%b]" % b",".join(items)
+            items.clear()
+            payload = Payload(data=data, size=len(data))
+            return cast(Payload, await insist(lambda: store_payload(self._store, self._blobs, payload)))
+        finally:
+            self._large.give(size)
 
     async def release(self, run: Run, how: Release) -> bool:
         """Give the lease back."""
@@ -119,6 +159,13 @@ class Budget:
 
     def _fits(self, size: int) -> bool:
         return self._taken == 0 or self._taken + size <= self._size
+
+
+def unstorable(error: Exception, job_id: str) -> Result:
+    """What is kept in place of a result that the store refuses."""
+    what = f"the result cannot be stored ({type(error).__name__})."
+    problem = RequestError(what, hint="The gateway's log has more.").to_problem(job_id)
+    return Result(state="failed", error=problem, reason=what)
 
 
 async def insist(act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

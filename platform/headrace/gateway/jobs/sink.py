@@ -19,9 +19,9 @@ from headrace.gateway.jobs.items import ItemParser, parser_for
 from headrace.gateway.request import Request
 
 MAX_OUTPUT_BYTES = 64 << 20
-"""A job whose output is above this fails."""
+"""A job whose output is above this fails; the items of a stream are its output, too."""
 MAX_AGGREGATE_BYTES = 8 << 20
-"""The items of a stream are its output, too, up to so many bytes."""
+"""Items of a stream that are held here for that; those of a larger one are read again from the store."""
 PAUSE_BYTES = 1 << 20
 """Stream items that are not stored yet; above this the instance is read no further."""
 _TIMING = re.compile(r"([a-z]+);(?:dur=([0-9.]+)|desc=\"([^\"]*)\")")
@@ -40,8 +40,10 @@ class Outcome:
     body: bytes = b""
     items: int | None = None
     """Items of a stream; None: it was no stream."""
+    size: int = 0
+    """Their bytes."""
     whole: bool = True
-    """False: ``body`` is not all of it (an aggregate above `MAX_AGGREGATE_BYTES`, or passed on live)."""
+    """False: ``body`` is not the answer (items above `MAX_AGGREGATE_BYTES`, or it was passed on live)."""
     problem: dict[str, Any] | None = None
     """What a stream, or the instance's answer, said had gone wrong."""
     error: RequestError | None = None
@@ -189,8 +191,11 @@ class JobClient:
             return
         outcome.items = (outcome.items or 0) + len(items)
         size = sum(len(item) for item in items)
-        self._size += size
-        if self._size <= MAX_AGGREGATE_BYTES:
+        outcome.size += size
+        if outcome.size > MAX_OUTPUT_BYTES:
+            self._too_large()
+            return
+        if outcome.size <= MAX_AGGREGATE_BYTES:
             self._parts.extend(items)
         elif outcome.whole:
             outcome.whole = False
@@ -243,14 +248,18 @@ def read_timings(value: str) -> dict[str, Any]:
     return found
 
 
+def _is_status(value: object) -> bool:
+    return type(value) is int and 400 <= value <= 599
+
+
 def problem_of(outcome: Outcome) -> dict[str, Any]:
     """The problem document of an answer that is none of success."""
     if outcome.problem is not None:
         return outcome.problem
     if "json" in outcome.content_type:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             found = msgspec.json.decode(outcome.body)
-            if isinstance(found, dict) and "type" in found and "status" in found:
+            if isinstance(found, dict) and "type" in found and _is_status(found.get("status")):
                 return found
     text = outcome.body[:2000].decode("utf-8", "replace")
     return {
