@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import queue
 import random
 import sqlite3
@@ -217,6 +218,13 @@ def _resolve(items: Sequence[_Write]) -> None:
             item.future.exception()
         else:
             item.future.set_result(item.result)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a write failed, here or into a file beside the database, because there is no space left."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def open_database(path: Path, migrations: Sequence[str], *, readers: int = 1) -> Database:

@@ -7,48 +7,49 @@ is kept but never current. A deployment that was under way when control ended is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
-from collections import OrderedDict
-from collections.abc import Coroutine
-from typing import Any
+import sqlite3
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from headrace import wire
 from headrace.control import failures
-from headrace.control.model import Endpoint, Host, Instance, World
+from headrace.control.deployments import VERSIONS_KEPT, NewVersion
+from headrace.control.model import Endpoint, World
 from headrace.control.progress import Deployment, Part
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.specs import packed, slim
-from headrace.control.store import VERSIONS_KEPT, NewVersion, Store
+from headrace.control.store import Store
+from headrace.control.trial import TrialFailed, host_with_base, note, start
 from headrace.control.warm import Warm
 from headrace.errors import Conflict, HeadraceError, NotFound
 from headrace.sdk.spec import EndpointSpec
+from headrace.sqlite_writer import disk_is_full
 
 log = logging.getLogger("headrace.control")
 KEPT = 100
 AT_ONCE = 8
 """Trials that run at the same time; the others wait for their turn."""
-ROOM_TIMEOUT_S = 30.0
-"""A trial waits this long for a host with room."""
-BASE_TIMEOUT_S = 120.0
-"""A trial waits this long for its zygote."""
-START_MARGIN_S = 30.0
-POLL_S = 0.1
+AGAIN = "control was restarted while it was tried: tried again"
+SETTLE_FIRST_S = 1.0
+SETTLE_MOST_S = 30.0
+"""Between tries to write down how a trial ended."""
 TRIES = 3
 """A trial whose host is lost is started again this often in all."""
 
 
-class TrialFailed(HeadraceError):
-    """The new version does not start."""
+class _Trial(NamedTuple):
+    """One endpoint of a deployment, to be tried."""
 
-    def __init__(self, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.traceback = traceback
+    deployment: Deployment
+    part: Part
+    spec: EndpointSpec
+    digest: bytes
 
 
 class Deployer:
@@ -62,10 +63,12 @@ class Deployer:
         self._routes = routes
         self._reconciler = reconciler
         self._warm = warm
-        self._known: OrderedDict[str, Deployment] = OrderedDict()
+        self._known: dict[str, Deployment] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._pending: Counter[str] = Counter()
+        """Trials that have not ended, by endpoint."""
 
     async def stop(self) -> None:
         """Cancel what runs."""
@@ -89,35 +92,35 @@ class Deployer:
             present = self._world.endpoints.get(spec.key)
             if present is not None and present.deleting:
                 raise Conflict(f"endpoint {spec.name!r} is being deleted.", hint="Try again in a moment.")
-        deployment = self._new(project)
-        fresh: list[tuple[EndpointSpec, bytes, bytes, Part]] = []
+        deployment = Deployment(id=_new_id(), project=project)
+        fresh: list[_Trial] = []
+        back: list[_Trial] = []
+        new: dict[str, NewVersion] = {}
         for number, spec in enumerate(specs):
             data, digest = packed(spec)
             present = self._world.endpoints.get(spec.key)
             part = Part(endpoint=spec.name)
             deployment.parts.append(part)
+            trial = _Trial(deployment, part, slim(spec), digest)
             if present is not None and present.version is not None and present.digest == digest:
                 part.version, part.state = present.version, "unchanged"
                 self._forgive(present)
+                if spec.key in self._pending:
+                    # What was deployed in between would take its place: it has its turn after that.
+                    back.append(trial)
             else:
-                fresh.append((spec, data, digest, part))
+                new[spec.name] = NewVersion(spec.project, spec.name, data, spec.bundle)
+                fresh.append(trial)
             if number % 500 == 499:
                 await asyncio.sleep(0)
-        new = [NewVersion(s.project, s.name, data, s.bundle) for s, data, _, _ in fresh]
-        await self._number(new, [part for *_, part in fresh], flip=not verify)
-        if verify and fresh:
-            await self._keep(deployment)
-        changed: list[Endpoint] = []
-        for spec, _, digest, part in fresh:
-            if verify:
-                self._spawn(self._try(deployment, part, slim(spec), digest))
-            else:
-                changed.append(self._flip(slim(spec), part.version, digest))
-                part.state = "ready"
-            if len(changed) % 500 == 499:
-                await asyncio.sleep(0)
-        if changed:
-            self._after_flips(changed)
+        if not verify:
+            same = [(t.spec.project, t.spec.name) for t in back]
+            await self._register(fresh, list(new.values()), same)
+        elif fresh or back:
+            for trial in back:
+                trial.part.state = "starting"
+            await self._begin(deployment, new, [*back, *fresh])
+        self._remember(deployment)
         deployment.update()
         return deployment
 
@@ -127,45 +130,72 @@ class Deployer:
         if data is None:
             raise NotFound(f"version {version} of {endpoint.name!r} is not kept.")
         spec = msgspec.json.decode(data, type=EndpointSpec)
-        deployment = self._new(endpoint.project)
+        deployment = Deployment(id=_new_id(), project=endpoint.project)
         part = Part(endpoint=endpoint.name, version=version)
         deployment.parts.append(part)
-        if version == endpoint.version:
+        if version == endpoint.version and endpoint.key not in self._pending:
             part.state = "unchanged"
         else:
-            await self._keep(deployment)
-            self._spawn(self._try(deployment, part, slim(spec), packed(spec)[1]))
+            await self._begin(deployment, {}, [_Trial(deployment, part, slim(spec), packed(spec)[1])])
+        self._remember(deployment)
         deployment.update()
         return deployment
 
     async def resume(self) -> None:
-        """Go on with what a predecessor had begun, and know what it had done."""
-        for id, project, parts in await self._store.deployments():
-            deployment = self._known[id] = Deployment.load(id, project, parts)
+        """Go on with what a predecessor had begun, in that order, and know what it had done."""
+        for deployment in await self._store.deployments.all():
+            self._remember(deployment)
             for part in deployment.parts:
                 if part.state == "starting":
                     await self._resume(deployment, part)
             deployment.update()
 
     async def _resume(self, deployment: Deployment, part: Part) -> None:
-        endpoint = self._world.endpoints.get(f"{deployment.project}/{part.endpoint}")
+        # What has become current, and what a later one has taken the place of, is no longer "starting": the
+        # store ends both in the same transaction.
         data = await self._store.version_spec(deployment.project, part.endpoint, part.version)
-        if endpoint is None or data is None:
-            part.state, part.detail = "failed", "it is not kept any more"
-        elif endpoint.version == part.version:
-            part.state, part.detail = "ready", ""
-        else:
-            spec = msgspec.json.decode(data, type=EndpointSpec)
-            part.notes.append("control was restarted while it was tried: tried again")
-            self._spawn(self._try(deployment, part, slim(spec), packed(spec)[1]))
+        if data is None:
+            part.state, part.detail = "failed", "its version is not kept any more"
+            self._spawn(self._settle(deployment, part))
+            return
+        spec = msgspec.json.decode(data, type=EndpointSpec)
+        if AGAIN not in part.notes:
+            part.notes.append(AGAIN)
+        self._start_trial(_Trial(deployment, part, slim(spec), packed(spec)[1]))
 
-    async def _number(self, new: list[NewVersion], parts: list[Part], *, flip: bool) -> None:
-        numbers = await self._store.add_versions(new, flip=flip) if new else []
-        for part, version in zip(parts, numbers, strict=True):
-            part.version = version
+    async def _begin(
+        self, deployment: Deployment, new: Mapping[str, NewVersion], trials: Sequence[_Trial]
+    ) -> None:
+        await self._store.deployments.begin(deployment, new)
+        for trial in trials:
+            self._start_trial(trial)
 
-    async def _keep(self, deployment: Deployment) -> None:
-        await self._store.put_deployment(deployment.id, deployment.project, deployment.dump())
+    async def _register(
+        self, fresh: Sequence[_Trial], new: Sequence[NewVersion], same: Sequence[tuple[str, str]]
+    ) -> None:
+        if not fresh and not same:
+            return
+        numbers = await self._store.deployments.register(new, same)
+        changed: list[Endpoint] = []
+        for trial, version in zip(fresh, numbers, strict=True):
+            trial.part.version, trial.part.state = version, "ready"
+            changed.append(self._flip(trial.spec, version, trial.digest))
+            if len(changed) % 500 == 499:
+                await asyncio.sleep(0)
+        self._after_flips(changed)
+
+    async def _settle(self, deployment: Deployment, part: Part) -> None:
+        """Write down that a part failed, however long that takes; the next control would try it again."""
+        wait = SETTLE_FIRST_S
+        while True:
+            try:
+                await self._store.deployments.settle(deployment, part)
+            except (sqlite3.Error, HeadraceError) as error:
+                log.warning("the end of deployment %s is not written yet: %s", deployment.id, error)
+            else:
+                return
+            await asyncio.sleep(wait)
+            wait = min(SETTLE_MOST_S, wait * 2)
 
     def _forgive(self, endpoint: Endpoint) -> None:
         """Deployed again unchanged: a crash loop may try again at once (a missing file is there now)."""
@@ -176,15 +206,25 @@ class Deployer:
 
     # -- one trial -------------------------------------------------------------------------
 
-    async def _try(self, deployment: Deployment, part: Part, spec: EndpointSpec, digest: bytes) -> None:
-        # It lives as long as somebody holds or awaits it.
+    def _start_trial(self, trial: _Trial) -> None:
+        self._pending[trial.spec.key] += 1
+        self._spawn(self._try(trial))
+
+    async def _try(self, trial: _Trial) -> None:
+        deployment, part, spec = trial.deployment, trial.part, trial.spec
+        # It lives as long as somebody holds or awaits it. Trials of one endpoint have their turns in the
+        # order in which they began.
         lock = self._locks.setdefault(spec.key, asyncio.Lock())
         endpoint: Endpoint | None = None
         stopped = False
         try:
             async with self._slots, lock:
-                endpoint = self._enter(spec, part.version)
-                await self._verify(endpoint, part, spec, digest)
+                present = self._world.endpoints.get(spec.key)
+                if present is not None and not present.deleting and present.version == part.version:
+                    part.state = "unchanged"
+                else:
+                    endpoint = self._enter(spec, part.version)
+                    await self._verify(endpoint, trial)
         except TrialFailed as error:
             part.state, part.detail, part.traceback = "failed", error.message, error.traceback
         except asyncio.CancelledError:
@@ -193,14 +233,21 @@ class Deployer:
             stopped = True
             raise
         except Exception as error:
-            log.exception("deployment of %s failed", spec.key)
-            part.state, part.detail = "failed", f"internal: {type(error).__name__}: {error}"
+            if disk_is_full(error):
+                detail = "no space is left on the disk of the data directory: free some, then deploy again"
+            else:
+                log.exception("deployment of %s failed", spec.key)
+                detail = f"internal: {type(error).__name__}: {error}"
+            part.state, part.detail = "failed", detail
         finally:
+            self._pending[spec.key] -= 1
+            if not self._pending[spec.key]:
+                del self._pending[spec.key]
             if endpoint is not None:
                 self._leave(endpoint, part)
             deployment.update()
-            if deployment.state != "running" and not stopped:
-                self._spawn(self._keep(deployment))
+            if part.state != "ready" and not stopped:
+                self._spawn(self._settle(deployment, part))
 
     def _enter(self, spec: EndpointSpec, version: int) -> Endpoint:
         endpoint = self._world.endpoints.get(spec.key)
@@ -233,91 +280,33 @@ class Deployer:
             self._world.touch(endpoint)
             self._reconciler.again(endpoint)
 
-    async def _verify(self, endpoint: Endpoint, part: Part, spec: EndpointSpec, digest: bytes) -> None:
+    async def _verify(self, endpoint: Endpoint, trial: _Trial) -> None:
+        part, spec = trial.part, trial.spec
         # The zygote is asked for before the trial: its forks need it, and what it refuses is told.
         base = self._warm.use(spec, part.version)
         for attempt in range(TRIES):
-            host = await self._host_with_base(endpoint, part, base)
-            death = await self._start(endpoint, part, spec)
+            host = await host_with_base(self._world, endpoint, part, base)
+            death = await start(self._world, self._reconciler, endpoint, part, spec)
             if death is None:
-                _note(part, host.warm.get(base))
+                note(part, host.warm.get(base))
                 break
             lost = death.reason in ("host-lost", "stopped")
             if not lost or attempt == TRIES - 1 or endpoint.deleting:
                 raise TrialFailed(failures.describe(death), death.traceback)
-        await self._store.flip(endpoint.project, endpoint.name, part.version)
-        if endpoint.deleting:
-            raise TrialFailed("the endpoint is being deleted.")
+        part.detail = ""
+        why_not = await self._store.deployments.flip(trial.deployment, part)
+        if why_not:
+            raise TrialFailed(f"{why_not}.")
+        # From here on it is current, whatever else happens.
+        part.state = "ready"
         endpoint.trials.pop(part.version, None)
         for instance in endpoint.instances.values():
             if instance.version == part.version:
                 # Its trial was its first use: it may give way when another endpoint needs the room.
                 instance.last_used = self._world.now()
-        self._flip(spec, part.version, digest)
-        self._after_flips([endpoint])
-        part.state = "ready"
-
-    async def _host_with_base(self, endpoint: Endpoint, part: Part, base: wire.BaseSpec) -> Host:
-        """Wait for hosts, and for the zygote on one of them (bounded): the trial prefers that one."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ROOM_TIMEOUT_S):
-                while not any(h.usable for h in self._world.hosts.values()):
-                    part.detail = "no host is connected"
-                    await asyncio.sleep(POLL_S)
-        first = next((h for h in self._world.hosts.values() if h.usable), None)
-        if first is None:
-            raise TrialFailed(
-                f"no host joined within {ROOM_TIMEOUT_S:g} s: `headrace nodes list` shows the nodes."
-            )
-        part.detail = "its base environment is being prepared"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BASE_TIMEOUT_S):
-                while not endpoint.deleting:
-                    hosts = [h for h in self._world.hosts.values() if h.usable]
-                    for host in hosts:
-                        report = host.warm.get(base)
-                        if report is not None and report.state == "ready":
-                            return host
-                    done = [h for h in hosts if (r := h.warm.get(base)) is not None and r.state == "failed"]
-                    if done and len(done) == len(hosts):
-                        # The runtime says why, and starts instances from the nearest base it has.
-                        return done[0]
-                    await asyncio.sleep(POLL_S / 4)
-        return first
-
-    async def _start(self, endpoint: Endpoint, part: Part, spec: EndpointSpec) -> wire.Death | None:
-        """Start the trial; None when it became ready."""
-        instance: Instance | None = None
-        reason = ""
-        began = self._world.now()
-        deadline = began + ROOM_TIMEOUT_S
-        while not endpoint.deleting and self._world.now() < deadline:
-            instance, reason = self._reconciler.trial(endpoint, part.version)
-            if instance is not None:
-                break
-            if "drains first" in reason and reason not in part.notes:
-                part.notes.append(reason)
-            if endpoint.making_room is not None:
-                # An old instance finishes its requests first; its host bounds that.
-                deadline = self._world.now() + ROOM_TIMEOUT_S
-            part.detail = reason
-            await asyncio.sleep(POLL_S)
-        if instance is None:
-            waited = self._world.now() - began
-            raise TrialFailed(f"it could not be started within {waited:.0f} s: {reason or 'no capacity'}.")
-        endpoint.tried = None
-        assert instance.outcome is not None, "the reconciler made it with the instance"
-        part.detail = f"instance {instance.id} starts on {instance.host.hello.node}"
-        limit = spec.load_timeout + START_MARGIN_S
-        try:
-            async with asyncio.timeout(limit):
-                death = await instance.outcome
-        except TimeoutError:
-            return wire.Death(reason="start-timeout", detail=f"not ready after {limit:g} s")
-        part.detail = ""
-        if instance.report is not None and instance.report.note:
-            part.notes.append(instance.report.note)
-        return death
+        self._flip(spec, part.version, trial.digest)
+        if not endpoint.deleting:
+            self._after_flips([endpoint])
 
     # -- the switch ------------------------------------------------------------------------
 
@@ -358,25 +347,23 @@ class Deployer:
                 self._world.touch(endpoint)
                 self._reconciler.again(endpoint)
 
-    def _new(self, project: str) -> Deployment:
-        deployment = Deployment(id=f"d{secrets.token_hex(6)}", project=project)
+    def _remember(self, deployment: Deployment) -> None:
         self._known[deployment.id] = deployment
-        while len(self._known) > KEPT:
-            self._known.popitem(last=False)
-        return deployment
+        if len(self._known) > KEPT:
+            ended = [id for id, known in self._known.items() if known.state != "running"]
+            for id in ended[: len(self._known) - KEPT]:
+                del self._known[id]
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a deployment's work failed", exc_info=task.exception())
 
 
-def _note(part: Part, report: wire.WarmReport | None) -> None:
-    """What its zygote refused, for whoever deploys."""
-    if report is None:
-        return
-    part.notes += [f"{module} is not preloaded: {why}" for module, why in sorted(report.refused.items())]
-    if report.detail:
-        part.notes.append(report.detail)
-    # An instance may have told the same already.
-    part.notes[:] = dict.fromkeys(part.notes)
+def _new_id() -> str:
+    return f"d{secrets.token_hex(6)}"

@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
-
 PartState = Literal["unchanged", "starting", "ready", "failed"]
 
 
@@ -43,15 +41,6 @@ class Deployment:
         """A part changed: wake whoever waits for the end."""
         if self.state != "running":
             self.ended.set()
-
-    def dump(self) -> bytes:
-        """Its parts, for the store."""
-        return msgspec.json.encode(self.parts)
-
-    @classmethod
-    def load(cls, id: str, project: str, parts: bytes) -> Deployment:
-        """What `dump` gave."""
-        return cls(id=id, project=project, parts=msgspec.json.decode(parts, type=list[Part]))
 
     def to_json(self) -> dict[str, Any]:
         """As the management API shows it (the encoder takes parts as they are)."""

@@ -1,4 +1,4 @@
-"""What control remembers: endpoints, versions, keys, intents, nodes, and its leader epoch.
+"""What control remembers: endpoints, versions, deployments, keys, intents, nodes, and its leader epoch.
 
 Typed methods over `headrace.sqlite_writer.Database`; the statements are in ``sql/queries.sql``. What a method
 has returned is on disk.
@@ -17,12 +17,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from headrace import wire
+from headrace.control.deployments import Deployments, end_trials
 from headrace.control.sql import load_migrations, load_queries
 from headrace.sqlite_writer import Database, open_database
 
 T = TypeVar("T", bound=msgspec.Struct)
-VERSIONS_KEPT = 10
-DEPLOYMENTS_KEPT = 100
 _Q = load_queries()
 
 
@@ -46,15 +45,6 @@ class VersionRow(msgspec.Struct, frozen=True):
     bundle: str
     verified: bool
     created_at: float
-
-
-class NewVersion(msgspec.Struct, frozen=True):
-    """A version to be stored."""
-
-    project: str
-    name: str
-    spec: bytes
-    bundle: str
 
 
 class Intent(msgspec.Struct, frozen=True):
@@ -91,6 +81,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self.deployments = Deployments(database)
 
     async def close(self) -> None:
         """Commit what is queued and close."""
@@ -133,43 +124,6 @@ class Store:
         args = {"project": project, "after": after, "limit": limit}
         return await self._db.read(lambda db: [row[0] for row in db.execute(_Q["endpoints_page"], args)])
 
-    async def add_versions(self, new: Sequence[NewVersion], *, flip: bool) -> list[int]:
-        """Store versions, all or none, and give their numbers; ``flip``: make them current as well."""
-        at = time.time()
-
-        def run(db: sqlite3.Connection) -> list[int]:
-            numbers: list[int] = []
-            for item in new:
-                who = {"project": item.project, "name": item.name}
-                db.execute(_Q["endpoint_insert"], who | {"at": at})
-                number = int(db.execute(_Q["version_next"], who).fetchone()[0])
-                row = {
-                    "version": number,
-                    "spec": item.spec,
-                    "bundle": item.bundle,
-                    "verified": int(flip),
-                    "at": at,
-                }
-                db.execute(_Q["version_insert"], who | row)
-                if flip:
-                    db.execute(_Q["endpoint_flip"], who | {"version": number, "at": at})
-                if number > VERSIONS_KEPT:
-                    db.execute(_Q["versions_prune"], who | {"below": number - VERSIONS_KEPT})
-                numbers.append(number)
-            return numbers
-
-        return await self._db.write(run)
-
-    async def flip(self, project: str, name: str, version: int) -> None:
-        """Make a stored version the current one."""
-        who = {"project": project, "name": name, "version": version}
-
-        def run(db: sqlite3.Connection) -> None:
-            db.execute(_Q["version_verified"], who)
-            db.execute(_Q["endpoint_flip"], who | {"at": time.time()})
-
-        await self._db.write(run)
-
     async def version_spec(self, project: str, name: str, version: int) -> bytes | None:
         """The stored spec of one version."""
         who = {"project": project, "name": name, "version": version}
@@ -191,32 +145,18 @@ class Store:
         await self._db.write(lambda db: db.execute(_Q["endpoint_scale"], args))
 
     async def delete_endpoint(self, project: str, name: str) -> None:
-        """Remove an endpoint with its versions."""
-        await self._db.write(lambda db: db.execute(_Q["endpoint_delete"], {"project": project, "name": name}))
+        """Remove an endpoint with its versions; what is being tried of it has failed."""
+
+        def run(db: sqlite3.Connection) -> None:
+            # One of that name that comes later has versions with the same numbers.
+            end_trials(db, project, name, "the endpoint was deleted")
+            db.execute(_Q["endpoint_delete"], {"project": project, "name": name})
+
+        await self._db.write(run)
 
     async def bundles(self) -> set[str]:
         """Hashes of all bundles that a stored version needs."""
         return await self._db.read(lambda db: {row[0] for row in db.execute(_Q["bundles"])})
-
-    # -- deployments -----------------------------------------------------------------------
-
-    async def put_deployment(self, id: str, project: str, parts: bytes) -> None:
-        """Keep how far a deployment is; the newest hundred are kept."""
-        row = {"id": id, "project": project, "parts": parts.decode(), "at": time.time()}
-
-        def run(db: sqlite3.Connection) -> None:
-            db.execute(_Q["deployment_put"], row)
-            db.execute(_Q["deployments_prune"], {"kept": DEPLOYMENTS_KEPT})
-
-        await self._db.write(run)
-
-    async def deployments(self) -> list[tuple[str, str, bytes]]:
-        """(id, project, parts) of all that are kept, oldest first."""
-
-        def run(db: sqlite3.Connection) -> list[tuple[str, str, bytes]]:
-            return [(id, project, parts.encode()) for id, project, parts in db.execute(_Q["deployments_all"])]
-
-        return await self._db.read(run)
 
     # -- keys ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from headrace import wire
 from headrace.control import server
+from headrace.control.progress import Deployment, Part
 from headrace.control.store import open_store
 from headrace.errors import DataDirError
 from headrace.sdk.spec import ImageSpec, Scaling
@@ -252,7 +253,7 @@ async def test_what_cannot_run_is_refused_before_anything_is_stored(platform):
 
 
 async def test_without_a_host_the_trial_says_so(platform, monkeypatch):
-    monkeypatch.setattr("headrace.control.deploy.ROOM_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("headrace.control.trial.ROOM_TIMEOUT_S", 0.2)
     doc = await platform.gateway.deploy(platform.spec())
     assert doc["state"] == "failed"
     assert "no host joined" in doc["endpoints"][0]["detail"]
@@ -291,18 +292,18 @@ async def test_what_a_deployment_came_to_is_known_after_a_restart(platform):
     good = await gateway.deploy(platform.spec())
     host.script = lambda start: BROKEN
     bad = await gateway.deploy(platform.spec(env={"A": "2"}))
-    # The switch was made, but control ended before it could note that.
+    # What is not kept any more is not tried again.
     store = platform.control.store
-    parts = b'[{"endpoint": "hello", "version": 1, "state": "starting"}, {"endpoint": "gone", "version": 4}]'
-    await store.put_deployment("d-cut", "default", parts)
+    cut = Deployment("d-cut", "default", [Part("hello", 1), Part("gone", 4)])
+    await store.deployments.begin(cut, {})
     await platform.until(lambda: not platform.control.parts.deployer._tasks)
     await platform.restart()
     await gateway.connect()
     for doc in (good, bad):
         status, again = await gateway.api("GET", f"/deployments/{doc['id']}")
         assert (status, again) == (200, doc)
-    _, cut = await gateway.api("GET", "/deployments/d-cut")
-    assert [part["state"] for part in cut["endpoints"]] == ["ready", "failed"]
+    _, cut = await gateway.api("GET", "/deployments/d-cut", wait="10")
+    assert [part["state"] for part in cut["endpoints"]] == ["unchanged", "failed"]
     status, problem = await gateway.api("GET", "/deployments/d-never")
     assert (status, "last hundred" in problem["hint"]) == (404, True)
 

@@ -12,9 +12,11 @@ import msgspec
 import pytest
 from headrace import wire
 from headrace.control.blobs import Blobs
+from headrace.control.deployments import NewVersion
 from headrace.control.history import History
+from headrace.control.progress import Deployment, Part
 from headrace.control.sql import load_migrations
-from headrace.control.store import Intent, NewVersion, NodeRow, open_store
+from headrace.control.store import Intent, NodeRow, open_store
 from headrace.errors import DataDirError, NotFound, ValidationFailed
 from headrace.sqlite_writer import StoreBusy, open_database
 from headrace_autoscaler.policy import decide
@@ -36,32 +38,97 @@ async def test_the_epoch_grows_with_every_leader(tmp_path):
         await store.close()
 
 
+def deployment(id, *parts):
+    return Deployment(id, "p", [Part(endpoint, version) for endpoint, version in parts])
+
+
+async def trial(store, id, endpoint, data=b"", bundle="x", version=0):
+    """A deployment of one endpoint that is being tried; of a new version when there is data."""
+    made = deployment(id, (endpoint, version))
+    new = {endpoint: NewVersion("p", endpoint, data, bundle)} if data else {}
+    await store.deployments.begin(made, new)
+    return made, made.parts[0]
+
+
+async def states(store):
+    return {d.id: [(p.endpoint, p.version, p.state) for p in d.parts] for d in await store.deployments.all()}
+
+
 async def test_versions_are_numbered_flipped_and_pruned(store):
-    first = await store.add_versions(
-        [NewVersion("p", "a", b"1", "x"), NewVersion("p", "b", b"1", "x")], flip=True
-    )
-    assert first == [1, 1]
-    assert await store.add_versions([NewVersion("p", "a", b"2", "y")], flip=False) == [2]
+    new = [NewVersion("p", "a", b"1", "x"), NewVersion("p", "b", b"1", "x")]
+    assert await store.deployments.register(new) == [1, 1]
+    second = await trial(store, "d2", "a", b"2", "y")
+    assert second[1].version == 2
     rows = {r.name: r for r in await store.load_endpoints()}
     assert (rows["a"].current_version, rows["a"].spec) == (1, b"1")
-    await store.flip("p", "a", 2)
+    assert await store.deployments.flip(*second) == ""
     assert (await store.load_endpoints())[0].current_version == 2
     assert await store.version_numbers() == [("p", "a", 1), ("p", "a", 2), ("p", "b", 1)]
-    await store.flip("p", "a", 1)
+    assert await store.deployments.flip(*await trial(store, "back", "a", version=1)) == ""
+    held = await trial(store, "held", "a", version=2)
     for number in range(3, 15):
-        assert await store.add_versions([NewVersion("p", "a", b"n", "z")], flip=False) == [number]
+        _, part = await trial(store, f"d{number}", "a", b"n", "z")
+        assert part.version == number
+        part.state = "failed"
+        await store.deployments.settle(deployment(f"d{number}"), part)
+    # The current one, and what is tried, are not pruned.
     kept = [r.version for r in await store.versions("p", "a")]
-    assert kept == [*range(14, 4, -1), 1]
+    assert kept == [*range(14, 4, -1), 2, 1]
     assert await store.version_spec("p", "a", 3) is None
-    assert await store.bundles() == {"x", "z"}
+    assert await store.bundles() == {"x", "y", "z"}
     await store.delete_endpoint("p", "a")
     assert [r.name for r in await store.load_endpoints()] == ["b"]
     assert await store.versions("p", "a") == []
+    assert "deleted" in await store.deployments.flip(*held)
+
+
+async def test_a_trial_ends_with_what_it_makes_current_and_with_what_began_before_it(store):
+    both = deployment("d1", ("x", 0), ("y", 0))
+    await store.deployments.begin(both, {n: NewVersion("p", n, b"1", "b") for n in ("x", "y")})
+    later, part = await trial(store, "d2", "x", b"2")
+    part.notes.append("a note")
+    assert await store.deployments.flip(later, part) == ""
+    assert await states(store) == {
+        "d1": [("x", 1, "failed"), ("y", 1, "starting")],
+        "d2": [("x", 2, "ready")],
+    }
+    d1, d2 = await store.deployments.all()
+    assert ("later deployment" in d1.parts[0].detail, d2.parts[0].notes) == (True, ["a note"])
+    # It began earlier: it does not replace the later one, nor does what its end is said to be.
+    assert "later deployment" in await store.deployments.flip(both, both.parts[0])
+    part.state = "failed"
+    await store.deployments.settle(later, part)
+    assert (await states(store))["d2"] == [("x", 2, "ready")]
+    assert (await store.load_endpoints())[0].current_version == 2
+    # Without a trial it is current at once, and so is what stays as it is.
+    y = await trial(store, "d3", "y", b"2")
+    await store.deployments.register([NewVersion("p", "x", b"3", "b")], [("p", "y")])
+    assert "later deployment" in await store.deployments.flip(*y)
+    assert not [p for d in await store.deployments.all() for p in d.parts if p.state == "starting"]
+
+
+async def test_deployments_that_go_on_are_kept_beside_the_newest_hundred(store):
+    await trial(store, "goes-on", "x", b"1")
+    for number in range(110):
+        made, part = await trial(store, f"d{number}", "y", b"1")
+        part.state = "failed"
+        await store.deployments.settle(made, part)
+    kept = [d.id for d in await store.deployments.all()]
+    assert kept == ["goes-on", *[f"d{n}" for n in range(10, 110)]]
+
+
+async def test_a_name_that_is_used_again_has_nothing_of_the_deleted_one(store):
+    before = await trial(store, "d1", "x", b"1")
+    await store.delete_endpoint("p", "x")
+    again = await trial(store, "d2", "x", b"other")
+    assert again[1].version == before[1].version == 1
+    assert "deleted" in await store.deployments.flip(*before)
+    assert (await store.load_endpoints())[0].current_version is None
 
 
 async def test_pages_go_by_name_within_a_project(store):
     new = [NewVersion(p, f"e{n:03}", b"{}", "x") for p in ("p", "q") for n in range(25)]
-    await store.add_versions(new, flip=True)
+    await store.deployments.register(new)
     first = await store.page_names("p", "", 10)
     assert first == [f"e{n:03}" for n in range(10)]
     assert await store.page_names("p", first[-1], 100) == [f"e{n:03}" for n in range(10, 25)]
@@ -82,7 +149,7 @@ async def test_keys_scale_intents_and_nodes(store):
     await store.put_key(key)
     await store.put_key(key)
     assert await store.keys() == [key]
-    await store.add_versions([NewVersion("p", "a", b"1", "x")], flip=True)
+    await store.deployments.register([NewVersion("p", "a", b"1", "x")])
     await store.scale("p", "a", 1, None)
     row = (await store.load_endpoints())[0]
     assert (row.min_override, row.max_override) == (1, None)

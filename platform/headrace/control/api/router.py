@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
-import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from headrace.control.api.replies import problem, reply
 from headrace.control.parts import Parts
 from headrace.control.specs import DeploymentRequest
 from headrace.errors import BadRequest, Forbidden, HeadraceError, NotFound, RequestError, StorageFull
+from headrace.sqlite_writer import disk_is_full
 
 log = logging.getLogger("headrace.control")
 Handler = Callable[[Parts, wire.ApiCall, dict[str, str]], Awaitable[wire.ApiReply]]
@@ -136,7 +135,7 @@ async def handle(parts: Parts, call: wire.ApiCall) -> wire.ApiReply:
     except HeadraceError as error:
         return problem(BadRequest(error.message, hint=error.hint))
     except Exception as error:
-        if _disk_is_full(error):
+        if disk_is_full(error):
             return problem(
                 StorageFull(
                     "no space is left on the disk of the data directory: nothing was changed.",
@@ -147,12 +146,6 @@ async def handle(parts: Parts, call: wire.ApiCall) -> wire.ApiReply:
         return problem(
             RequestError(f"{call.method} {call.path} failed.", hint="Control's log has the traceback.")
         )
-
-
-def _disk_is_full(error: Exception) -> bool:
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _allowed(call: wire.ApiCall, scope: str) -> None:

@@ -64,10 +64,13 @@ WHERE project = :project AND name = :name ORDER BY version DESC;
 SELECT project, name, version FROM versions WHERE verified = 1 ORDER BY project, name, version;
 
 -- name: versions_prune
--- Keep the newest versions (those above :below) and the current one.
+-- Keep the newest versions (those above :below), the current one, and those being tried.
 DELETE FROM versions
 WHERE project = :project AND name = :name AND version <= :below
-  AND version IS NOT (SELECT current_version FROM endpoints WHERE project = :project AND name = :name);
+  AND version IS NOT (SELECT current_version FROM endpoints WHERE project = :project AND name = :name)
+  AND version NOT IN (
+      SELECT version FROM trials WHERE project = :project AND endpoint = :name AND state = 'starting'
+  );
 
 -- name: bundles
 -- Every bundle that a stored version needs.
@@ -116,17 +119,41 @@ DELETE FROM nodes WHERE id = :id;
 -- All nodes, oldest first.
 SELECT id, project, provider, spec, state, created_at, updated_at, intent, detail FROM nodes ORDER BY created_at, id;
 
--- name: deployment_put
--- Keep how far a deployment is.
-INSERT INTO deployments (id, project, parts, created_at) VALUES (:id, :project, :parts, :at)
-ON CONFLICT (id) DO UPDATE SET parts = excluded.parts;
+-- name: deployment_insert
+-- A deployment begins.
+INSERT INTO deployments (id, project, created_at) VALUES (:id, :project, :at);
 
 -- name: deployments_prune
--- Forget all but the newest deployments.
-DELETE FROM deployments WHERE id NOT IN (
-    SELECT id FROM deployments ORDER BY created_at DESC, id LIMIT :kept
-);
+-- Forget all but the newest deployments, and those that go on.
+DELETE FROM deployments
+WHERE number <= (SELECT max(number) FROM deployments) - :kept
+  AND number NOT IN (SELECT deployment FROM trials WHERE state = 'starting');
 
 -- name: deployments_all
--- All deployments, oldest first.
-SELECT id, project, parts FROM deployments ORDER BY created_at, id;
+-- All deployments, in the order in which they began.
+SELECT number, id, project FROM deployments ORDER BY number;
+
+-- name: trial_insert
+-- One endpoint of a deployment.
+INSERT INTO trials (deployment, place, project, endpoint, version, state, outcome)
+VALUES (:deployment, :place, :project, :endpoint, :version, :state, :outcome);
+
+-- name: trials_all
+-- The endpoints of all deployments, in their order.
+SELECT deployment, endpoint, version, state, outcome FROM trials ORDER BY deployment, place;
+
+-- name: trial_of
+-- How far one endpoint of a deployment is, and the deployment's number.
+SELECT t.deployment, t.state, t.outcome FROM trials t JOIN deployments d ON d.number = t.deployment
+WHERE d.id = :id AND t.endpoint = :endpoint;
+
+-- name: trial_settle
+-- One endpoint of a deployment came to its end; what came to one already stays as it is.
+UPDATE trials SET state = :state, outcome = :outcome
+WHERE deployment = (SELECT number FROM deployments WHERE id = :id) AND endpoint = :endpoint AND state = 'starting';
+
+-- name: trials_end
+-- End what earlier deployments (below the number; NULL: all) still try of an endpoint.
+UPDATE trials SET state = 'failed', outcome = :outcome
+WHERE project = :project AND endpoint = :endpoint AND state = 'starting'
+  AND (:below IS NULL OR deployment < :below);

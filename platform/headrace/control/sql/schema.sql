@@ -81,3 +81,28 @@ ALTER TABLE keys ADD COLUMN name TEXT NOT NULL DEFAULT '';
 ALTER TABLE keys ADD COLUMN endpoints TEXT NOT NULL DEFAULT '';  -- names it may call, separated by spaces; '': all
 ALTER TABLE keys ADD COLUMN rate REAL NOT NULL DEFAULT 0;        -- requests per second and gateway; 0: no limit
 ALTER TABLE keys ADD COLUMN burst INTEGER NOT NULL DEFAULT 0;
+
+-- migration: 5
+-- Of each part by itself, so that its end and what it makes current are one transaction. (Nobody has the old form:
+-- it was never released.)
+DROP TABLE deployments;
+
+CREATE TABLE deployments (
+    number     INTEGER PRIMARY KEY AUTOINCREMENT,  -- they began in this order, whatever the clock says
+    id         TEXT NOT NULL UNIQUE,
+    project    TEXT NOT NULL,
+    created_at REAL NOT NULL
+);
+
+CREATE TABLE trials (
+    deployment INTEGER NOT NULL REFERENCES deployments (number) ON DELETE CASCADE,
+    place      INTEGER NOT NULL,         -- among the deployment's endpoints
+    project    TEXT NOT NULL,
+    endpoint   TEXT NOT NULL,
+    version    INTEGER NOT NULL,
+    state      TEXT NOT NULL,            -- unchanged, starting, ready, failed
+    outcome    TEXT NOT NULL,            -- JSON: detail, traceback, notes
+    PRIMARY KEY (deployment, endpoint)
+) WITHOUT ROWID;
+
+CREATE INDEX trials_open ON trials (project, endpoint) WHERE state = 'starting';

@@ -1,0 +1,113 @@
+"""What a trial waits for: hosts, its zygote, room, and its instance."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from headrace import wire
+from headrace.control.model import Endpoint, Host, Instance, World
+from headrace.control.progress import Part
+from headrace.control.reconcile import Reconciler
+from headrace.errors import HeadraceError
+from headrace.sdk.spec import EndpointSpec
+
+ROOM_TIMEOUT_S = 30.0
+"""A trial waits this long for a host with room."""
+BASE_TIMEOUT_S = 120.0
+"""A trial waits this long for its zygote."""
+START_MARGIN_S = 30.0
+POLL_S = 0.1
+
+
+class TrialFailed(HeadraceError):
+    """The new version does not start."""
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+async def host_with_base(world: World, endpoint: Endpoint, part: Part, base: wire.BaseSpec) -> Host:
+    """Wait for hosts, and for the zygote on one of them (bounded): the trial prefers that one.
+
+    Raises `TrialFailed`.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ROOM_TIMEOUT_S):
+            while not any(h.usable for h in world.hosts.values()):
+                part.detail = "no host is connected"
+                await asyncio.sleep(POLL_S)
+    first = next((h for h in world.hosts.values() if h.usable), None)
+    if first is None:
+        raise TrialFailed(
+            f"no host joined within {ROOM_TIMEOUT_S:g} s: `headrace nodes list` shows the nodes."
+        )
+    part.detail = "its base environment is being prepared"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BASE_TIMEOUT_S):
+            while not endpoint.deleting:
+                hosts = [h for h in world.hosts.values() if h.usable]
+                for host in hosts:
+                    report = host.warm.get(base)
+                    if report is not None and report.state == "ready":
+                        return host
+                done = [h for h in hosts if (r := h.warm.get(base)) is not None and r.state == "failed"]
+                if done and len(done) == len(hosts):
+                    # The runtime says why, and starts instances from the nearest base it has.
+                    return done[0]
+                await asyncio.sleep(POLL_S / 4)
+    return first
+
+
+async def start(
+    world: World, reconciler: Reconciler, endpoint: Endpoint, part: Part, spec: EndpointSpec
+) -> wire.Death | None:
+    """Start the trial; None when it became ready. Raises `TrialFailed`."""
+    instance: Instance | None = None
+    reason = ""
+    began = world.now()
+    deadline = began + ROOM_TIMEOUT_S
+    while not endpoint.deleting and world.now() < deadline:
+        instance, reason = reconciler.trial(endpoint, part.version)
+        if instance is not None:
+            break
+        if "drains first" in reason and reason not in part.notes:
+            part.notes.append(reason)
+        if endpoint.making_room is not None:
+            # An old instance finishes its requests first; its host bounds that.
+            deadline = world.now() + ROOM_TIMEOUT_S
+        part.detail = reason
+        await asyncio.sleep(POLL_S)
+    if instance is None:
+        waited = world.now() - began
+        if endpoint.deleting:
+            raise TrialFailed("the endpoint is being deleted.")
+        raise TrialFailed(
+            f"it could not be started within {waited:.0f} s: {reason or 'no capacity'}: deploy it again "
+            "when there is room, `headrace nodes add` may make some."
+        )
+    endpoint.tried = None
+    assert instance.outcome is not None, "the reconciler made it with the instance"
+    part.detail = f"instance {instance.id} starts on {instance.host.hello.node}"
+    limit = spec.load_timeout + START_MARGIN_S
+    try:
+        async with asyncio.timeout(limit):
+            death = await instance.outcome
+    except TimeoutError:
+        return wire.Death(reason="start-timeout", detail=f"not ready after {limit:g} s")
+    part.detail = ""
+    if instance.report is not None and instance.report.note:
+        part.notes.append(instance.report.note)
+    return death
+
+
+def note(part: Part, report: wire.WarmReport | None) -> None:
+    """What its zygote refused, for whoever deploys."""
+    if report is None:
+        return
+    part.notes += [f"{module} is not preloaded: {why}" for module, why in sorted(report.refused.items())]
+    if report.detail:
+        part.notes.append(report.detail)
+    # An instance may have told the same already.
+    part.notes[:] = dict.fromkeys(part.notes)
