@@ -58,6 +58,9 @@ SOURCE = """
             data = b"data: " + json.dumps(chunk).encode() + b"\\n\\n"
             await send({"type": "http.response.body", "body": data, "more_body": True})
             await asyncio.sleep(0.2)
+            await send({"type": "http.response.body", "body": b'data: {"choi', "more_body": True})
+            if request.get("n") == 2:
+                raise ValueError("half way")
             os._exit(3)
         else:
             await fault(send, 400, "what?", None)
@@ -281,8 +284,9 @@ async def test_a_full_queue(client: openai.AsyncOpenAI) -> None:
     assert all(not isinstance(r, BaseException) or isinstance(r, openai.RateLimitError) for r in results)
 
 
-async def test_a_stream_that_breaks_off_says_so(client: openai.AsyncOpenAI) -> None:
-    stream = await client.chat.completions.create(model="odd", messages=HI, user="half", stream=True)
+@pytest.mark.parametrize(("n", "code"), [(1, "instance_died"), (2, "handler_error")])
+async def test_a_stream_that_breaks_off_says_so(client: openai.AsyncOpenAI, n: int, code: str) -> None:
+    stream = await client.chat.completions.create(model="odd", messages=HI, user="half", n=n, stream=True)
     said = []
 
     async def read() -> None:
@@ -292,7 +296,8 @@ async def test_a_stream_that_breaks_off_says_so(client: openai.AsyncOpenAI) -> N
     with pytest.raises(openai.APIError) as caught:
         await read()
     assert said == ["half"]
-    assert caught.value.code == "instance_died"
+    assert caught.value.code == code
+    assert n == 1 or "half way" in caught.value.message
 
 
 async def test_an_idempotency_key_is_answered_once(ready: Platform) -> None:

@@ -87,6 +87,49 @@ async def test_events_pass_byte_for_byte_however_they_are_cut(rig, sized, key):
         assert answer.body == whole
 
 
+PROBLEM = b'{"type":"urn:headrace:handler-error","title":"t","status":500,"detail":"ValueError: mid"}'
+WORDS = b"event: error\ndata: " + PROBLEM + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"data: 1\n\n", WORDS], [b"data: 1\n\n" + WORDS], [b'data: 1\n\ndata: {"ha', b"\n\n" + WORDS],
+        [b"data: 1\n\n", WORDS[:20], WORDS[20:]], [b"data: 1\n\n", b"\n\n" + WORDS[:40], WORDS[40:]],
+    ],
+)  # fmt: skip
+async def test_a_handler_that_raised_in_the_middle_is_told_in_openais_shape(rig, pieces):
+    async def behaviour(exchange):
+        await exchange.begin_chunked(SSE)
+        for piece in (*pieces, b""):
+            await exchange.chunk(piece)
+            await asyncio.sleep(0.01)
+
+    await up(rig, behaviour)
+    client = await rig.connect()
+    await client.send(rig.request(PATH, BODY))
+    answer = await client.read()
+    assert answer.complete
+    assert answer.body.startswith(b"data: 1\n\n")
+    assert b"ha" not in answer.body.replace(b"handler", b"")
+    assert b"urn:" not in answer.body
+    assert last_error(answer.body)["code"] == "handler_error"
+    assert last_error(answer.body)["message"] == "ValueError: mid"
+    await client.send(rig.request("/healthz", method="GET"))
+    assert (await client.read()).status == 200
+    await rig.quiet()
+
+
+async def test_an_error_event_of_the_endpoints_own_passes(rig):
+    own = b'event: error\ndata: {"error": {"message": "mine"}}\n\n'
+
+    async def behaviour(exchange):
+        await exchange.answer(own, media=SSE)
+
+    await up(rig, behaviour)
+    assert (await rig.call(PATH, BODY)).body == own
+
+
 async def test_an_event_is_not_held_back_longer_than_it_takes(rig):
     go = asyncio.Event()
 

@@ -34,6 +34,8 @@ MAX_ERROR_BYTES = 64 << 10
 MAX_EVENT_BYTES = 64 << 10
 """An event that is not complete is held back up to so many bytes: clients fail over half a one."""
 _SSE = b"text/event-stream"
+_ERROR_EVENT = b"event: error\ndata: "
+"""How an instance's engine begins the last event of a stream whose handler raised."""
 _PROBLEM = PROBLEM_CONTENT_TYPE.encode()
 
 
@@ -202,11 +204,20 @@ class OpenAiClient:
             self._flush()
             self._connection.write(data)
             return
-        if not self._held and self._pass and data.endswith(b"\n\n\r\n" if framed else b"\n\n"):
+        complete = data.endswith(b"\n\n\r\n" if framed else b"\n\n")
+        if complete and not self._held and self._pass and _ERROR_EVENT not in data:
             self._last = b"\n\n"
             self._connection.write(data)
             return
-        data = self._held + (data.partition(b"\r\n")[2][:-2] if framed else data)
+        if framed:
+            data = data.partition(b"\r\n")[2][:-2]
+        piece, data = data, self._held + data
+        if (at := data.rfind(_ERROR_EVENT)) >= 0 and (found := _engine_problem(data[at:])) is not None:
+            # The engine sends it by itself: what was held back until now is half an event of the handler's.
+            alone = piece.lstrip(b"\n").startswith(_ERROR_EVENT)
+            self._send(b"" if alone else data[: events_end(data[:at])])
+            self._fail_stream(error_object(found))
+            return
         end = events_end(data)
         if len(data) - end > MAX_EVENT_BYTES:
             end = len(data)
@@ -290,6 +301,14 @@ def events_end(data: bytes) -> int:
     """Where the last complete event ends: behind an empty line, however its lines end."""
     found = ((data.rfind(mark), len(mark)) for mark in (b"\n\n", b"\r\r", b"\n\r\n", b"\n\r"))
     return max(at + size if at >= 0 else 0 for at, size in found)
+
+
+def _engine_problem(event: bytes) -> RequestError | None:
+    """The error of a complete event by which an engine ends a stream; None: it is none."""
+    if not event.endswith(b"\n\n"):
+        return None
+    doc = _problem(event.removeprefix(_ERROR_EVENT))
+    return from_problem(500, doc) if str(doc.get("type", "")).startswith(TYPE_PREFIX) else None
 
 
 def _stored(doc: dict[str, Any], error: StoredProblem) -> tuple[RequestError, dict[str, Any] | None]:
