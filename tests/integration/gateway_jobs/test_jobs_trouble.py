@@ -148,7 +148,7 @@ async def test_a_job_cancelled_elsewhere_is_ended_at_the_next_heartbeat(platform
     jobs = platform.cluster.gateway.jobs
     assert jobs._runner is not None
     await jobs.service.store.cancel("default", id, 0.0)
-    await jobs._runner._prolong()
+    await jobs._runner._leases.prolong(jobs._runner._runs.values())
     await until(lambda: "cancelled" in file.read_text())
     assert jobs._runner.holds == 0
     assert (await final(platform, id))["state"] == "cancelled"
