@@ -41,7 +41,9 @@ def section(name: str, command: click.Command) -> str:
     """One command in Markdown."""
     context = click.Context(command, info_name=f"headrace {name}")
     more = command.callback.__doc__ if command.callback is not None else None
-    about = " ".join(" ".join(part for part in (command.help, more) if part).split())
+    # A command without a summary of its own has its docstring for help.
+    parts = dict.fromkeys(" ".join(part.split()) for part in (command.help, more) if part)
+    about = " ".join(parts)
     lines = [
         f"## headrace {name}",
         "",

@@ -19,6 +19,8 @@
         ├── Conflict 409        ├── BodyTooLarge 413     ├── ValidationFailed 422
         ├── QueueFull, RateLimited 429
         ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
+        ├── IdempotencyConflict 422
+        ├── StoreUnavailable 503
         ├── EndpointFailed 503  ├── NoCapacity 503       ├── ControlAway 503
         ├── CircuitOpen 503      ├── GatewayStopping 503
         └── DeadlineExceeded 504
@@ -183,6 +185,18 @@ class ValidationFailed(RequestError):
     """The input does not match the handler; ``errors`` lists field paths."""
 
     status, type, title = 422, "validation-failed", "Input does not match the handler"
+
+
+class IdempotencyConflict(RequestError):
+    """The same ``Idempotency-Key`` came with another request."""
+
+    status, type, title = 422, "idempotency-conflict", "Idempotency key was used for another request"
+
+
+class StoreUnavailable(RequestError):
+    """The job store does not answer; nothing was stored."""
+
+    status, type, title = 503, "store-unavailable", "The job store does not answer"
 
 
 class QueueFull(RequestError):

@@ -10,10 +10,12 @@ from urllib.parse import quote
 import click
 
 from headrace.cli.app import SUMMARIES
+from headrace.cli.call import joined, read_input
 from headrace.cli.options import Session, session_options
-from headrace.cli.output import moment, table
+from headrace.cli.output import duration, moment, table
 
 Row = Mapping[str, Any]
+SECONDS = click.FloatRange(0, min_open=True)
 STATES = ("queued", "running", "succeeded", "failed", "cancelled", "timed_out")
 
 
@@ -24,22 +26,40 @@ def jobs_command() -> None:
 
 @jobs_command.command("submit")
 @click.argument("name")
-@click.argument("input", default="{}")
+@click.argument("payload", metavar="[JSON | @FILE | - | NAME=VALUE...]", nargs=-1)
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", show_default=True)
 @click.option("--webhook", help="Told, signed, when the job ends.")
+@click.option("--ttl", type=SECONDS, help="Seconds within which it must have ended.")
+@click.option("--timeout", type=SECONDS, help="Seconds that an attempt may run; lowers the endpoint's.")
+@click.option("--idempotency-key", help="The same key gives the same job, for as long as it is kept.")
 @click.option("--wait", is_flag=True, help="Stay until it ends and print its output.")
 @session_options
 def jobs_submit(
-    session: Session, *, name: str, input: str, priority: Any, webhook: str | None, wait: bool
+    session: Session,
+    *,
+    name: str,
+    payload: tuple[str, ...],
+    priority: Any,
+    webhook: str | None,
+    ttl: float | None,
+    timeout: float | None,
+    idempotency_key: str | None,
+    wait: bool,
 ) -> None:
-    """Store a call of endpoint NAME with INPUT (JSON); done when it is stored."""
-    try:
-        value = json.loads(input)
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}", param_hint="INPUT") from None
+    """Store a call of endpoint NAME, with its input as for `headrace call`; done when it is stored."""
+    body, _ = read_input(joined(payload), None, None)
+    value = json.loads(body or b"{}")
     with session.client() as client:
         with session.out.progress(f"submitting to {name}"):
-            job = client.submit(name, json=value, priority=priority, webhook=webhook)
+            job = client.submit(
+                name,
+                json=value,
+                priority=priority,
+                webhook=webhook,
+                ttl=ttl,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+            )
         if not wait:
             session.out.answer(job.document, job.id)
             return
@@ -52,20 +72,27 @@ def jobs_submit(
 @click.option("--endpoint", help="Only of this endpoint.")
 @click.option("--state", type=click.Choice(STATES), help="Only in this state.")
 @click.option("-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most.")
+@click.option("--cursor", help="Go on where a list ended, which told this.")
 @session_options
-def jobs_list(session: Session, *, endpoint: str | None, state: str | None, limit: int) -> None:
+def jobs_list(
+    session: Session, *, endpoint: str | None, state: str | None, limit: int, cursor: str | None
+) -> None:
     """List jobs, newest first."""
-    given = {"endpoint": endpoint, "state": state, "limit": limit}
+    given = {"endpoint": endpoint, "state": state, "limit": limit, "cursor": cursor}
     query = "&".join(f"{name}={quote(str(value))}" for name, value in given.items() if value is not None)
     found = _ask(session, "GET", f"?{query}", "asking the platform")
     session.out.answer(found, lambda: _jobs(found["items"]))
+    if found["next"] and not session.out.as_json:
+        session.out.note(f"there are more: --cursor {found['next']}")
 
 
 @jobs_command.command("show")
 @click.argument("job")
 @session_options
 def jobs_show(session: Session, job: str) -> None:
-    """Show all that is known of JOB: attempts, times, and why it waits."""
+    """Show all that is known of JOB: attempts, times, and why it waits. JOB may be the id of any request: one
+    without an Idempotency-Key is known to the gateway that has it, which keeps the last 1000.
+    """
     found = _ask(session, "GET", f"/{quote(job, safe='')}", "asking the platform")
     session.out.answer(found, lambda: _job(found))
 
@@ -135,7 +162,7 @@ def _jobs(items: list[Row]) -> Any:
 
 
 def _job(item: Row) -> str:
-    lines = [f"{item['id']}  {item['endpoint']}  {item['state']}"]
+    lines = [f"{item['id']}  {item['endpoint']}  {item['state']}", *_times(item)]
     if item.get("waiting"):
         waiting = item["waiting"]
         lines.append(f"  waits for {waiting['for']} since {waiting['seconds']:.1f} s: {waiting['reason']}")
@@ -151,6 +178,22 @@ def _job(item: Row) -> str:
     if item.get("output") is not None:
         lines.append(f"  output: {json.dumps(item['output'], ensure_ascii=False)[:2000]}")
     return "\n".join(lines)
+
+
+def _times(item: Row) -> list[str]:
+    """When it came, began and ended, and what is asked of it."""
+    began, ended, due = item.get("started_at"), item.get("finished_at"), item.get("deadline_at")
+    lines = [f"  created {moment(item['created_at'])}, priority {item['priority']}, by {item['api']}"]
+    if began is not None:
+        lines.append(f"  started {moment(began)}, after {duration(began - item['created_at'])}")
+    if ended is not None:
+        took = f", took {duration(ended - began)}" if began is not None else ""
+        lines.append(f"  ended {moment(ended)}{took}")
+    elif due is not None:
+        lines.append(f"  must end by {moment(due)}")
+    if item["lost"] or item["retried"]:
+        lines.append(f"  attempts lost {item['lost']}, runs asked for again {item['retried']}")
+    return lines
 
 
 def _undelivered(hook: Row) -> str:

@@ -11,22 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from headrace.errors import RequestError
+from headrace import errors
 from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
 from headrace.jobs.state import JobState
 
-
-class StoreUnavailable(RequestError):
-    """The job store does not answer; nothing was stored."""
-
-    status, type, title = 503, "store-unavailable", "The job store does not answer"
-
-
-class IdempotencyConflict(RequestError):
-    """The same ``Idempotency-Key`` came with another request."""
-
-    status, type, title = 422, "idempotency-conflict", "Idempotency key was used for another request"
-
+StoreUnavailable = errors.StoreUnavailable
+IdempotencyConflict = errors.IdempotencyConflict
 
 MAX_LOST = 100
 """So many lost attempts (since the submission or the last retry) end a job as ``job-lost``, when no deadline

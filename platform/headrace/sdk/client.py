@@ -71,6 +71,7 @@ class Client(Management):
         data: bytes | None = None,
         content_type: str = "application/octet-stream",
         timeout: float | None = None,
+        priority: Priority | None = None,
         idempotency_key: str | None = None,
         idempotent: bool = True,
         cancel: Cancel | None = None,
@@ -82,7 +83,7 @@ class Client(Management):
         bytes are sent raw), ``json=`` (any JSON value; also for parameters named like an option here) or
         ``data=`` with its ``content_type``. ``idempotent=False``: never sent again when the connection
         dies under it. ``timeout`` is in seconds, for the whole call (for a stream: to its first item and
-        between items).
+        between items). ``priority``: its place in the endpoint's queue.
         """
         body, sent_type = _encode(args, kwargs, json, data, content_type)
         timeout = self.timeout if timeout is None else timeout
@@ -90,6 +91,8 @@ class Client(Management):
             "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
             "X-Headrace-Timeout": f"{timeout:.3f}",
         }
+        if priority is not None:
+            headers["X-Headrace-Priority"] = priority
         if sent_type:
             headers["Content-Type"] = sent_type
         reply = self._transport.request(
@@ -111,18 +114,22 @@ class Client(Management):
         priority: Priority = "normal",
         webhook: str | None = None,
         ttl: float | None = None,
+        timeout: float | None = None,
         idempotency_key: str | None = None,
         **kwargs: Any,
     ) -> Job:
         """Store a call as a `Job` (the input is given as in `call`); returns when it is stored.
 
-        ``webhook`` is told (signed) when it ends. ``ttl``: it must have ended after so many seconds. The same
-        ``idempotency_key`` gives the same job, for as long as it is kept.
+        ``webhook`` is told (signed) when it ends. ``ttl``: it must have ended after so many seconds.
+        ``timeout``: an attempt may run for so many (lowers the endpoint's). The same ``idempotency_key``
+        gives the same job, for as long as it is kept.
         """
         key = idempotency_key or uuid.uuid4().hex
         body, sent_type = _encode(args, kwargs, json, None, "application/octet-stream")
+        limit = {} if timeout is None else {"X-Headrace-Timeout": f"{timeout:.3f}"}
         if webhook is None and ttl is None:
             headers = {"Idempotency-Key": key, "Prefer": "respond-async", "X-Headrace-Priority": priority}
+            headers |= limit
             if sent_type:
                 headers["Content-Type"] = sent_type
             path = f"/e/{quote(endpoint, safe='@')}"
@@ -134,7 +141,7 @@ class Client(Management):
             document["input"] = msgspec.Raw(body or b"{}")
             document |= {"webhook": webhook} if webhook is not None else {}
             document |= {"ttl_s": ttl} if ttl is not None else {}
-            headers = {"Idempotency-Key": key, "Content-Type": JSON}
+            headers = {"Idempotency-Key": key, "Content-Type": JSON} | limit
             data = msgspec.json.encode(document)
             reply = self.request("POST", "/api/v1/jobs", body=data, headers=headers, timeout=SUBMIT_TIMEOUT_S)
         reply.raise_for_problem()
