@@ -149,11 +149,6 @@ class Runner:
         if run is not None and not run.settling:
             self._void(run)
 
-    @property
-    def holds(self) -> int:
-        """Leases that were not given back."""
-        return len(self._runs)
-
     def look(self) -> None:
         """Something changed for many jobs: look at the store soon."""
         self._poll_now.set()
