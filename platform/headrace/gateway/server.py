@@ -16,14 +16,13 @@ from typing import Any, NamedTuple, Protocol
 from headrace import wire
 from headrace.config import Settings
 from headrace.errors import ControlAway, GatewayStopping, NotFound, PortInUse, RequestError, SetupError
-from headrace.gateway.api import cog, health, openai, runpod
+from headrace.gateway.api import cog, health, openai, plain, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.jobs import Route as JobsRoute
 from headrace.gateway.api.metrics import MetricsApi
 from headrace.gateway.api.metrics import Route as MetricsRoute
 from headrace.gateway.api.native import NativeApi, Target
-from headrace.gateway.api.plain import PlainCalls
 from headrace.gateway.auth import (
     KEYLESS,
     Keys,
@@ -143,7 +142,7 @@ class Gateway:
         self._native = NativeApi(self.table, self.dispatcher)
         self._admin = AdminApi(self._control)
         self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
-        self._jobs_api = JobsApi(self.jobs.service, PlainCalls(self.dispatcher, self.id))
+        self._jobs_api = JobsApi(self.jobs.service, plain.PlainCalls(self.dispatcher, self.id))
         runpod_api = runpod.RunpodApi(self.jobs.service)
         cog_api = cog.CogApi(self.jobs.service)
         openai_api = openai.OpenAiApi(self.table, self.dispatcher, self.jobs.sync)
