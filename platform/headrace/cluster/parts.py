@@ -21,6 +21,7 @@ from headrace.cluster.processes import Child, child_environment
 from headrace.cluster.sweep import clear, end_leftovers, ray_temp_dir
 from headrace.config import Settings
 from headrace.errors import NotRunning, RequestError, SetupError
+from headrace.heartbeat import FD_VARIABLE, Heartbeat
 
 START_DEADLINE_S = 90.0
 READY_POLL_S = 0.05
@@ -57,15 +58,17 @@ class Platform:
             "driver", "headrace.cluster.ray_serve", logs / "driver.log", self._environment, talks=True
         )
         self._listeners = open_gateway_listeners(settings)
+        self._hearts = [Heartbeat() for _ in self._listeners]
         self._gateways = [
             Child(
                 f"gateway-{i}",
                 "headrace.gateway",
                 logs / f"gateway-{i}.log",
-                self._environment | {"HEADRACE_LISTEN_FD": str(listener.fileno())},
-                pass_fds=(listener.fileno(),),
+                self._environment
+                | {"HEADRACE_LISTEN_FD": str(listener.fileno()), FD_VARIABLE: str(heart.fd)},
+                pass_fds=(listener.fileno(), heart.fd),
             )
-            for i, listener in enumerate(self._listeners)
+            for i, (listener, heart) in enumerate(zip(self._listeners, self._hearts, strict=True))
         ]
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
@@ -92,7 +95,8 @@ class Platform:
         write_record(self._record)
         watchers = [asyncio.create_task(self._keep_driver(), name="driver")]
         watchers += [
-            asyncio.create_task(self._keep_gateway(child), name=child.name) for child in self._gateways
+            asyncio.create_task(self._keep_gateway(child, heart), name=child.name)
+            for child, heart in zip(self._gateways, self._hearts, strict=True)
         ]
         try:
             if not await self._until(self._wait_ready()):
@@ -161,12 +165,17 @@ class Platform:
 
     # -- keeping up ---------------------------------------------------------------------------
 
-    async def _keep_gateway(self, child: Child) -> None:
+    async def _keep_gateway(self, child: Child, heart: Heartbeat) -> None:
         ends: deque[float] = deque(maxlen=len(GATEWAY_BACKOFF_S))
         while not self._stop.is_set():
             await child.start()
             self._save()
-            code = await child.wait()
+            silence = asyncio.create_task(self._end_silent(child, heart))
+            try:
+                code = await child.wait()
+            finally:
+                silence.cancel()
+                await asyncio.gather(silence, return_exceptions=True)
             if self._stop.is_set():
                 return
             if not self._ready:
@@ -182,6 +191,12 @@ class Platform:
                 "warning", f"{child.name} ended ({_ending(code)}): starting it again{later}", "gateway"
             )
             await asyncio.sleep(wait)
+
+    async def _end_silent(self, child: Child, heart: Heartbeat) -> None:
+        """A gateway that is stopped or hangs answers nobody and holds its jobs: only its end frees them."""
+        await heart.silence()
+        self._tell("warning", f"{child.name} is silent: it is stopped or hangs, and is killed", "gateway")
+        child.signal(signal.SIGKILL)
 
     async def _keep_driver(self) -> None:
         restarts: deque[float] = deque()
@@ -274,6 +289,8 @@ class Platform:
         for task in (orderly, kill, *watchers):
             task.cancel()
         await asyncio.gather(orderly, kill, *watchers, return_exceptions=True)
+        for heart in self._hearts:
+            heart.close()
         for child in (*self._gateways, self._driver):
             child.signal(signal.SIGKILL)
         await asyncio.gather(*(child.kill() for child in (*self._gateways, self._driver)))

@@ -15,6 +15,7 @@ from headrace.config import Settings, load_settings
 from headrace.datadir import read_cluster_token
 from headrace.errors import HeadraceError, UsageError
 from headrace.gateway.server import Gateway
+from headrace.heartbeat import start_beating
 
 SWITCH_S = 0.001
 """How long the event loop may keep the interpreter from the job store's writer, which asks for it once per
@@ -39,6 +40,7 @@ async def serve(settings: Settings, token: str) -> None:
         control_address=f"unix:{settings.control_socket}",
         listener=given_listener(),
     )
+    start_beating()
     await gateway.start()
     logging.getLogger("headrace.gateway").info("gateway %s listens on %s", gateway.id, gateway.url)
     await ended.wait()
