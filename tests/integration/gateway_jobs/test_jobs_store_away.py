@@ -17,7 +17,8 @@ import msgspec
 import pytest
 from headrace.cluster.local import LocalCluster
 from headrace.errors import SettingsError
-from headrace.gateway.jobs import system
+from headrace.gateway.jobs import outcome, system
+from headrace.jobs import ends
 
 from tests.integration.conftest import make_settings, running_platform, until
 
@@ -27,6 +28,14 @@ SOURCE = """
     @headrace.endpoint(name="add")
     def add(a: int, pad: str = "") -> int:
         return a + 1
+"""
+HOLDING = """
+    import time
+
+    @headrace.endpoint(name="held")
+    def held(seconds: float, pad: str = "") -> int:
+        time.sleep(seconds)
+        return 1
 """
 
 
@@ -123,6 +132,52 @@ async def test_jobs_without_blobs_run_while_s3_is_away_and_the_others_when_it_is
         finally:
             server.kill()
             await server.wait()
+
+
+async def test_a_job_outlives_any_number_of_refusals_while_its_input_cannot_be_had(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "MAX_LOST", 3)
+    monkeypatch.setattr(outcome, "RELEASE_DELAY_S", 0.001)
+    async with running_platform(make_settings(work / "input"), work) as platform:
+        await platform.deploy(HOLDING)
+        blobs, aside = work / "input" / "blobs-jobs", work / "aside"
+
+        async def submit(**input: Any) -> str:
+            body = {"endpoint": "held", "input": input}
+            data = io.BytesIO(json.dumps(body).encode())
+            headers = {"Content-Type": "application/json"}
+            status, _, job = await platform.request("POST", "/api/v1/jobs", data=data, headers=headers)
+            assert status == 202, job
+            return str(job["id"])
+
+        first = await submit(seconds=3.0)
+
+        async def runs() -> bool:
+            return bool((await platform.api("GET", f"/jobs/{first}"))["state"] == "running")
+
+        await until(runs)
+        large = await submit(seconds=0.0, pad="x" * 1_500_000)
+        blobs.rename(aside)
+        blobs.touch()
+        store = platform.cluster.gateway.jobs.service.store
+
+        async def refused() -> Any:
+            job = await store.get("default", large)
+            assert job is not None
+            assert job.state in ("queued", "running"), job.reason
+            return job.unsent >= 6 and job.state == "queued" and job
+
+        job = await until(refused)
+        assert (job.lost, "blobs-jobs" in job.reason) == (0, True), job
+        # Ever longer, but not for ever: what was refused for long still runs soon after the end of it.
+        assert [outcome.pause_s(n) for n in (0, 1, 2, 4, 5, 99)] == [
+            seconds * outcome.RELEASE_DELAY_S for seconds in (1, 2, 4, 16, 30, 30)
+        ]
+        blobs.unlink()
+        aside.rename(blobs)
+        done = await platform.api("GET", f"/jobs/{large}?wait=30")
+        assert (done["state"], len(done["attempts"])) == ("succeeded", 1), done
 
 
 async def test_a_store_that_cannot_be_meant_ends_the_start(work: Path) -> None:

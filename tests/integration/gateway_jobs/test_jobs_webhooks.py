@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -250,6 +251,23 @@ async def test_what_was_not_delivered_is_shown_with_the_job_and_the_secret_by_th
     secret = (await command("webhook-secret")).strip()
     headers, body = receiver.seen[-1]
     Webhook(secret).verify(body, {k.lower(): v for k, v in headers.items()})
+
+
+async def test_a_job_that_is_refused_for_its_webhook_leaves_no_large_input_behind(platform: Platform) -> None:
+    def kept() -> set[Path]:
+        return {path for path in (platform.work / "data" / "blobs-jobs").rglob("*") if path.is_file()}
+
+    before = kept()
+    large = {"a": 1, "pad": "x" * 1_500_000}
+    for path, body in (
+        ("/api/v1/jobs", {"endpoint": "add", "input": large, "webhook": "ftp://example.com/"}),
+        ("/v2/add/run", {"input": large, "webhook": "ftp://example.com/"}),
+    ):
+        data = io.BytesIO(json.dumps(body).encode())
+        headers = {"Content-Type": "application/json"}
+        status, _, problem = await platform.request("POST", path, data=data, headers=headers)
+        assert (status, "webhook" in json.dumps(problem)) == (422, True), problem
+    assert kept() == before
 
 
 async def test_the_schedule_survives_a_restart_of_the_gateway(

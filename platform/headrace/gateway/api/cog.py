@@ -152,7 +152,7 @@ class CogApi:
             project=route.record.project,
             endpoint=route.endpoint,
             api="cog",
-            input=await self._service.payload("application/json", data),
+            input=self._service.payload("application/json", data),
             key_id=route.record.id,
             # A prediction that the client named has its id for a key.
             idempotency_key=None if named else key_of(request.head),

@@ -145,7 +145,7 @@ class JobsApi:
             head = request.head
             content_type = head.content_type.decode("latin-1")
             key = key_of(head)
-            new = await self._new_job(
+            new = self._new_job(
                 request, project, target, Payload(content_type=content_type, data=request.body), key
             )
             new = msgspec.structs.replace(
@@ -256,7 +256,7 @@ class JobsApi:
         if key and body.idempotency_key and key != body.idempotency_key:
             raise ValidationFailed("two different idempotency keys, one in the body and one in the header.")
         key = checked_key(key or body.idempotency_key or None)
-        new = await self._new_job(request, project, target, Payload(data=data), key)
+        new = self._new_job(request, project, target, Payload(data=data), key)
         changes: dict[str, Any] = {"ttl_s": body.ttl_s, "execution_timeout_s": timeout_s}
         if body.retention_s is not None:
             changes["retention_s"] = body.retention_s
@@ -269,7 +269,7 @@ class JobsApi:
             changes["webhook"] = Webhook(url=hook.url, events=hook.events)
         return await self._submitted(request, msgspec.structs.replace(new, **changes))
 
-    async def _new_job(
+    def _new_job(
         self, request: Request, project: str, target: Target, body: Payload, key: str | None
     ) -> NewJob:
         digest = hashlib.sha256()
@@ -279,7 +279,7 @@ class JobsApi:
             id=f"job_{secrets.token_hex(12)}",
             project=project,
             endpoint=target.state.route.endpoint.partition("/")[2],
-            input=await self._service.payload(body.content_type, body.data),
+            input=self._service.payload(body.content_type, body.data),
             version=target.version,
             key_id=request.key,
             idempotency_key=key,

@@ -160,7 +160,7 @@ class RunpodApi:
             project=route.record.project,
             endpoint=route.endpoint,
             api="runpod",
-            input=await self._service.payload("application/json", data),
+            input=self._service.payload("application/json", data),
             key_id=route.record.id,
             idempotency_key=key,
             fingerprint=hashlib.sha256(data).hexdigest() if key else "",

@@ -59,7 +59,9 @@ def judge(  # noqa: PLR0911 - one per kind of end
     error = outcome.error
     if error is not None:
         if isinstance(error, REFUSALS) or (error.status in REFUSED_STATUS and not outcome.status):
-            return Release(str(error), lost=True, delay_s=RELEASE_DELAY_S, unsent=not outcome.accepted)
+            # Room may come at any moment; a store that is away stays away for longer.
+            delay_s = RELEASE_DELAY_S if isinstance(error, REFUSALS) else pause_s(job.unsent)
+            return Release(str(error), lost=True, delay_s=delay_s, unsent=not outcome.accepted)
         return _ended(error.to_problem(job.id), receipt)
     if outcome.cut:
         problem = outcome.problem or _broke_off(job)
@@ -116,6 +118,11 @@ def started_of(outcome: Outcome, now: float | None = None) -> float | None:
         return outcome.started_at or None
     handler_ms = float(outcome.timings.get("handler_ms", 0.0))
     return (time.time() if now is None else now) - handler_ms / 1e3
+
+
+def pause_s(before: int) -> float:
+    """How long a job waits whose input cannot be had, after so many leases without an attempt: 2 ... 60 s."""
+    return RELEASE_DELAY_S * min(30.0, 2.0 ** min(before, 10))
 
 
 def payload_fields(ended: Ended) -> Payload:

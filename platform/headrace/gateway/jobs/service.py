@@ -77,15 +77,21 @@ class JobService:
     # -- jobs -----------------------------------------------------------------------------------
 
     async def submit(self, new: NewJob) -> tuple[Job, bool]:
-        """Store a job; (job, whether it is new). When this returns it is never lost.
+        """Store a job; (job, whether it is new). When this returns it is never lost. A large input goes to
+        the blob store first, once nothing else can be wrong with the job.
 
-        Raises `IdempotencyConflict`, `ValidationFailed` for a webhook's URL, `StoreUnavailable`.
+        Raises `IdempotencyConflict`, `ValidationFailed` for a webhook's URL, `StoreUnavailable`,
+        `BlobsUnavailable`.
         """
         store, runner = self._open()
         if not new.traceparent and (current := CURRENT.get()):
             new = msgspec.structs.replace(new, traceparent=current)
         if new.webhook is not None:
             self.check_webhook(new.webhook.url)
+        if len(new.input.data) > INLINE_BYTES:
+            assert self._blobs is not None
+            stored = await store_payload(store, self._blobs, new.input)
+            new = msgspec.structs.replace(new, input=stored)
         job, is_new = await store.submit(new, time.time())
         if is_new:
             runner.hint(new.project, new.endpoint, new.priority)
@@ -214,14 +220,10 @@ class JobService:
 
     # -- bodies ---------------------------------------------------------------------------------
 
-    async def payload(self, content_type: str, body: bytes) -> Payload:
-        """The body, in the blob store when it is large."""
-        payload = Payload(content_type=content_type, data=body, size=len(body))
-        if len(body) <= INLINE_BYTES:
-            return payload
-        store, _ = self._open()
-        assert self._blobs is not None
-        return await store_payload(store, self._blobs, payload)
+    @staticmethod
+    def payload(content_type: str, body: bytes) -> Payload:
+        """The body as an input of a job; `submit` moves a large one to the blob store."""
+        return Payload(content_type=content_type, data=body, size=len(body))
 
     async def body(self, payload: Payload) -> bytes:
         """The bytes, wherever they are."""

@@ -67,7 +67,7 @@ class SyncCalls:
 
     async def _answer(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
         service, request = self._service, exchange.request
-        new = await self._new_job(request, target, project, key)
+        new = self._new_job(request, target, project, key)
         # From here on the call may run at any moment, and its answer may be a stream.
         self._live[new.id] = exchange
         job_id = new.id
@@ -102,7 +102,7 @@ class SyncCalls:
             raise Conflict("the call's answer is not kept any more.", hint="Use a new Idempotency-Key.")
         await self._reply(exchange, found, replayed=not is_new)
 
-    async def _new_job(self, request: Request, target: Target, project: str, key: str) -> NewJob:
+    def _new_job(self, request: Request, target: Target, project: str, key: str) -> NewJob:
         if len(key) > MAX_KEY_CHARS:
             raise RequestError(f"Idempotency-Key: longer than {MAX_KEY_CHARS} characters.", http_status=400)
         head, body = request.head, request.body
@@ -114,7 +114,7 @@ class SyncCalls:
             id=request.id,
             project=project,
             endpoint=SYNC_PREFIX + target.state.route.endpoint.partition("/")[2],
-            input=await self._service.payload(content_type, body),
+            input=self._service.payload(content_type, body),
             version=target.version,
             method=head.method.decode("latin-1"),
             path=target.path.decode("latin-1"),
