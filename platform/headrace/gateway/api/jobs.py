@@ -309,13 +309,9 @@ class JobsApi:
         cursor = query.get("cursor") or None
         if cursor is not None and not _CURSOR.fullmatch(cursor):
             raise ValidationFailed("cursor: not the `next` of a page.", hint="Begin again without it.")
-        name = query.get("endpoint") or ""
-        page, cursor = await self._service.store.list(
-            project,
-            endpoint=(name, SYNC_PREFIX + name) if name else None,
-            states=states,
-            limit=limit,
-            cursor=cursor,
+        endpoint = query.get("endpoint") or None
+        page, cursor = await self._service.list(
+            project, endpoint=endpoint, states=states, limit=limit, cursor=cursor
         )
         items = [await self._service.document(job) for job in page]
         return json_response(request, 200, {"items": items, "next": cursor})

@@ -112,8 +112,9 @@ class JobService:
         limit: int = 100,
         cursor: str | None = None,
     ) -> tuple[Sequence[Job], str | None]:
-        """Newest first; (page, cursor of the next)."""
-        return await self.store.list(project, endpoint=endpoint, states=states, limit=limit, cursor=cursor)
+        """Newest first, sync calls with a key among them; (page, cursor of the next)."""
+        names = None if endpoint is None else (endpoint, SYNC_PREFIX + endpoint)
+        return await self.store.list(project, endpoint=names, states=states, limit=limit, cursor=cursor)
 
     async def attempts(self, job_id: str) -> Sequence[Attempt]:
         """All attempts, oldest first."""
