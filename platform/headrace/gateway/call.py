@@ -84,7 +84,7 @@ class Call:
         self.phase: Phase = "admitted"
         self.attempt = 1
         self.attempts: list[Attempt] = []
-        """All, in their order."""
+        """In their order, but those that an instance refused: there may be any number of these."""
         self.live: list[Attempt] = []
         """Those under way: one, or two when hedged."""
         self.retries_used = 0
@@ -248,19 +248,20 @@ class Call:
                 self.dispatcher.full(instance)
             self._end(attempt, "refused", answered=False)
         if not self.live:
-            self._again()
+            self._again(attempt)
 
     def not_accepted(self, attempt: Attempt, error: Exception) -> None:
         """Nothing was sent: any other instance may have it, however often."""
         instance = attempt.instance
         if isinstance(error, OSError) and error.errno == errno.EAGAIN:
             self.dispatcher.full(instance)
+            self._end(attempt, "refused", answered=False)
         else:
             what: Trouble = "timeout" if isinstance(error, TimeoutError) else "refused"
             self.dispatcher.trouble(instance, what, str(error) or type(error).__name__)
-        self._end(attempt, "not-accepted", answered=False)
+            self._end(attempt, "not-accepted", answered=False)
         if not self.live:
-            self._again()
+            self._again(attempt)
 
     def lost(self, attempt: Attempt, detail: str, *, why: Why, began: bool) -> None:
         """The instance is lost under the request: send it elsewhere, or say why not."""
@@ -287,12 +288,12 @@ class Call:
                 self._count(attempt)
             return
         if not sent:
-            self._again()
+            self._again(attempt)
             return
         over = self._charge(attempt) if why != "host" else None
         if over is None:
             self.attempt += 1
-            self._again()
+            self._again(attempt)
         else:
             # Perhaps the whole host is gone, which costs nothing.
             self._give_up(attempt, over, detail, known=known)
@@ -311,7 +312,7 @@ class Call:
             return
         self._stop_waiting()
         self.attempt += 1
-        self._again()
+        self._again(attempt)
 
     def survived(self, attempt: Attempt) -> None:
         """Control says that the instance lives: only the connection broke. The retry stays spent."""
@@ -367,12 +368,16 @@ class Call:
         attempt.outcome = outcome
         attempt.ended = time.monotonic()
         self.live.remove(attempt)
+        if outcome == "refused":
+            self.attempts.remove(attempt)
+            self.state.meter.attempts[outcome] += 1
         self.dispatcher.release(attempt, answered=answered, refill=outcome == "beaten")
 
     def _shun(self, instance: Instance) -> None:
         self.avoid = (*self.avoid[1 - MAX_SHUNNED :], instance.route.id)
 
-    def _again(self) -> None:
+    def _again(self, last: Attempt) -> None:
+        self.state.meter.retries[last.outcome] += 1
         self._unhedge()
         self.alone = self.deaths >= ALONE_AFTER
         self.dispatcher.requeue(self)

@@ -37,6 +37,11 @@ def receipt(call: Call) -> dict[str, Any]:
     return found
 
 
+def answer_status(call: Call) -> int:
+    """The status of the instance's answer that the client got; 0: it got none."""
+    return next((a.status for a in reversed(call.attempts) if a.outcome == "answered"), 0)
+
+
 def why_waiting(call: Call) -> str:
     """Why a queued request waits, and for how long."""
     seconds = time.monotonic() - (call.queued_at or call.started)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import wire
 from headrace.errors import RequestError
-from headrace.gateway.receipt import why_waiting
+from headrace.gateway.receipt import answer_status, why_waiting
 from headrace.jobs.model import Priority
 from headrace.jobs.state import JobState, Phase
 
@@ -57,7 +57,7 @@ def brief(call: Call) -> Brief:
         call.version,
         call.priority,
         call.phase,
-        attempts[-1].status if attempts else 0,
+        answer_status(call),
         call.started,
         call.deadline,
         ended,

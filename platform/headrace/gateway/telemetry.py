@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.gateway.jobs.sink import JobClient
+from headrace.gateway.receipt import answer_status
 from headrace.gateway.recent import brief
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def status_of(call: Call) -> int:
         return call.error.status
     if call.phase == "cancelled" or not call.attempts:
         return CLIENT_LEFT
-    return call.attempts[-1].status or next((a.status for a in call.attempts if a.status), 200)
+    return answer_status(call) or 200
 
 
 def count_call(call: Call) -> None:
@@ -33,9 +34,6 @@ def count_call(call: Call) -> None:
         call.dispatcher.recent.append(brief(call))
     for attempt in attempts:
         meter.attempts[attempt.outcome] += 1
-    if len(attempts) > 1:
-        for attempt in attempts[:-1]:
-            meter.retries[attempt.outcome] += 1
     if call.queued_at:
         meter.queue.add(call.queued_s(call.ended))
         if attempts:

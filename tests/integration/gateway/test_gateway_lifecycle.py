@@ -288,6 +288,54 @@ async def test_a_slow_request_is_copied_and_the_first_answer_wins(rig):
     await rig.quiet()
 
 
+async def test_what_becomes_of_a_copy_is_not_the_requests_status_nor_a_retry(rig):
+    gate = Gate()
+
+    async def full(exchange):
+        await exchange.answer(b"{}", status=503, extra="X-Headrace-Refused: full\r\n")
+
+    rig.endpoint(hedge_after_s=0.02, retries=0)
+    await rig.up()
+    await rig.instance(gate)
+    await rig.known(lambda t: t.instances)
+    (task,) = await begin(rig)
+    await rig.until(lambda: gate.started)
+    other = await rig.instance(full)
+    meter = state_of(rig).meter
+    await rig.until(lambda: meter.attempts["refused"] == 1)
+    gate.open.set()
+    assert (await task).status == 200
+    await rig.quiet()
+    assert {kind: h.total for kind, h in meter.requests.items()} == {2: 1}
+    assert meter.attempts["answered"] == 1
+    assert meter.attempts["refused"] == len(other.requests)
+    assert not meter.retries
+
+
+async def test_refusals_without_end_are_counted_and_not_kept(rig):
+    refusals = 0
+
+    async def full(exchange):
+        nonlocal refusals
+        if refusals < 8:
+            refusals += 1
+            await exchange.answer(b"{}", status=503, extra="X-Headrace-Refused: full\r\n")
+        else:
+            await exchange.answer()
+
+    rig.endpoint(retries=0)
+    await rig.up()
+    await rig.instance(full)
+    await rig.known(lambda t: t.instances)
+    call, ended = make_call(rig)
+    rig.gateway.dispatcher.submit(call)
+    await rig.until(lambda: ended)
+    assert [a.outcome for a in call.attempts] == ["answered"]
+    meter = state_of(rig).meter
+    assert (meter.attempts["refused"], meter.attempts["answered"], meter.retries["refused"]) == (8, 1, 8)
+    await rig.quiet()
+
+
 async def test_a_copy_dies_quietly_and_the_first_goes_on(rig):
     gate = Gate()
     rig.endpoint(hedge_after_s=0.02, retries=0)
