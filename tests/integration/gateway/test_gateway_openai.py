@@ -234,3 +234,36 @@ async def test_errors_of_calls_with_a_key_are_those_of_calls_without(rig, stream
         assert plain.json() == keyed.json() == replayed.json()
     assert plain.json()["error"]["code"] == "validation_failed"
     assert plain.json()["error"]["message"] == "no. Say yes."
+
+
+@pytest.mark.parametrize(("idempotent", "word"), [(True, None), (False, "false")])
+async def test_a_gateway_that_stops_says_whether_to_send_again(rig, idempotent, word):
+    async def behaviour(exchange):
+        await asyncio.Event().wait()
+
+    instance = await up(rig, behaviour, idempotent=idempotent)
+    call = asyncio.create_task(rig.call(PATH, b'{"model": "echo"}'))
+    await rig.until(lambda: instance.in_flight)
+    await rig.gateway.stop(0.1)
+    answer = await call
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "gateway_stopping")
+    assert answer.get("x-should-retry") == word
+
+
+async def test_a_stream_ends_in_openais_shape_when_the_gateway_stops(rig):
+    async def behaviour(exchange):
+        await exchange.begin_chunked(SSE)
+        await exchange.chunk(b"data: 1\n\ndata: {")
+        await asyncio.Event().wait()
+
+    await up(rig, behaviour)
+    for key in ("", "Idempotency-Key: g1\r\n"):
+        client = await rig.connect()
+        await client.send(rig.request(PATH, BODY, extra=key))
+        await client.reader.readuntil(b"data: 1\n\n\r\n")
+    await rig.gateway.stop(0.1)
+    for client in rig.clients:
+        size = int((await client.reader.readuntil(b"\r\n"))[:-2], 16)
+        event = await client.reader.readexactly(size)
+        assert last_error(event)["code"] == "gateway_stopping"
+        assert await client.reader.read() == b"\r\n0\r\n\r\n"

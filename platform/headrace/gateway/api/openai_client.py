@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.errors import PROBLEM_CONTENT_TYPE, TYPE_PREFIX, RequestError, from_problem
+from headrace.errors import PROBLEM_CONTENT_TYPE, TYPE_PREFIX, GatewayStopping, RequestError, from_problem
 from headrace.gateway.call import Call
 from headrace.gateway.client import ClientConnection
 from headrace.gateway.jobs.sync import StoredProblem, SyncExchange
@@ -177,6 +177,10 @@ class OpenAiClient:
         if self._begun:
             self._fail_stream(error_object(error) if found is None else found)
             return
+        call = call_of(request.exchange)
+        if isinstance(error, GatewayStopping) and call is not None and call.attempts:
+            # As when an instance dies: a client is not to send again by itself what may run only once.
+            extra += b"" if call.state.route.idempotent else b"X-Should-Retry: false\r\n"
         data = openai_error(error, request.id, close=self.closes(request), extra=extra, found=found)
         self._connection.reply(request, data)
 
