@@ -272,6 +272,10 @@ async def chunks_are_taken_once(harness: Harness) -> None:
             seqs = [chunk.seq for page in pages for chunk in page]
             assert sorted(seqs) == list(range(6, 46)), f"takes at once gave {sorted(seqs)}"
             assert len(await bench.store.chunks("a")) == 46, "what was taken is not kept"
+            await bench.store.append("a", lease.fence, 46, [b"x" * 10 for _ in range(5)])
+            for bound, expected in ((1, [46]), (11, [47, 48]), (10, [49])):
+                found = [*await second.take_chunks("a", max_bytes=bound)]
+                assert [c.seq for c in found] == expected, f"{bound} bytes gave {found}"
             await bench.release(lease, lost=True)
             again = await bench.lease_one()
             assert list(await second.take_chunks("a")) == [], "chunks of the old attempt"

@@ -21,6 +21,7 @@ from headrace.jobs.postgres_watch import Watch, WatchCallback
 from headrace.jobs.postgres_writes import Append, Finish, Move, Note, Release, Want, Writes, ended, timed_out
 from headrace.jobs.sql import load_queries
 from headrace.jobs.state import JobState
+from headrace.jobs.store import TAKE_BYTES
 from headrace.jobs.text import clean, clean_result
 
 _Q = load_queries("postgres")
@@ -105,9 +106,11 @@ class PostgresStore:
         rows = await self._rows("chunks", job_id, attempt, after, limit)
         return [Chunk(attempt=row["attempt"], seq=row["seq"], data=row["data"]) for row in rows]
 
-    async def take_chunks(self, job_id: str, *, limit: int = 1000) -> Sequence[Chunk]:
+    async def take_chunks(
+        self, job_id: str, *, limit: int = 1000, max_bytes: int = TAKE_BYTES
+    ) -> Sequence[Chunk]:
         """See `JobStore.take_chunks`."""
-        rows = await self._writes.take(job_id, limit, secrets.randbits(62))
+        rows = await self._writes.take(job_id, limit, max_bytes, secrets.randbits(62))
         return [Chunk(attempt=row["attempt"], seq=row["seq"], data=row["data"]) for row in rows]
 
     async def cancel(self, project: str, job_id: str, now: float) -> Job | None:

@@ -233,7 +233,7 @@ class Writes:
         row = await self._link.run(work)
         return None if row is None else job_of_row(row)
 
-    async def take(self, job_id: str, limit: int, call: int) -> Sequence[Row]:
+    async def take(self, job_id: str, limit: int, max_bytes: int, call: int) -> Sequence[Row]:
         """Chunks behind the cursor, which moves; a call whose answer was lost gives the same ones again."""
 
         async def work(connection: Connection, repeated: bool) -> Sequence[Row]:
@@ -244,7 +244,8 @@ class Writes:
                 place = at["attempt"], at["seq"]
                 if repeated and at["call"] == call:
                     place = at["from_attempt"], at["from_seq"]
-                rows: Sequence[Row] = await connection.fetch(self._q["take"], job_id, *place, limit, call)
+                args = job_id, *place, limit, call, max_bytes
+                rows: Sequence[Row] = await connection.fetch(self._q["take"], *args)
                 return rows
 
         return await self._link.run(work)

@@ -17,7 +17,7 @@ from headrace.jobs.sql import load_migrations
 from headrace.jobs.sqlite_moves import Q
 from headrace.jobs.sqlite_rows import insert_row, job_of, new_job, readable
 from headrace.jobs.state import JobState
-from headrace.jobs.store import IdempotencyConflict, StoreUnavailable
+from headrace.jobs.store import TAKE_BYTES, IdempotencyConflict, StoreUnavailable
 from headrace.jobs.text import clean, clean_result
 from headrace.sqlite_writer import Database, StoreBusy, open_database
 
@@ -108,9 +108,11 @@ class SqliteStore:
         rows = await self._read(lambda db: db.execute(Q["chunks"], args).fetchall())
         return [Chunk(attempt=a, seq=s, data=d) for a, s, d in rows]
 
-    async def take_chunks(self, job_id: str, *, limit: int = 1000) -> Sequence[Chunk]:
+    async def take_chunks(
+        self, job_id: str, *, limit: int = 1000, max_bytes: int = TAKE_BYTES
+    ) -> Sequence[Chunk]:
         """See `JobStore.take_chunks`."""
-        return await self._write(lambda db: moves.take_chunks(db, job_id, limit))
+        return await self._write(lambda db: moves.take_chunks(db, job_id, limit, max_bytes))
 
     async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
         """See `JobStore.cancel`."""

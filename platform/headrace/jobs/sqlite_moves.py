@@ -44,9 +44,10 @@ def submit(db: sqlite3.Connection, row: dict[str, Any], data: bytes) -> Job | No
     return job
 
 
-def take_chunks(db: sqlite3.Connection, job_id: str, limit: int) -> Sequence[Chunk]:
+def take_chunks(db: sqlite3.Connection, job_id: str, limit: int, max_bytes: int) -> Sequence[Chunk]:
     """See `JobStore.take_chunks`."""
-    rows = db.execute(Q["chunks_untaken"], {"id": job_id, "limit": limit}).fetchall()
+    args = {"id": job_id, "limit": limit, "bytes": max_bytes}
+    rows = db.execute(Q["chunks_untaken"], args).fetchall()
     if rows:
         attempt, seq, _, job = rows[-1]
         db.execute(Q["cursor_put"], {"job": job, "attempt": attempt, "seq": seq})

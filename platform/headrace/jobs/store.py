@@ -23,6 +23,9 @@ MAX_LOST = 100
 ended it before: something about it may be what kills its workers."""
 
 
+TAKE_BYTES = 8 << 20
+
+
 class JobStore(Protocol):
     """See the module. ``now`` is always the caller's clock, in seconds since the Unix epoch."""
 
@@ -70,9 +73,12 @@ class JobStore(Protocol):
         """Chunks of the latest attempt: after ``after`` when ``attempt`` is still that one, else all."""
         ...
 
-    async def take_chunks(self, job_id: str, *, limit: int = 1000) -> Sequence[Chunk]:
+    async def take_chunks(
+        self, job_id: str, *, limit: int = 1000, max_bytes: int = TAKE_BYTES
+    ) -> Sequence[Chunk]:
         """The next chunks of the latest attempt that no call has given yet, whichever gateway or client made
-        it: each is given once, and after a new attempt has begun they come from its first."""
+        it: each is given once, and after a new attempt has begun they come from its first. At most ``limit``,
+        and none after the one with which they have ``max_bytes``."""
         ...
 
     async def cancel(self, project: str, job_id: str, now: float) -> Job | None:
@@ -86,8 +92,8 @@ class JobStore(Protocol):
         ...
 
     async def announce_blob(self, blob: str, until: float) -> None:
-        """A blob is about to be put for what is not stored yet. A sweep after ``until`` gives it unless something
-        names it by then: whatever kept that from being stored, the blob does not stay."""
+        """A blob is about to be put for what is not stored yet. A sweep after ``until`` gives it unless
+        something names it by then: whatever kept that from being stored, the blob does not stay."""
         ...
 
     async def retry(self, project: str, job_id: str, now: float) -> Job | None:

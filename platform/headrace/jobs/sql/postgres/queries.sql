@@ -119,12 +119,18 @@ ON CONFLICT (job) DO UPDATE SET job = excluded.job
 RETURNING attempt, seq, call, from_attempt, from_seq;
 
 -- name: take
--- Chunks of the latest attempt behind a place ($2, $3), and the cursor moved behind them.
-WITH items AS MATERIALIZED (
-    SELECT c.attempt, c.seq, c.data FROM headrace.jobs j
+-- Chunks of the latest attempt behind a place ($2, $3), up to the one that fills $6 bytes, and the cursor moved behind
+-- them.
+WITH sizes AS (
+    SELECT c.attempt, c.seq, octet_length(c.data) AS bytes FROM headrace.jobs j
     JOIN headrace.chunks c ON c.job = j.id AND c.attempt = j.attempts
     WHERE j.id = $1 AND (j.attempts <> $2 OR c.seq > $3)
     ORDER BY c.seq LIMIT $4
+), items AS MATERIALIZED (
+    SELECT c.attempt, c.seq, c.data
+    FROM (SELECT attempt, seq, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM sizes) AS n
+    JOIN headrace.chunks c ON c.job = $1 AND c.attempt = n.attempt AND c.seq = n.seq
+    WHERE n.before < $6::bigint
 ), moved AS (
     UPDATE headrace.cursors r SET attempt = i.attempt, seq = i.seq, call = $5, from_attempt = $2, from_seq = $3
     FROM (SELECT attempt, max(seq) AS seq FROM items GROUP BY attempt) AS i WHERE r.job = $1
