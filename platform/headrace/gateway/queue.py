@@ -56,6 +56,8 @@ class _Line(Generic[W]):
         if front:
             turn.move_to_end(item, last=False)
             keys.move_to_end(item.key, last=False)
+            # It had no place: had a full instance refused every `AGED_SHARE`-th one, low would starve.
+            self.taken = max(0, self.taken - 1)
 
     def head(self) -> W:
         """Who is next."""

@@ -309,6 +309,23 @@ def test_low_is_not_starved_for_ever():
     assert [i.rank for i in taken(young, 20)] == [0] * 19 + [2]
 
 
+def test_a_place_that_was_refused_was_none():
+    """An instance that other gateways keep full refuses every other one."""
+    low = Item(0, rank=2, queued_at=0.0)
+    for begun in range(2):
+        queue = filled(low)
+        order = []
+        for n in range(1, 3 * AGED_SHARE):
+            queue.push(Item(n, rank=0, queued_at=AGED_S + n))
+            if n > begun:
+                queue.push(*taken(queue, 1), front=True)
+            order += taken(queue, 1)
+            if low in order:
+                break
+        assert order[-1] is low
+        assert len(order) <= AGED_SHARE
+
+
 def test_what_was_put_back_is_next_and_room_is_made_by_the_greediest():
     items = [Item(n, "greedy") for n in range(5)]
     queue = filled(*items, Item(9, "modest"))
