@@ -11,15 +11,18 @@ import time
 
 import pytest
 from headrace import heartbeat
+from headrace.cluster.http import ApiClient
 from headrace.cluster.identity import new_record
 from headrace.cluster.parts import Platform
 from headrace.cluster.processes import Child
 from headrace.config import Settings
 from headrace.datadir import open_data_dir
+from headrace.errors import NotRunning
 from headrace.heartbeat import FD_VARIABLE, Heartbeat
 
 BEATS = """
 import asyncio
+from headrace.errors import NotRunning
 from headrace.heartbeat import start_beating
 async def main():
     start_beating()
@@ -111,18 +114,11 @@ async def test_a_gateway_that_is_stopped_is_replaced(tmp_path, quick):
 
 async def answers(port, deadline_s=20.0):
     """Somebody answers HTTP there."""
+    api = ApiClient(f"http://127.0.0.1:{port}")
     end = time.monotonic() + deadline_s
     while True:
         try:
-            async with asyncio.timeout(2):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-                line = await reader.readline()
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, TimeoutError):
-            line = b""
-        if line.startswith(b"HTTP/1.1"):
-            return
-        assert time.monotonic() < end, "no answer in time"
+            return await api.get("/healthz", timeout_s=2)
+        except NotRunning:
+            assert time.monotonic() < end, "no answer in time"
         await asyncio.sleep(0.05)
