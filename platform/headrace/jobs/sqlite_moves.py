@@ -46,8 +46,12 @@ def submit(db: sqlite3.Connection, row: dict[str, Any], data: bytes) -> Job | No
 
 def take_chunks(db: sqlite3.Connection, job_id: str, limit: int, max_bytes: int) -> Sequence[Chunk]:
     """See `JobStore.take_chunks`."""
-    args = {"id": job_id, "limit": limit, "bytes": max_bytes}
-    rows = db.execute(Q["chunks_untaken"], args).fetchall()
+    rows, size = [], 0
+    for row in db.execute(Q["chunks_untaken"], {"id": job_id, "limit": limit}):
+        rows.append(row)
+        size += len(row[2])
+        if size >= max_bytes:
+            break
     if rows:
         attempt, seq, _, job = rows[-1]
         db.execute(Q["cursor_put"], {"job": job, "attempt": attempt, "seq": seq})

@@ -77,16 +77,11 @@ WHERE j.id = :id AND c.seq > CASE WHEN j.attempts = :attempt THEN :after ELSE -1
 ORDER BY c.seq LIMIT :limit;
 
 -- name: chunks_untaken
--- Chunks of the latest attempt behind those that were taken, with the job's seq: up to the one that fills :bytes.
-SELECT c.attempt, c.seq, c.data, n.job FROM (
-    SELECT job, attempt, seq, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
-        SELECT c.job, c.attempt, c.seq, length(c.data) AS bytes
-        FROM jobs j JOIN chunks c ON c.job = j.seq AND c.attempt = j.attempts
-        LEFT JOIN cursors r ON r.job = j.seq
-        WHERE j.id = :id AND c.seq > CASE WHEN r.attempt = j.attempts THEN r.seq ELSE -1 END
-        ORDER BY c.seq LIMIT :limit)) n
-JOIN chunks c ON c.job = n.job AND c.attempt = n.attempt AND c.seq = n.seq
-WHERE n.before < :bytes ORDER BY c.seq;
+-- Chunks of the latest attempt behind those that were taken, with the job's seq.
+SELECT c.attempt, c.seq, c.data, j.seq FROM jobs j JOIN chunks c ON c.job = j.seq AND c.attempt = j.attempts
+LEFT JOIN cursors r ON r.job = j.seq
+WHERE j.id = :id AND c.seq > CASE WHEN r.attempt = j.attempts THEN r.seq ELSE -1 END
+ORDER BY c.seq LIMIT :limit;
 
 -- name: cursor_put
 -- How far a job's stream was taken.
