@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,10 @@ from headrace.errors import RequestError
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.runner import Runner
 from headrace.jobs.store import JobStore
+
+log = logging.getLogger("headrace.gateway.jobs")
+
+AGAIN_S = 1.0
 
 
 @runtime_checkable
@@ -27,7 +32,11 @@ class Tells(Protocol):
 
 
 async def hear(store: JobStore, hub: Hub, runner: Runner) -> None:
-    """Ring for those who wait here, and end what was cancelled elsewhere; for ever, or not at all."""
+    """Ring for those who wait here, and end what was cancelled elsewhere; for ever, or not at all.
+
+    That a job was queued is not followed: the gateway that stored it leases it, and should that one die or
+    have no way to an instance, the others look twice a second. To follow each would be a lease per gateway.
+    """
     if not isinstance(store, Tells):
         return
 
@@ -38,14 +47,22 @@ async def hear(store: JobStore, hub: Hub, runner: Runner) -> None:
             if job is not None and job.state == "cancelled":
                 runner.abort(job_id)
 
-    async with asyncio.TaskGroup() as looks:
+    while True:
+        try:
+            async with asyncio.TaskGroup() as looks:
 
-        def heard(hint: str, project: str, subject: str) -> None:
-            if hint not in ("chunks", "final"):
-                return
-            hub.ring(subject)
-            # Those of ours that ended by themselves are told without their project.
-            if hint == "final" and project and runner.runs_here(subject):
-                looks.create_task(look(project, subject))
+                def heard(hint: str, project: str, subject: str, looks: asyncio.TaskGroup = looks) -> None:
+                    if hint == "resync":
+                        # The connection was away: whatever was told meanwhile went by.
+                        hub.ring_all()
+                    if hint not in ("chunks", "final"):
+                        return
+                    hub.ring(subject)
+                    # Those of ours that ended by themselves are told without their project.
+                    if hint == "final" and project and runner.runs_here(subject):
+                        looks.create_task(look(project, subject))
 
-        await store.watch(heard)
+                await store.watch(heard)
+        except* Exception as errors:
+            log.warning("hints of other gateways are not heard for a moment: %s", errors.exceptions[0])
+        await asyncio.sleep(AGAIN_S)

@@ -146,7 +146,13 @@ class Budget:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((size, turn))
-        await turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                # It came in the same moment: nobody else would give it back.
+                self.give(size)
+            raise
 
     def give(self, size: int) -> None:
         """Give back what was taken."""

@@ -23,7 +23,7 @@ from headrace.gateway.jobs.sync import SyncCalls
 from headrace.gateway.jobs.webhooks import WebhookSender, read_secret
 from headrace.gateway.routing import RoutingTable
 from headrace.jobs.open import open_blobs, open_store
-from headrace.jobs.store import JobStore, StoreUnavailable
+from headrace.jobs.store import JobStore
 
 log = logging.getLogger("headrace.gateway.jobs")
 
@@ -99,25 +99,28 @@ class JobSystem:
 
     async def _open(self) -> None:
         settings = self._settings
-        async with asyncio.timeout(OPEN_TIMEOUT_S):
-            store = await open_store(settings)
-        try:
+        secret = await asyncio.to_thread(read_secret, settings.data)
+        tls = await asyncio.to_thread(tls_context, settings.webhook_ca)
+        # What is open already is closed when the rest cannot be: this is tried every second.
+        async with contextlib.AsyncExitStack() as opened:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                store = await open_store(settings)
+            opened.push_async_callback(store.close)
             blobs = await open_blobs(settings)
-            secret = await asyncio.to_thread(read_secret, settings.data)
-            tls = await asyncio.to_thread(tls_context, settings.webhook_ca)
+            opened.push_async_callback(blobs.close)
             mark = await asyncio.to_thread(OwnerMark, settings.data / "gateways", self._owner)
-        except BaseException:
-            await store.close()
-            raise
+            opened.pop_all()
         self._store, self._mark = store, mark
         runner = Runner(store, blobs, self._dispatcher, self._table, self._owner, self._hub)
         webhooks = WebhookSender(blobs, secret, private=settings.webhook_private, tls=tls)
         self._runner = runner
         runner.client_for = self.sync.client_for
         self.service.attach(store, blobs, runner, webhooks)
-        # What is suppressed here is tried again by the sweeper.
-        with contextlib.suppress(StoreUnavailable, OSError):
+        try:
             await bury(store, mark)
+        except Exception as error:
+            # The sweeper tries it again. Nothing may end this now: the store would be opened twice.
+            log.warning("leases of gateways that are gone are not given back yet: %s", error)
         runner.start()
         self._spawn(webhooks.run(store, self._owner))
         self._spawn(sweep(store, blobs, mark, runner.look))
