@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
 from typing import cast
 
 import httptools
@@ -21,15 +20,13 @@ from headrace.gateway.openai_errors import openai_error, speaks_openai
 from headrace.gateway.overhead import Overhead
 from headrace.gateway.request import NO_HEAD, App, Request, Tunnel, skippable, too_large
 from headrace.gateway.respond import CONTINUE, problem, reset_at_close
+from headrace.gateway.sweep import STALL_S, Unsent
 
 log = logging.getLogger("headrace.gateway")
 
 HEAD_TIMEOUT_S = 30.0
 """A request's head must be complete after so many seconds, and its body must make progress in them."""
 IDLE_TIMEOUT_S = 75.0
-STALL_S = 600.0
-"""A client that takes nothing of what is written for so long is cut off; one whose answer is complete
-already, after `IDLE_TIMEOUT_S`."""
 LINGER_S = 2.0
 LINGER_BYTES = 1 << 20
 """What is read and dropped after an answer that came before the end of the body."""
@@ -56,11 +53,10 @@ class ClientConnection(asyncio.Protocol):
         "_tail",
         "_transport",
         "_tunnel",
-        "_unsent",
-        "_unsent_since",
         "_url",
         "current",
         "gone",
+        "unsent",
         "writable",
     )
 
@@ -82,8 +78,7 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = False
         self._tunnel: Tunnel | None = None
         self._tail = b""
-        self._unsent = 0
-        self._unsent_since = 0.0
+        self.unsent = Unsent()
         self.current: Request | None = None
         self.gone = False
         self.writable = True
@@ -304,7 +299,9 @@ class ClientConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close when the client is too slow, or idle for too long."""
-        if self._stalls(now):
+        unsent = 0 if self.gone else self._transport.get_write_buffer_size()
+        busy = self.current is not None or self._tunnel is not None
+        if self.unsent.look(unsent, now) > (STALL_S if busy else IDLE_TIMEOUT_S):
             self._transport.abort()
         elif self._expiry and now > self._expiry and self.current is None and self._tunnel is None:
             if self._discard or not (self._incoming or self._pending):
@@ -376,14 +373,6 @@ class ClientConnection(asyncio.Protocol):
         else:
             request.ready = True
 
-    def _stalls(self, now: float) -> bool:
-        """Whether the client has not taken a byte for too long."""
-        unsent = 0 if self.gone else self._transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self._unsent_since = unsent, now
-        busy = self.current is not None or self._tunnel is not None
-        return bool(unsent) and now - self._unsent_since > (STALL_S if busy else IDLE_TIMEOUT_S)
-
     def _advance(self) -> None:
         if self._advancing:
             return
@@ -442,10 +431,3 @@ class ClientConnection(asyncio.Protocol):
             self._discard -= len(data)
             if self._discard <= 0:
                 self._transport.abort()
-
-
-def sweep_all(clients: Iterable[ClientConnection]) -> None:
-    """Close slow and idle connections."""
-    now = time.monotonic()
-    for client in list(clients):
-        client.sweep(now)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.errors import ControlAway, GatewayStopping, NotFound, PortInUse, RequestError, SetupError
+from headrace.errors import ControlAway, GatewayStopping, NotFound, RequestError
 from headrace.gateway.api import cog, health, openai, plain, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
@@ -32,22 +31,23 @@ from headrace.gateway.auth import (
     require,
     require_endpoint,
 )
-from headrace.gateway.client import ClientConnection, sweep_all
+from headrace.gateway.client import ClientConnection
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.early import EarlyClients
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.system import JobSystem
+from headrace.gateway.listen import BACKLOG, bind
 from headrace.gateway.request import Request
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.spans import Spans
+from headrace.gateway.sweep import sweep_all
 from headrace.observe.tracing import CURRENT, Tracing, open_tracing
 
 log = logging.getLogger("headrace.gateway")
 
 REPORT_PERIOD_S = 0.5
 SWEEP_PERIOD_S = 1.0
-BACKLOG = 4096
 FIRST_TABLE_S = 2.0
 MAX_CLIENTS = 20_000
 """Open client connections; for one more the oldest goes on which nobody is known, or else the new one."""
@@ -156,7 +156,7 @@ class Gateway:
             cog.Route: cog_api,
             openai.Route: openai_api,
         }
-        sock = self._listener or self._bind()
+        sock = self._listener or bind(self._settings)
         sock.setblocking(False)
         self.port = sock.getsockname()[1]
         try:
@@ -170,7 +170,7 @@ class Gateway:
         self._server = await loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=BACKLOG)
         self._tasks = [
             loop.create_task(self._every(REPORT_PERIOD_S, self.dispatcher.tick)),
-            loop.create_task(self._every(SWEEP_PERIOD_S, lambda: sweep_all(self._clients))),
+            loop.create_task(self._every(SWEEP_PERIOD_S, self._sweep)),
         ]
 
     async def _first_table(self) -> None:
@@ -361,6 +361,9 @@ class Gateway:
 
     # -- inside -----------------------------------------------------------------------------
 
+    def _sweep(self) -> None:
+        sweep_all(self._clients, self._settings.gateway_body_bytes)
+
     def _who(self, request: Request) -> wire.KeyRecord:
         if not self._settings.keyless:
             if not self.table.complete:
@@ -375,28 +378,6 @@ class Gateway:
             return record
         check_keyless(request.head)
         return KEYLESS
-
-    def _bind(self) -> socket.socket:
-        host, port = self._settings.host, self._settings.port
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if self._settings.gateways > 1:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind((host, port))
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
-        except OSError as error:
-            sock.close()
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUse(
-                    f"port {port} on {host} is in use.",
-                    hint="Stop what listens there, or give another --port.",
-                ) from error
-            raise SetupError(
-                f"cannot listen on {host}:{port}: {error.strerror}.", hint="Give another --host or --port."
-            ) from error
-        return sock
 
     def _heard(self, msg: wire.AnyMessage) -> wire.AnyMessage | None:
         """Do what control says; gives the reply, if it asked."""

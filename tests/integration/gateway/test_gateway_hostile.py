@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from headrace.gateway import client as client_module
+from headrace.gateway import sweep
 from headrace.gateway.overhead import Overhead
 from headrace.gateway.upstream import MAX_ANSWER_HEAD
 
@@ -260,6 +261,25 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off_and_a_slow_one_
     await rig.until(lambda: not rig.gateway._clients)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await deaf.reader.readexactly(size)
+
+
+async def test_clients_that_leave_too_much_unread_in_all_are_cut_off_sooner(rig, monkeypatch):
+    monkeypatch.setattr(sweep, "PRESSED_S", 1.0)
+    size = 16 << 20
+
+    async def behaviour(exchange):
+        await exchange.answer(b"x" * size, media="application/octet-stream")
+
+    await up(rig, behaviour, {"gateway_body_bytes": size * 3 // 2})
+    job = (await rig.call("/api/v1/jobs", b'{"endpoint": "echo"}')).json()
+    path = f"/api/v1/jobs/{job['id']}"
+    assert (await rig.call(f"{path}?wait=20", method="GET")).json()["state"] == "succeeded"
+    deaf = [await rig.connect() for _ in range(4)]
+    for client in deaf:
+        await client.send(rig.request(f"{path}/output", method="GET"))
+    await rig.until(lambda: 0 < len(rig.gateway._clients) <= 2)
+    await asyncio.sleep(2.5)
+    assert len(rig.gateway._clients) >= 1, "below the bound they may take their time"
 
 
 async def test_what_is_wrong_with_a_head_is_told_in_the_words_of_its_api(rig):
