@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from headrace import wire
-from headrace.errors import RequestError
 from headrace.gateway.receipt import answer_status, why_waiting
 from headrace.jobs.model import Priority
 from headrace.jobs.state import JobState, Phase
@@ -38,10 +37,10 @@ STATES: dict[Phase, JobState] = {
 Try = tuple[int, wire.InstanceRoute, float, float, float, str]
 """Number, instance, since when that was there, when it was sent there, when that ended, and how."""
 Brief = tuple[
-    str, str, int | None, Priority, Phase, int, float, float, float, float, RequestError | None, list[Try]
+    str, str, int | None, Priority, Phase, int, float, float, float, float, dict[str, Any] | None, list[Try]
 ]
 """Id, endpoint, version, priority, phase, status of the answer, when it came, when it is late, when it ended,
-seconds it was queued, error, tries. Times are monotonic seconds, 0.0: not yet."""
+seconds it was queued, problem, tries. Times are monotonic seconds, 0.0: not yet."""
 Recent = deque[Brief]
 
 
@@ -62,7 +61,7 @@ def brief(call: Call) -> Brief:
         call.deadline,
         ended,
         call.queued_s(ended or time.monotonic()),
-        call.error,
+        None if call.error is None else call.error.to_problem(call.request.id),
         tries,
     )
 
@@ -90,13 +89,13 @@ def ended(recent: Recent, request_id: str) -> Brief | None:
 
 def document(found: Brief, gateway: str, waits: Call | None = None) -> dict[str, Any]:
     """The request in the shape of a job; ``waits``: the request itself, if it lives."""
-    id, key, version, priority, phase, status, came, late, over, _, error, tries = found
+    id, key, version, priority, phase, status, came, late, over, _, problem, tries = found
     shift = time.time() - time.monotonic()
 
     def moment(at: float) -> float | None:
         return round(at + shift, 6) if at else None
 
-    state, problem = STATES[phase], None if error is None else error.to_problem(id)
+    state = STATES[phase]
     if state == "succeeded" and status >= 400:
         state = "failed"
         told = f"the endpoint answered {status}."
