@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from headrace.gateway.attempt import Attempt
     from headrace.gateway.call import Call
 
+MAX_KEPT = 20
+"""The latest attempts that are kept with a job."""
+
 
 def receipt(call: Call) -> dict[str, Any]:
     """The way of a request so far. Durations in ms; attempts count from when the request came."""
@@ -21,25 +24,29 @@ def receipt(call: Call) -> dict[str, Any]:
         "queued_ms": _ms(call.queued_s(now)),
         "attempts": [_attempt(call, attempt, now) for attempt in call.attempts],
     }
-    last = call.attempts[-1] if call.attempts else None
-    if last is not None and call.queued_at and last.instance.since > call.queued_at:
-        route = last.instance.route
-        t = route.timings
-        found["start"] = {
-            "tier": route.tier,
-            "claim_ms": _ms(t.claim_s),
-            "boot_ms": _ms(t.boot_s),
-            "import_ms": _ms(t.import_s),
-            "load_ms": _ms(t.load_s),
-        }
+    if start := _start(call):
+        found["start"] = start
     if call.phase == "queued":
         found["waiting"] = why_waiting(call)
     return found
 
 
+def steps(call: Call) -> dict[str, Any]:
+    """What is kept of the way of a job's attempt: its wait, the start of the instance that it waited for, and
+    where several had it, each of these with the time that it ran there."""
+    now = time.monotonic()
+    found = {"queued_ms": _ms(call.queued_s(now)), **_start(call)}
+    if len(call.attempts) > 1:
+        found["attempts"] = [_attempt(call, attempt, now) for attempt in call.attempts[-MAX_KEPT:]]
+    return found
+
+
 def answer_status(call: Call) -> int:
     """The status of the instance's answer that the client got; 0: it got none."""
-    return next((a.status for a in reversed(call.attempts) if a.outcome == "answered"), 0)
+    attempts = call.attempts
+    if attempts and attempts[-1].outcome == "answered":
+        return attempts[-1].status
+    return next((a.status for a in attempts if a.outcome == "answered"), 0)
 
 
 def why_waiting(call: Call) -> str:
@@ -55,6 +62,22 @@ def whereabouts(call: Call) -> str:
         "sent": "running in an instance",
         "answering": "being answered by an instance",
     }.get(call.phase) or why_waiting(call)
+
+
+def _start(call: Call) -> dict[str, Any]:
+    """How the instance came up that the request waited for; empty when it waited for none."""
+    last = call.attempts[-1] if call.attempts else None
+    if last is None or not call.queued_at or last.instance.since <= call.queued_at:
+        return {}
+    route = last.instance.route
+    t = route.timings
+    return {
+        "tier": route.tier,
+        "claim_ms": _ms(t.claim_s),
+        "boot_ms": _ms(t.boot_s),
+        "import_ms": _ms(t.import_s),
+        "load_ms": _ms(t.load_s),
+    }
 
 
 def _attempt(call: Call, attempt: Attempt, now: float) -> dict[str, Any]:

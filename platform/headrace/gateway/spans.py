@@ -61,7 +61,8 @@ class Spans:
         count_call(call)
         request = call.request
         root = _root(self._tracing, request)
-        if not root.sampled:
+        job = isinstance(request.client, JobClient)
+        if not root.sampled or (job and call.phase == "cancelled" and not call.attempts):
             return
         # Kept times are monotonic.
         shift = time.time_ns() - int(time.monotonic() * 1e9)
@@ -73,7 +74,7 @@ class Spans:
         }
         kind: Kind = "server"
         title = f"{request.head.method.decode('latin-1')} /e/{name}"
-        if isinstance(request.client, JobClient):
+        if job:
             kind, title = "consumer", f"job {name}"
         else:
             about |= {"http.request.method": title.partition(" ")[0], "http.route": f"/e/{name}"}
@@ -82,7 +83,8 @@ class Spans:
         error = ""
         if status >= 500:
             error = call.error.message if call.error is not None else f"the endpoint answered {status}"
-        begin, end = _ns(call.started, shift), _ns(call.ended, shift)
+        # A job has waited in the store before.
+        begin, end = _ns(min(call.started, call.queued_at or call.started), shift), _ns(call.ended, shift)
         self._record(root, parse(request.head.traceparent), title, kind, begin, end, about, error)
         if call.queued_at:
             self._queue(call, root, shift)

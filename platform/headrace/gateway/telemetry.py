@@ -27,14 +27,16 @@ def status_of(call: Call) -> int:
 def count_call(call: Call) -> None:
     """The call has come to its end."""
     meter, attempts = call.state.meter, call.attempts
-    client: object = call.request.client
     # Jobs are counted when their result is stored; sync calls with a key have a client of another type.
-    if type(client) is not JobClient:
+    client: object = call.request.client
+    job = type(client) is JobClient
+    if not job:
         meter.request(status_of(call), call.ended - call.started)
         call.dispatcher.recent.append(brief(call))
     for attempt in attempts:
         meter.attempts[attempt.outcome] += 1
-    if call.queued_at:
+    # What goes back to the store waits on.
+    if call.queued_at and not (job and call.phase == "cancelled"):
         meter.queue.add(call.queued_s(call.ended))
         if attempts:
             instance = attempts[-1].instance

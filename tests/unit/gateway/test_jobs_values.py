@@ -298,8 +298,9 @@ def test_a_sync_call_keeps_the_answer_whatever_it_was() -> None:
 
 def test_the_receipt_counts_all_waiting_until_an_instance_has_the_job() -> None:
     outcome = Outcome(timings={"queue_ms": 2.0, "handler_ms": 5.0}, instance="i1", items=4, started_at=101.5)
-    assert receipt_of(job(), outcome) == {
+    assert receipt_of(job(), outcome, now=103.0) == {
         "queued_ms": 1500.0,
+        "total_ms": 3000.0,
         "handler_ms": 5.0,
         "instance": "i1",
         "items": 4,

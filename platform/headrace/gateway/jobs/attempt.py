@@ -81,7 +81,10 @@ class JobCall(Call):
             key=job.key_id,
         )
         self.attempt = max(1, job.attempts - job.unsent)
-        self.queued_at = self.started - max(0.0, time.time() - (job.queued_at or job.created_at))
+        if self.stored:
+            # It has waited in the store already.
+            self._waited = max(0.0, time.time() - (job.queued_at or job.created_at))
+            self.queued_at = self.started - self._waited
         self._wait_until = math.inf if run.lane.sync else self.started + GIVE_BACK_S
 
     def queue(self) -> None:

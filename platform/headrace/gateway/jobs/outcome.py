@@ -81,6 +81,7 @@ def _sync(job: Job, outcome: Outcome, receipt: dict[str, Any]) -> Ended | Releas
     """A sync call: what the instance answered is the answer, whatever it was."""
     error = outcome.error
     if error is not None and not outcome.status:
+        receipt = {**receipt, "headers": outcome.headers} if outcome.headers else receipt
         problem = error.to_problem(job.id)
         if isinstance(error, REFUSALS) or error.status in REFUSED_STATUS:
             receipt = {**receipt, REFUSED: True}
@@ -96,15 +97,18 @@ def _sync(job: Job, outcome: Outcome, receipt: dict[str, Any]) -> Ended | Releas
     return Ended(result, outcome.body if outcome.whole else None, outcome.content_type)
 
 
-def receipt_of(job: Job, outcome: Outcome) -> dict[str, Any]:
-    """Where the job's time went, in milliseconds, and where it ran."""
+def receipt_of(
+    job: Job, outcome: Outcome, steps: dict[str, Any] | None = None, now: float | None = None
+) -> dict[str, Any]:
+    """Where the job's time went, in milliseconds, and where it ran. ``steps``: what the gateway saw of it,
+    unless the answer was kept from an earlier attempt."""
+    now = time.time() if now is None else now
     timings = dict(outcome.timings)
     queue_ms = timings.pop("queue_ms", 0.0)
-    if started_at := started_of(outcome):
+    if started_at := started_of(outcome, now):
         queue_ms = max(0.0, started_at - job.created_at) * 1e3
-    receipt: dict[str, Any] = {"queued_ms": round(queue_ms, 3)}
-    for name, value in timings.items():
-        receipt["handler_ms" if name == "handler_ms" else name] = value
+    receipt: dict[str, Any] = {"queued_ms": round(queue_ms, 3), **timings, **(steps or {})}
+    receipt["total_ms"] = round(max(0.0, now - job.created_at) * 1e3, 3)
     if outcome.instance:
         receipt["instance"] = outcome.instance
     if outcome.items is not None:

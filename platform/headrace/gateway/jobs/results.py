@@ -18,6 +18,7 @@ from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.lanes import Run
 from headrace.gateway.jobs.outcome import Release, judge, payload_fields, receipt_of, started_of
 from headrace.gateway.jobs.sink import Outcome
+from headrace.gateway.receipt import steps
 from headrace.jobs.blobs import FRESH_S, BlobStore
 from headrace.jobs.model import INLINE_BYTES, Payload, Result
 from headrace.jobs.store import JobStore
@@ -68,7 +69,8 @@ class Results:
         job = run.lease.job
         if run.flushing:
             await run.flushed.wait()
-        verdict = judge(job, outcome, idempotent=run.idempotent, receipt=receipt_of(job, outcome))
+        way = steps(run.call) if run.call is not None else None
+        verdict = judge(job, outcome, idempotent=run.idempotent, receipt=receipt_of(job, outcome, way))
         if isinstance(verdict, Release):
             await insist(lambda: self.release(run, verdict))
             return None

@@ -25,6 +25,7 @@ MAX_AGGREGATE_BYTES = 8 << 20
 PAUSE_BYTES = 1 << 20
 """Stream items that are not stored yet; above this the instance is read no further."""
 _TIMING = re.compile(r"([a-z]+);(?:dur=([0-9.]+)|desc=\"([^\"]*)\")")
+ATTEMPT = "x-headrace-attempt"
 _NOT_KEPT = ("connection", "content-length", "content-type", "server-timing", "transfer-encoding", "date")
 
 
@@ -127,6 +128,9 @@ class JobClient:
     def fail(self, request: Request, error: RequestError, extra: bytes = b"") -> None:
         """There is no answer."""
         self.outcome.error = error
+        if self.keep_timing and extra:
+            lines = (line.partition(": ") for line in extra.decode("latin-1").split("\r\n") if line)
+            self.outcome.headers += [(name, value) for name, _, value in lines]
         self._finish()
 
     def closes(self, request: Request) -> bool:
@@ -166,6 +170,9 @@ class JobClient:
                 outcome.content_type = value
             elif lower == "server-timing":
                 outcome.timings = read_timings(value)
+                if self.keep_timing:
+                    outcome.headers.append((name, value))
+            elif lower == ATTEMPT:
                 if self.keep_timing:
                     outcome.headers.append((name, value))
             elif lower not in _NOT_KEPT and not lower.startswith("x-headrace-"):

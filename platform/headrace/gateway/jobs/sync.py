@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,10 @@ class SyncCalls:
         if found is None:
             raise Conflict("the call's answer is not kept any more.", hint="Use a new Idempotency-Key.")
         await self._reply(exchange, found, replayed=not is_new)
+        if not is_new:
+            # The call counts where it runs; this client's request is another one.
+            status = int(found.receipt.get("status") or (found.error or {}).get("status") or 500)
+            target.state.meter.request(status, time.monotonic() - exchange.came)
 
     def _new_job(self, request: Request, target: Target, project: str, key: str) -> NewJob:
         if len(key) > MAX_KEY_CHARS:
@@ -152,9 +157,10 @@ class SyncCalls:
         if job.state not in FINAL:
             raise RequestError("the call has not ended in its time.", http_status=504)
         receipt = job.receipt
+        for name, value in receipt.get("headers", ()):
+            extra += f"{name}: {value}\r\n".encode("latin-1")
         if job.output is not None:
             body = await self._service.body(job.output)
-            lines = "".join(f"{name}: {value}\r\n" for name, value in receipt.get("headers", ()))
             client = request.client
             client.reply(
                 request,
@@ -165,7 +171,7 @@ class SyncCalls:
                     request_id=job.id,
                     close=client.closes(request),
                     head_only=request.head.method == b"HEAD",
-                    extra=extra + lines.encode("latin-1"),
+                    extra=extra,
                 ),
             )
             return
@@ -182,6 +188,7 @@ class SyncExchange:
     def __init__(self, calls: SyncCalls, request: Request) -> None:
         self._calls = calls
         self.request = request
+        self.came = time.monotonic()
         self.task: asyncio.Task[None] | None = None
         self.job: tuple[str, str] | None = None
         self.streamed = False
