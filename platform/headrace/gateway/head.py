@@ -99,6 +99,7 @@ class Head:
         "target",
         "timeout",
         "traceparent",
+        "unstored",
         "upgrade",
     )
 
@@ -111,6 +112,7 @@ class Head:
         self.timeout = b""
         self.priority = b""
         self.idempotency_key = b""
+        self.unstored = b""
         self.prefer = b""
         self.traceparent = b""
         """Well-formed, or empty; travels beside ``forward``: attempts have spans of their own."""
@@ -141,6 +143,8 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
                 if lower == b"x-headrace-priority":
                     head.priority = value
                     lines.append(b"%b: %b\r\n" % (name, value))
+                elif lower == b"x-headrace-if-unstored":
+                    head.unstored = value
                 continue
             lines.append(b"%b: %b\r\n" % (name, value))
         elif meaning == _CONTENT_TYPE:

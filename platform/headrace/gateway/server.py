@@ -330,7 +330,8 @@ class Gateway:
                 self._jobs_api.start_call(request, target, project)
                 return
             if head.idempotency_key:
-                self.jobs.sync.start(request, target, project, head.idempotency_key.decode("latin-1"))
+                key = head.idempotency_key.decode("latin-1")
+                self.jobs.sync.start(request, target, project, key, self._native.start)
                 return
         self._native.start(request)
 

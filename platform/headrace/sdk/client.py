@@ -33,6 +33,9 @@ SUBMIT_TIMEOUT_S = 30.0
 MARGIN_S = 10.0
 """The client waits this much longer than it asks the platform to, so that the platform says what was late."""
 JSON = "application/json"
+OWN_KEY = {"X-Headrace-If-Unstored": "run"}
+"""With a key that nobody asked for: it is for retries of a broken connection only, so that the platform may
+run the call without it while its job store takes nothing (a full disk)."""
 _UNSET: Any = object()
 
 
@@ -91,6 +94,8 @@ class Client(Management):
             "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
             "X-Headrace-Timeout": f"{timeout:.3f}",
         }
+        if idempotency_key is None:
+            headers |= OWN_KEY
         if priority is not None:
             headers["X-Headrace-Priority"] = priority
         if sent_type:
@@ -169,8 +174,9 @@ class Client(Management):
         an ``Idempotency-Key`` unless ``headers`` hold one.
         """
         given = dict(headers or {})
-        if repeatable and method not in ("GET", "HEAD"):
-            given.setdefault("Idempotency-Key", uuid.uuid4().hex)
+        keyed = any(name.lower() == "idempotency-key" for name in given)
+        if repeatable and not keyed and method not in ("GET", "HEAD"):
+            given |= OWN_KEY | {"Idempotency-Key": uuid.uuid4().hex}
         return self._transport.request(
             method,
             path,

@@ -15,8 +15,9 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from headrace import Client
 from headrace.cluster.local import LocalCluster
-from headrace.errors import SettingsError
+from headrace.errors import SettingsError, StoreUnavailable
 from headrace.gateway.jobs import outcome, system
 from headrace.jobs import ends
 
@@ -66,6 +67,62 @@ async def test_plain_calls_are_served_and_jobs_are_refused_until_it_answers(
             return status == 202
 
         await until(taken)
+
+
+ONCE = """
+    @headrace.endpoint(name="add")
+    def add(a: int, pad: str = "") -> int:
+        return a + 1
+
+    @headrace.endpoint(name="stream")
+    def stream(a: int, pad: str = ""):
+        yield from range(a)
+
+    @headrace.endpoint(name="once", idempotent=False)
+    def once(a: int, pad: str = "") -> int:
+        return a + 1
+"""
+OWN = {"Idempotency-Key": "k", "X-Headrace-If-Unstored": "run"}
+LARGE = {"a": 1, "pad": "x" * 60_000}
+
+
+async def test_a_full_disk_stops_no_call_that_needs_no_store(work: Path) -> None:
+    async with running_platform(make_settings(work / "full"), work) as platform:
+        assert (await platform.deploy(ONCE))["state"] == "succeeded"
+
+        def call(name: str, **options: Any) -> Any:
+            with Client(platform.cluster.url, platform.cluster.admin_key, retry_for=0.1) as client:
+                found = client.call(name, json=LARGE, timeout=10, **options)
+                return list(found) if name == "stream" else found
+
+        def refused(name: str, **options: Any) -> bool:
+            with pytest.raises(StoreUnavailable, match="full"):
+                call(name, **options)
+            return True
+
+        service = platform.cluster.gateway.jobs.service
+        database = service.store._db  # type: ignore[attr-defined]
+        await database.write(_fill)
+        # Nobody asked for the client's own key.
+        assert await asyncio.to_thread(call, "add") == 2
+        assert await asyncio.to_thread(call, "add", idempotent=False) == 2
+        assert await asyncio.to_thread(call, "stream") == [0]
+        status, _, answer = await platform.request("POST", "/e/add", json=LARGE, headers=OWN)
+        assert (status, answer) == (200, 2)
+        # A key that was given is kept, and what may run once only runs once.
+        assert await asyncio.to_thread(refused, "add", idempotency_key="mine")
+        assert await asyncio.to_thread(refused, "once")
+        await database.write(lambda db: db.execute("PRAGMA max_page_count=1000000"))
+        assert await asyncio.to_thread(call, "once") == 2
+        status, _, answer = await platform.request("POST", "/e/add", json=LARGE, headers=OWN)
+        status, headers, answer = await platform.request("POST", "/e/add", json=LARGE, headers=OWN)
+        assert (status, answer, headers["Idempotent-Replayed"]) == (200, 2, "true")
+
+
+def _fill(db: sqlite3.Connection) -> None:
+    """It grows no further."""
+    pages = db.execute("PRAGMA page_count").fetchone()[0]
+    db.execute(f"PRAGMA max_page_count={pages}")
 
 
 async def test_jobs_without_blobs_run_while_s3_is_away_and_the_others_when_it_is_back(

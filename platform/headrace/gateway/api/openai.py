@@ -137,22 +137,26 @@ class OpenAiApi:
         connection = request.client
         client = OpenAiClient(connection, request, waits if body.stream else None)
         request.client = client  # type: ignore[assignment]  # it has all that a call uses
+
+        def plain(request: Request) -> None:
+            self._dispatcher.submit(
+                Call(
+                    self._dispatcher,
+                    request,
+                    state,
+                    version,
+                    path,
+                    timeout,
+                    priority=target.priority,
+                    key=request.key,
+                )
+            )
+
         if head.idempotency_key:
             key = head.idempotency_key.decode("latin-1")
-            self._sync.start(request, target, route.record.project, key)
-            return
-        self._dispatcher.submit(
-            Call(
-                self._dispatcher,
-                request,
-                state,
-                version,
-                path,
-                timeout,
-                priority=target.priority,
-                key=request.key,
-            )
-        )
+            self._sync.start(request, target, route.record.project, key, plain)
+        else:
+            plain(request)
 
     def _find(self, record: wire.KeyRecord, model: str) -> tuple[EndpointState, int | None]:
         """The endpoint (and version) that a model names. Raises `EndpointNotFound`, the same for what is not

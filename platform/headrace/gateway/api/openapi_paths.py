@@ -42,6 +42,11 @@ _KEY = _header(
     "The same key gives the same answer",
     {"type": "string", "minLength": 1, "maxLength": 255},
 )
+_UNSTORED = _header(
+    "X-Headrace-If-Unstored",
+    "What is done with a call with a key while the job store takes nothing",
+    {"type": "string", "enum": ["run"]},
+)
 _TIMEOUT = _header(
     "X-Headrace-Timeout", "Seconds until the caller gives up", {"type": "number", "exclusiveMinimum": 0}
 )
@@ -81,7 +86,7 @@ def _call(id: str, summary: str, *parameters: Doc, body: bool) -> Doc:
         "default": answer("Whatever an ASGI app answers", ANY, "*/*"),
         **problems_or_own(*_CALL),
     }  # fmt: skip
-    given = (*parameters, _TIMEOUT, _PRIORITY, *((_KEY, _PREFER) if body else ()))
+    given = (*parameters, _TIMEOUT, _PRIORITY, *((_KEY, _UNSTORED, _PREFER) if body else ()))
     return _op(id, summary, responses, *given, body=ANY if body else None, required=False)
 
 
@@ -121,7 +126,7 @@ _JOBS: Doc = {
             _KEY, _TIMEOUT, _PRIORITY, body=ref("JobBody"),
         ),
     },
-    "/api/v1/jobs/{id}": {"get": _op("show_job", "One job with its attempts and receipt", _JOB, _ID, _WAIT)},
+    "/api/v1/jobs/{id}": {"get": _op("show_job", "A job, or a request by its id", _JOB, _ID, _WAIT)},
     "/api/v1/jobs/{id}/output": {
         "get": _op(
             "job_output", "The output alone", {"200": answer("As it is", ANY, "*/*"), **problems(*_API)},
@@ -136,7 +141,7 @@ _JOBS: Doc = {
             _query("format", "ndjson: one item per line", {"type": "string", "enum": ["sse", "ndjson"]}),
         )
     },
-    "/api/v1/jobs/{id}/cancel": {"post": _op("cancel_job", "Cancel", _JOB, _ID)},
+    "/api/v1/jobs/{id}/cancel": {"post": _op("cancel_job", "Cancel a job or a request", _JOB, _ID)},
     "/api/v1/jobs/{id}/retry": {"post": _op("retry_job", "Run a failed or timed-out job again", _JOB, _ID)},
     "/api/v1/endpoints/{name}/purge": {
         "post": _op(
@@ -268,7 +273,7 @@ def _openai(prefix: str, under: str, *parameters: Doc) -> Doc:
             "4XX": answer("An error of the endpoint's own", ANY, "application/json", "*/*"),
             **_OPENAI_ERRORS,
         }
-        given = (*parameters, _TIMEOUT, _PRIORITY, _KEY)
+        given = (*parameters, _TIMEOUT, _PRIORITY, _KEY, _UNSTORED)
         return {"post": _op(under + id, summary, responses, *given, body=ref(body))}
 
     models = {"200": answer("Endpoints that the key may call", ref("Models")), **_OPENAI_ERRORS}

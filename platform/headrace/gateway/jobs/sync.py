@@ -1,7 +1,8 @@
 """Sync calls with an ``Idempotency-Key``: stored before they run, answered from what was stored.
 
 The same key gets the same answer, also while the call still runs, through another gateway, or after the
-death of the one that ran it. An answer that is a stream is passed on as it comes and is not kept.
+death of the one that ran it. An answer that is a stream is passed on as it comes and is not kept. A client
+that made the key by itself may have the call run without it while the store takes nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from headrace.errors import Conflict, HeadraceError, RequestError
 from headrace.gateway.api.native import Target
 from headrace.gateway.call import Call
+from headrace.gateway.endpoints import EndpointState
+from headrace.gateway.jobs.admission import Admission, Ticket
 from headrace.gateway.jobs.attempt import FORWARD
 from headrace.gateway.jobs.lanes import SYNC_PREFIX, Run
 from headrace.gateway.jobs.outcome import REFUSED
@@ -23,8 +26,10 @@ from headrace.gateway.jobs.service import JobService
 from headrace.gateway.jobs.sink import JobClient, Outcome
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response
+from headrace.jobs.blobs import BlobsUnavailable
 from headrace.jobs.model import SYNC_RETENTION_S, Job, NewJob
 from headrace.jobs.state import FINAL
+from headrace.jobs.store import StoreUnavailable
 
 log = logging.getLogger("headrace.gateway")
 
@@ -42,16 +47,22 @@ class SyncCalls:
         self._service = service
         self._owner = owner
         self._live: dict[str, SyncExchange] = {}
+        self._admission = Admission()
 
-    def start(self, request: Request, target: Target, project: str, key: str) -> None:
-        """Answer the request, in a task of its own."""
+    def start(
+        self, request: Request, target: Target, project: str, key: str, plain: Callable[[Request], None]
+    ) -> None:
+        """Answer the request, in a task of its own. ``plain`` starts it as a call without a key."""
         exchange = SyncExchange(self, request)
+        exchange.plain = plain if may_run_unstored(request, target) else None
         request.exchange = exchange
         exchange.task = asyncio.get_running_loop().create_task(self._run(exchange, target, project, key))
 
     def client_for(self, run: Run, done: Callable[[Outcome], None]) -> JobClient:
         """The sink of a sync call's attempt."""
         exchange = self._live.get(run.lease.job.id)
+        if exchange is not None and exchange.ticket is not None:
+            exchange.ticket.leave()
         return SyncClient(done, exchange)
 
     async def _run(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
@@ -69,12 +80,18 @@ class SyncCalls:
     async def _answer(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
         service, request = self._service, exchange.request
         new = self._new_job(request, target, project, key)
+        exchange.ticket = ticket = await self._admit(new, target.state)
         # From here on the call may run at any moment, and its answer may be a stream.
         self._live[new.id] = exchange
         job_id = new.id
         try:
-            job, is_new = await service.submit(new)
+            try:
+                job, is_new = await service.submit(new)
+            except (StoreUnavailable, BlobsUnavailable) as error:
+                return exchange.run_plain(error)
             job_id = job.id
+            if not is_new:
+                ticket.leave()
             if not is_new and job.state == "failed" and job.receipt.get(REFUSED):
                 is_new = True
                 self._live[job_id] = exchange
@@ -94,6 +111,7 @@ class SyncCalls:
                 self._left(request.id, free_key=target.state.route.idempotent)
             raise
         finally:
+            ticket.leave()
             for id in (new.id, job_id):
                 if self._live.get(id) is exchange:
                     del self._live[id]
@@ -106,6 +124,13 @@ class SyncCalls:
             # The call counts where it runs; this client's request is another one.
             status = int(found.receipt.get("status") or (found.error or {}).get("status") or 500)
             target.state.meter.request(status, time.monotonic() - exchange.came)
+
+    async def _admit(self, new: NewJob, state: EndpointState) -> Ticket:
+        """Let a call in. Raises `QueueFull` for a new one that would wait beyond the bounds of the queue."""
+        refusal = self._admission.refusal(state, new.key_id, new.input.size)
+        if refusal is not None and not await self._service.has_key(new):
+            raise refusal
+        return self._admission.enter(state, new.input.size)
 
     def _new_job(self, request: Request, target: Target, project: str, key: str) -> NewJob:
         if len(key) > MAX_KEY_CHARS:
@@ -182,6 +207,12 @@ class SyncCalls:
         exchange.refuse(stored_error(job), extra)
 
 
+def may_run_unstored(request: Request, target: Target) -> bool:
+    """Whether the call may run without the store: its client made the key by itself, for its own retries, and
+    the endpoint may run a call twice."""
+    return target.state.route.idempotent and request.head.unstored.strip().lower() == b"run"
+
+
 class SyncExchange:
     """One client that waits for a sync call with a key."""
 
@@ -197,6 +228,16 @@ class SyncExchange:
         self.given_up = False
         """It was the gateway that left: the client may come back with the same key, through another one."""
         self.sink: SyncClient | None = None
+        self.ticket: Ticket | None = None
+        self.plain: Callable[[Request], None] | None = None
+        """Starts it as a call without a key, where that is allowed."""
+
+    def run_plain(self, error: RequestError) -> None:
+        """The store took nothing. Raises ``error`` unless the call may run without it."""
+        if self.plain is None:
+            raise error
+        log.info("request %s runs without the store: %s", self.request.id, error)
+        self.plain(self.request)
 
     @property
     def call(self) -> Call | None:
