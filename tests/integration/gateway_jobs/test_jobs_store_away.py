@@ -9,6 +9,7 @@ import json
 import socket
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from headrace import Client
 from headrace.cluster.local import LocalCluster
 from headrace.errors import SettingsError, StoreUnavailable
-from headrace.gateway.jobs import outcome, system
+from headrace.gateway.jobs import leases, outcome, results, runner, system
 from headrace.jobs import ends
 
 from tests.integration.conftest import make_settings, running_platform, until
@@ -37,6 +38,13 @@ HOLDING = """
     def held(seconds: float, pad: str = "") -> int:
         time.sleep(seconds)
         return 1
+"""
+
+
+LARGE = """
+    @headrace.endpoint(name="large", idempotent=False)
+    def large() -> str:
+        return "x" * 1_500_000
 """
 
 
@@ -235,6 +243,37 @@ async def test_a_job_outlives_any_number_of_refusals_while_its_input_cannot_be_h
         aside.rename(blobs)
         done = await platform.api("GET", f"/jobs/{large}?wait=30")
         assert (done["state"], len(done["attempts"])) == ("succeeded", 1), done
+
+
+async def test_a_large_result_outlasts_an_outage_of_its_store_and_its_job_runs_once(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (leases, runner):
+        monkeypatch.setattr(module, "LEASE_S", 1.5)
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(results, "KEEP_RESULT_S", 0.5)
+    async with running_platform(make_settings(work / "output"), work) as platform:
+        await platform.deploy(LARGE)
+        blobs, aside = work / "output" / "blobs-jobs", work / "aside-too"
+        store = platform.cluster.gateway.jobs.service.store
+        blobs.rename(aside)
+        blobs.touch()
+        job = await platform.api("POST", "/jobs", {"endpoint": "large", "input": {}})
+        began = time.monotonic()
+
+        async def waits() -> bool:
+            found = await store.get("default", job["id"])
+            assert found is not None
+            assert (found.state in ("queued", "running"), found.attempts <= 1) == (True, True), found
+            # Longer than a lease, and than what results are kept for that the job store does not take.
+            return time.monotonic() - began > 4.0
+
+        await until(waits)
+        blobs.unlink()
+        aside.rename(blobs)
+        done = await platform.api("GET", f"/jobs/{job['id']}?wait=30")
+        assert (done["state"], done["output_size"]) == ("succeeded", 1_500_002), done
+        assert [attempt["outcome"] for attempt in done["attempts"]] == ["succeeded"]
 
 
 async def test_a_store_that_cannot_be_meant_ends_the_start(work: Path) -> None:

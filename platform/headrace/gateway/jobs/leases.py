@@ -57,8 +57,9 @@ class Leases:
                 log.exception("prolonging leases failed")
 
     async def prolong(self, runs: Iterable[Run]) -> None:
-        """Prolong some leases, and void those that are not ours any more."""
-        by_id = {run.lease.job.id: run for run in runs if not run.void and not run.settling}
+        """Prolong some leases, and void those that are not ours any more. Also of results that wait for their
+        store: the job would run again meanwhile, and the result come too late."""
+        by_id = {run.lease.job.id: run for run in runs if not run.void}
         if not by_id:
             return
         keys = [run.key for run in by_id.values()]

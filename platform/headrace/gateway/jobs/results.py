@@ -28,6 +28,9 @@ log = logging.getLogger("headrace.gateway.jobs")
 STORE_AGAIN_S = 1.0
 KEEP_RESULT_S = 120.0
 """A result that the store does not take is kept so long; then the job runs again, when its lease expires."""
+KEEP_LARGE_S = 3600.0
+"""The same of outputs that the blob store does not take, while together they are within `KEPT_BYTES`."""
+KEPT_BYTES = 256 << 20
 UNNAMED_S = FRESH_S + 60.0
 """A blob may be without a name for so long: young ones are not deleted anyway."""
 
@@ -45,6 +48,7 @@ class Results:
         self._blobs = blobs
         self._hub = hub
         self._large = Budget(LARGE_BYTES)
+        self._kept = 0
 
     async def flush(self, run: Run) -> bool:
         """Store stream items in batches as large as came in the meantime. False: the fence is void."""
@@ -81,7 +85,7 @@ class Results:
         if verdict.body is not None:
             payload = payload_fields(verdict)
             if payload.size > INLINE_BYTES:
-                payload = await insist(lambda: store_payload(self._store, self._blobs, payload))
+                payload = await self._put(payload)
             result = msgspec.structs.replace(result, output=payload)
         result = msgspec.structs.replace(
             result, started_at=started_of(outcome), instance=str(result.receipt.get("instance", ""))
@@ -115,9 +119,22 @@ class Results:
             data = b"[%b]" % b",".join(items)
             items.clear()
             payload = Payload(data=data, size=len(data))
-            return cast(Payload, await insist(lambda: store_payload(self._store, self._blobs, payload)))
+            return await self._put(payload)
         finally:
             self._large.give(size)
+
+    async def _put(self, payload: Payload) -> Payload:
+        """The payload in the blob store, also after an outage: what has run is not to run again for that."""
+        self._kept += payload.size
+
+        def keep_s() -> float:
+            return KEEP_LARGE_S if self._kept <= KEPT_BYTES else KEEP_RESULT_S
+
+        try:
+            put = partial(store_payload, self._store, self._blobs, payload)
+            return cast(Payload, await insist(put, keep_s))
+        finally:
+            self._kept -= payload.size
 
     async def release(self, run: Run, how: Release) -> bool:
         """Give the lease back."""
@@ -176,14 +193,16 @@ def unstorable(error: Exception, job_id: str) -> Result:
     return Result(state="failed", error=problem, reason=what)
 
 
-async def insist(act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Do it, again and again while the store does not answer, for `KEEP_RESULT_S`."""
-    deadline = time.monotonic() + KEEP_RESULT_S
+async def insist(
+    act: Callable[[], Coroutine[Any, Any, Any]], keep_s: Callable[[], float] = lambda: KEEP_RESULT_S
+) -> Any:
+    """Do it, again and again while the store does not answer, for ``keep_s``."""
+    began = time.monotonic()
     while True:
         try:
             return await act()
         except RequestError as error:
-            if error.status != 503 or time.monotonic() > deadline:
+            if error.status != 503 or time.monotonic() - began > keep_s():
                 raise
             await asyncio.sleep(STORE_AGAIN_S)
 
