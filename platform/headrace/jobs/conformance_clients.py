@@ -96,7 +96,11 @@ async def survives_a_reopening(harness: Harness) -> None:
 async def one_job_per_key(harness: Harness) -> None:
     """The same key gives the same job, whatever became of it; with another request it is a conflict."""
     async with opened(harness) as bench:
+        assert not await bench.store.has_key(PROJECT, "e", "k")
         await bench.submit("a", idempotency_key="k", fingerprint="f")
+        assert await bench.store.has_key(PROJECT, "e", "k")
+        assert not await bench.store.has_key(PROJECT, "e2", "k")
+        assert not await bench.store.has_key("other", "e", "k")
         again, new = await bench.store.submit(bench.new("b", idempotency_key="k", fingerprint="f"), bench.now)
         assert (again.id, new) == ("a", False), "the key gave a second job"
         await bench.finish(await bench.lease_one())

@@ -75,6 +75,10 @@ class PostgresStore:
         row = await self._row("get", job_id, project)
         return None if row is None else job_of_row(row)
 
+    async def has_key(self, project: str, endpoint: str, idempotency_key: str) -> bool:
+        """See `JobStore.has_key`."""
+        return bool(await self._value("has_key", project, endpoint, idempotency_key))
+
     async def list(
         self,
         project: str,

@@ -63,6 +63,11 @@ class SqliteStore:
         row = await self._read(lambda db: db.execute(Q["job_get"], args).fetchone())
         return None if row is None else job_of(row)
 
+    async def has_key(self, project: str, endpoint: str, idempotency_key: str) -> bool:
+        """See `JobStore.has_key`."""
+        args = {"project": project, "endpoint": endpoint, "idempotency_key": idempotency_key}
+        return await self._read(lambda db: db.execute(Q["job_has_key"], args).fetchone()) is not None
+
     async def list(
         self,
         project: str,

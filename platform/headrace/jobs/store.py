@@ -47,6 +47,10 @@ class JobStore(Protocol):
         """One job."""
         ...
 
+    async def has_key(self, project: str, endpoint: str, idempotency_key: str) -> bool:
+        """Whether a job with the key is kept."""
+        ...
+
     async def list(
         self,
         project: str,

@@ -24,6 +24,12 @@ SOURCE = """
         await asyncio.sleep(seconds)
         return seconds
 
+    @headrace.endpoint(name="narrow", concurrency=1, scaling=headrace.Scaling(max=1),
+                       queue=headrace.Queue(max_requests=3))
+    async def narrow(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
     @headrace.endpoint(name="once", concurrency=2, idempotent=False, scaling=headrace.Scaling(max=1))
     async def once(seconds: float, file: str, name: str) -> str:
         with open(file, "a") as f:
@@ -148,6 +154,35 @@ async def test_jobs_have_their_share_of_an_endpoint_that_is_full_of_sync_calls(p
     finally:
         stop.set()
         await asyncio.gather(*clients)
+
+
+async def test_calls_with_a_key_are_within_the_bounds_of_the_queue(platform: Platform) -> None:
+    await deploy(platform)
+    await platform.call("narrow", {"seconds": 0})
+
+    async def call(key: str, seconds: float) -> tuple[int, Any]:
+        header = {"Idempotency-Key": key}
+        status, headers, _ = await platform.request(
+            "POST", "/e/narrow", json={"seconds": seconds}, headers=header
+        )
+        return status, headers
+
+    first = asyncio.create_task(call("first", 2.0))
+    state = platform.cluster.gateway.dispatcher.state("default/narrow")
+    assert state is not None
+    await until(lambda: state.in_flight == 1)
+    others = [asyncio.create_task(call(f"other-{n}", 0)) for n in range(12)]
+    done, waiting = await asyncio.wait(others, timeout=1.0)
+    assert len(waiting) == 3, [task.result() for task in done]
+    for task in done:
+        status, headers = task.result()
+        assert (status, int(headers["Retry-After"]) >= 1) == (429, True)
+    # Whoever has been let in may come back, however full it is.
+    again = asyncio.create_task(call("first", 2.0))
+    for task in (first, again, *waiting):
+        assert (await task)[0] == 200
+    stored, _ = await platform.cluster.gateway.jobs.service.store.list("default", endpoint="sync:narrow")
+    assert len(stored) == 4, "a refused call was stored"
 
 
 def names(file: Path) -> list[str]:

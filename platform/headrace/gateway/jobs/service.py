@@ -116,6 +116,11 @@ class JobService:
         names = None if endpoint is None else (endpoint, SYNC_PREFIX + endpoint)
         return await self.store.list(project, endpoint=names, states=states, limit=limit, cursor=cursor)
 
+    async def has_key(self, new: NewJob) -> bool:
+        """Whether a job with its idempotency key is kept already."""
+        key = new.idempotency_key
+        return key is not None and await self.store.has_key(new.project, new.endpoint, key)
+
     async def attempts(self, job_id: str) -> Sequence[Attempt]:
         """All attempts, oldest first."""
         return await self.store.attempts(job_id)

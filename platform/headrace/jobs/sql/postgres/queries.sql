@@ -42,6 +42,10 @@ SELECT *, true AS by_key FROM headrace.jobs WHERE project = $2 AND endpoint = $3
 UNION ALL
 SELECT *, false FROM headrace.jobs WHERE id = $1;
 
+-- name: has_key
+-- Whether there is a job that has an idempotency key.
+SELECT EXISTS (SELECT FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND idempotency_key = $3);
+
 -- name: wait_for
 -- Somebody waits for a job that is there already, unless it has ended.
 INSERT INTO headrace.waiters (id, job, owner)

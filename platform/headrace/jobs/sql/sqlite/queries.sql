@@ -38,6 +38,10 @@ FROM job_rows
 WHERE seq = (SELECT seq FROM jobs
              WHERE project = :project AND endpoint = :endpoint AND idempotency_key = :idempotency_key);
 
+-- name: job_has_key
+-- Whether there is a job that has an idempotency key.
+SELECT 1 FROM jobs WHERE project = :project AND endpoint = :endpoint AND idempotency_key = :idempotency_key;
+
 -- name: jobs_get_seqs
 -- Jobs by a JSON list of their seq, with their bodies; for a lease that was just taken.
 SELECT seq, id, project, endpoint, state, rank, fingerprint, spec, created_at, deadline_at, sent_at, finished_at,
