@@ -166,8 +166,7 @@ def _job(item: Row) -> str:
     if item.get("waiting"):
         waiting = item["waiting"]
         lines.append(f"  waits for {waiting['for']} since {waiting['seconds']:.1f} s: {waiting['reason']}")
-    for name, value in (item.get("receipt") or {}).items():
-        lines.append(f"  {name}: {value}")
+    lines += _receipt(item.get("receipt") or {})
     for attempt in item["attempts"]:
         words = f"  attempt {attempt['number']}: {attempt['outcome']} on {attempt['instance'] or '-'}"
         lines.append(f"{words} {attempt['detail']}".rstrip())
@@ -178,6 +177,21 @@ def _job(item: Row) -> str:
     if item.get("output") is not None:
         lines.append(f"  output: {json.dumps(item['output'], ensure_ascii=False)[:2000]}")
     return "\n".join(lines)
+
+
+def _receipt(receipt: Row) -> list[str]:
+    """Where the time went; what else is in there (headers of a stored answer) is not for people."""
+    lines = []
+    for name, value in receipt.items():
+        if name.endswith("_ms"):
+            lines.append(f"  {name.removesuffix('_ms')} {duration(value / 1e3)}")
+        elif name == "attempts":
+            lines += [
+                f"  on {one['instance']} {duration(one['ran_ms'] / 1e3)}: {one['outcome']}" for one in value
+            ]
+        elif isinstance(value, str | int) and not isinstance(value, bool):
+            lines.append(f"  {name} {value}")
+    return lines
 
 
 def _times(item: Row) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import pytest
-from headrace.cli import doctor, receipt
+from headrace.cli import doctor, jobs, receipt
 from headrace.cli.call import joined, read_input
 from headrace.cli.dev import words
 from headrace.cli.endpoints import describe, report
@@ -280,3 +280,22 @@ def test_a_check_that_breaks_does_not_end_the_others(
     document = json.loads(capsys.readouterr().out)
     assert [f["level"] for f in document["findings"]] == ["note", "ok"]
     assert (code, document["problems"]) == (0, 0)
+
+
+def test_a_receipt_reads_as_steps() -> None:
+    receipt = {
+        "queued_ms": 12.5,
+        "tier": "warm",
+        "handler_ms": 1500.0,
+        "attempts": [{"instance": "i1", "ran_ms": 2.0, "outcome": "lost"}],
+        "status": 200,
+        "streamed": False,
+        "headers": [["Content-Type", "text/plain"]],
+    }
+    assert jobs._receipt(receipt) == [
+        "  queued 12.5 ms",
+        "  tier warm",
+        "  handler 1.50 s",
+        "  on i1 2.0 ms: lost",
+        "  status 200",
+    ]
