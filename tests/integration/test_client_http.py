@@ -18,6 +18,7 @@ from headrace.errors import (
     DeadlineExceeded,
     EndpointFailed,
     EndpointNotFound,
+    GatewayStopping,
     HandlerFailed,
     InstanceDied,
     NotRunning,
@@ -337,7 +338,7 @@ def test_a_platform_that_does_not_come_back_is_not_waited_for(monkeypatch: pytes
         c.wait_deployment(dict(RUNNING), timeout=3600.0)
 
 
-@pytest.mark.parametrize("kind", [QueueFull, ControlAway])
+@pytest.mark.parametrize("kind", [QueueFull, ControlAway, GatewayStopping])
 def test_not_now_is_asked_again_after_retry_after(serve: Serve, kind: type[RequestError]) -> None:
     left = [2]
 
@@ -349,6 +350,46 @@ def test_not_now_is_asked_again_after_retry_after(serve: Serve, kind: type[Reque
     with client(server) as c:
         assert c.call("x") == "done"
     assert len({r.headers["idempotency-key"] for r in server.requests}) == 1
+
+
+def test_what_may_have_run_is_not_sent_again_when_a_gateway_stops(serve: Serve) -> None:
+    server = serve(lambda _: problem(GatewayStopping("stops"), "Retry-After: 0\r\n"))
+    with client(server) as c, pytest.raises(GatewayStopping):
+        c.call("x", idempotent=False)
+    assert len(server.requests) == 1
+
+
+def pieces_of_a_job(*pieces: bytes) -> bytes:
+    """A stream that breaks off."""
+    data = chunked("application/x-ndjson", *pieces, end=False)
+    return data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+
+
+def test_the_stream_of_a_job_goes_on_at_another_gateway(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.sdk.job.BROKEN_PAUSE_S", 0.0)
+    stops = json.dumps({"error": GatewayStopping("stops").to_problem()}).encode() + b"\n"
+    end = b'{"end":{"state":"succeeded","error":null}}\n'
+    streams = [
+        pieces_of_a_job(b'{"attempt":1,"seq":0,"item":"a"}\n', stops),
+        pieces_of_a_job(b'{"attempt":1,"seq":1,"item":"b"}\n'),
+        chunked("application/x-ndjson", b'{"attempt":1,"seq":2,"item":"c"}\n', end),
+    ]
+    job = reply({"id": "j", "state": "running"})
+    server = serve(lambda r: streams.pop(0) if "/stream" in r.path else job)
+    with client(server) as c:
+        assert list(c.job("j").stream()) == ["a", "b", "c"]
+    asked = [r.path.partition("after=")[2] for r in server.requests if "/stream" in r.path]
+    assert asked == ["", "1.0", "1.1"]
+
+
+def test_a_stream_that_always_breaks_off_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.sdk.job.BROKEN_PAUSE_S", 0.0)
+    job = reply({"id": "j", "state": "running"})
+    server = serve(lambda r: pieces_of_a_job() if "/stream" in r.path else job)
+    with client(server) as c, pytest.raises(InstanceDied):
+        list(c.job("j").stream())
 
 
 def test_a_wait_beyond_the_deadline_is_not_begun(serve: Serve) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from headrace.errors import DeadlineExceeded, RequestError, from_problem
+from headrace.errors import DeadlineExceeded, GatewayStopping, InstanceDied, RequestError, from_problem
 
 if TYPE_CHECKING:
     from headrace.sdk.client import Client
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LONGEST_WAIT_S = 30.0
 """One long poll."""
 POLL_MARGIN_S = 10.0
+STREAM_TRIES = 5
+"""A stream that breaks off is asked for again so often, without an item in between."""
+BROKEN_PAUSE_S = 0.2
 FINAL = ("succeeded", "failed", "cancelled", "timed_out")
 JSON = "application/json"
 
@@ -82,16 +85,31 @@ class Job:
         raise RequestError(f"job {self.id} failed: {self.document.get('reason') or 'no reason is known'}.")
 
     def stream(self) -> Iterator[Any]:
-        """The items of a generator's job as they come. After a new attempt they come again from the first."""
-        reply = self._ask("GET", "/stream?format=ndjson", timeout=self._client.timeout)
-        for line in reply.lines():
-            found = msgspec.json.decode(line)
-            if "attempt" not in found and isinstance(problem := found.get("error"), dict):
-                raise from_problem(int(problem.get("status", 500)), problem)
-            if "end" in found:
-                self.document |= {"state": found["end"]["state"], "error": found["end"]["error"]}
+        """The items of a generator's job as they come. After a new attempt they come again from the first.
+
+        When the gateway that gives them stops or dies, another one goes on behind the last item.
+        """
+        after, broken = "", 0
+        while True:
+            reply = self._ask("GET", f"/stream?format=ndjson{after}", timeout=self._client.timeout)
+            try:
+                for line in reply.lines():
+                    found = msgspec.json.decode(line)
+                    if "end" in found:
+                        self.document |= {"state": found["end"]["state"], "error": found["end"]["error"]}
+                        return
+                    if "item" not in found:
+                        problem = found.get("error") or {}
+                        raise from_problem(int(problem.get("status", 500)), problem)
+                    after, broken = f"&after={found['attempt']}.{found['seq']}", 0
+                    yield found["item"]
+            except (GatewayStopping, InstanceDied):
+                broken += 1
+                if broken > STREAM_TRIES:
+                    raise
+                time.sleep(BROKEN_PAUSE_S * broken)
+            else:
                 return
-            yield found["item"]
 
     def cancel(self) -> bool:
         """Stop it, wherever it is; False when it has ended already."""
