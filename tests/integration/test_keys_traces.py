@@ -69,6 +69,10 @@ SOURCE = """
                 mark.write("died")
             os.kill(os.getpid(), 9)
         return headrace.traceparent()
+
+    @headrace.endpoint(name="failing")
+    def failing() -> str:
+        raise ValueError("never")
 """
 
 
@@ -271,8 +275,10 @@ async def test_a_job_and_its_webhook_stay_in_the_trace(traced: Platform, collect
             assert told[-1].startswith(f"00-{trace}-")
     finally:
         await runner.cleanup()
-    spans = await whole(collector, trace, {"POST /api/v1", "POST /v2", "job traced", "attempt"})
-    submits = {spans["POST /api/v1"].span_id, spans["POST /v2"].span_id}
+    spans = await whole(
+        collector, trace, {"POST /api/v1/jobs", "POST /v2/traced/run", "job traced", "attempt"}
+    )
+    submits = {spans["POST /api/v1/jobs"].span_id, spans["POST /v2/traced/run"].span_id}
     assert all(span.parent_span_id.hex() == PARENT for span in collector.of(trace) if span.span_id in submits)
     await until(lambda: len([s for s in collector.of(trace) if s.name == "job traced"]) == 2)
     jobs = [s for s in collector.of(trace) if s.name == "job traced"]
@@ -284,8 +290,34 @@ async def test_a_sync_call_with_a_key_stays_in_the_trace(traced: Platform, colle
     trace = "9" * 32
     value = await traced.call("traced", {}, headers={**header(trace), "Idempotency-Key": "t"})
     assert value.startswith(f"00-{trace}-")
-    spans = await whole(collector, trace, {"attempt", "POST /e"})
+    spans = await whole(collector, trace, {"attempt", "POST /e/traced"})
     assert spans["attempt"].span_id.hex() == value.split("-")[2]
+    about = attributes(spans["POST /e/traced"])
+    assert (about["http.response.status_code"], about["http.route"]) == (200, "/e/traced")
+
+
+async def test_a_stored_call_that_fails_is_an_error_and_a_job_tells_its_wait(
+    traced: Platform, collector: Collector
+) -> None:
+    trace = "8" * 32
+    status, _, _ = await traced.request(
+        "POST", "/e/failing", headers={**header(trace), "Idempotency-Key": "f"}
+    )
+    assert status == 500
+    root = (await whole(collector, trace, {"POST /e/failing"}))["POST /e/failing"]
+    assert (root.status.code, attributes(root)["http.response.status_code"]) == (2, 500)
+    trace = "7" * 32
+    await traced.to_zero("traced")
+    body = {"endpoint": "traced", "input": {}}
+    status, _, _ = await traced.request("POST", "/api/v1/jobs", json=body, headers=header(trace))
+    assert status == 202
+    spans = await whole(collector, trace, {"POST /api/v1/jobs", "job traced", "queue", "attempt"})
+    wait, whole_job = spans["queue"], spans["job traced"]
+    assert wait.parent_span_id == whole_job.span_id
+    assert attributes(wait)["headrace.tier"]
+    assert whole_job.start_time_unix_nano <= wait.start_time_unix_nano < wait.end_time_unix_nano
+    assert wait.end_time_unix_nano <= spans["attempt"].start_time_unix_nano + 50_000_000
+    assert attributes(spans["POST /api/v1/jobs"])["http.response.status_code"] == 202
 
 
 async def test_a_collector_that_fails_slows_nobody(traced: Platform, collector: Collector) -> None:

@@ -45,16 +45,32 @@ class Spans:
         if task is None:
             return
         start = time.time_ns()
-        task.add_done_callback(lambda _: self._answered(request, start))
+        exchange = request.exchange
 
-    def _answered(self, request: Request, start: int) -> None:
+        def answered(_: asyncio.Task[None]) -> None:
+            # One that went on as a call tells its own story.
+            if request.exchange is None or request.exchange is exchange:
+                self._answered(request, start, getattr(exchange, "status", 0))
+
+        task.add_done_callback(answered)
+
+    def _answered(self, request: Request, start: int, status: int) -> None:
         root = _root(self._tracing, request)
         method = request.head.method.decode("latin-1")
         path = request.head.target.partition(b"?")[0].decode("latin-1")
-        area = "/".join(path.split("/", 3)[: 3 if path.startswith("/api/") else 2])
-        about = {"http.request.method": method, "url.path": path[:200], "headrace.request_id": request.id}
+        # Without ids: `/e/NAME`, `/v2/NAME/status`, `/api/v1/jobs`, `/v1/embeddings`.
+        area = "/".join(path.split("/")[: 3 if path.startswith("/e/") else 4])[:100]
+        about: dict[str, str | int | float | bool] = {
+            "http.request.method": method,
+            "http.route": area,
+            "url.path": path[:200],
+            "headrace.request_id": request.id,
+        }
+        if status:
+            about["http.response.status_code"] = status
+        error = f"answered {status}" if status >= 500 else ""
         parent = parse(request.head.traceparent)
-        self._record(root, parent, f"{method} {area}", "server", start, time.time_ns(), about)
+        self._record(root, parent, f"{method} {area}", "server", start, time.time_ns(), about, error)
 
     def finished(self, call: Call) -> None:
         """The call has come to its end: count it, and tell its story."""

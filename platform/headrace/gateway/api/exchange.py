@@ -24,6 +24,8 @@ class TaskExchange:
     def __init__(self, request: Request, work: Callable[[TaskExchange], Awaitable[bytes | None]]) -> None:
         self.request = request
         self.begun = False
+        self.status = 0
+        """Of the answer; 0: there is none yet."""
         self._media = b""
         self._writable = asyncio.Event()
         self._writable.set()
@@ -57,7 +59,7 @@ class TaskExchange:
     def begin(self, content_type: bytes) -> None:
         """Send the head of a streamed answer."""
         request = self.request
-        self.begun = True
+        self.begun, self.status = True, 200
         self._media = content_type
         chunked = b"" if request.head.http10 else b"Transfer-Encoding: chunked\r\n"
         close = b"Connection: close\r\n" if request.client.closes(request) else b""
@@ -99,10 +101,11 @@ class TaskExchange:
             self._fail(RequestError(f"{type(error).__name__} in the gateway: its log has more."))
         else:
             if data is not None:
+                self.status = int(data[9:12])
                 request.client.reply(request, data)
 
     def _fail(self, error: RequestError) -> None:
-        request = self.request
+        request, self.status = self.request, int(error.extra.get("http_status", error.status))
         if not self.begun:
             request.client.fail(request, error)
             return

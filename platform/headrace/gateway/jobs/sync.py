@@ -187,10 +187,11 @@ class SyncCalls:
         if job.output is not None:
             body = await self._service.body(job.output)
             client = request.client
+            exchange.status = int(receipt.get("status", 200))
             client.reply(
                 request,
                 response(
-                    int(receipt.get("status", 200)),
+                    exchange.status,
                     body,
                     job.output.content_type,
                     request_id=job.id,
@@ -220,6 +221,8 @@ class SyncExchange:
         self._calls = calls
         self.request = request
         self.came = time.monotonic()
+        self.status = 0
+        """Of the answer; 0: there is none yet."""
         self.task: asyncio.Task[None] | None = None
         self.job: tuple[str, str] | None = None
         self.streamed = False
@@ -276,6 +279,7 @@ class SyncExchange:
     def refuse(self, error: RequestError, extra: bytes = b"") -> None:
         """Answer with a problem, unless a stream has begun."""
         if not self.gone and not self.streamed:
+            self.status = int(error.extra.get("http_status", error.status))
             self.request.client.fail(self.request, error, extra)
 
 
@@ -353,7 +357,7 @@ class SyncClient(JobClient):
         self._passing = True
         self.read_head(head)
         self.outcome.whole = False
-        exchange.streamed, exchange.sink = True, self
+        exchange.streamed, exchange.sink, exchange.status = True, self, self.outcome.status
         live = exchange.request
         head += b"\r\n" if live.head.http10 else b"\r\nTransfer-Encoding: chunked\r\n"
         if live.client.closes(live):
