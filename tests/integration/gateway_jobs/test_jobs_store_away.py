@@ -41,7 +41,7 @@ HOLDING = """
 """
 
 
-LARGE = """
+LARGE_OUTPUT = """
     @headrace.endpoint(name="large", idempotent=False)
     def large() -> str:
         return "x" * 1_500_000
@@ -253,7 +253,7 @@ async def test_a_large_result_outlasts_an_outage_of_its_store_and_its_job_runs_o
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.2)
     monkeypatch.setattr(results, "KEEP_RESULT_S", 0.5)
     async with running_platform(make_settings(work / "output"), work) as platform:
-        await platform.deploy(LARGE)
+        await platform.deploy(LARGE_OUTPUT)
         blobs, aside = work / "output" / "blobs-jobs", work / "aside-too"
         store = platform.cluster.gateway.jobs.service.store
         blobs.rename(aside)
