@@ -105,6 +105,25 @@ async def test_jobs_by_state(platform: Platform) -> None:
         )
 
     assert await until(counted) == 1
+    state = platform.cluster.gateway.dispatcher.state("default/counted")
+    assert state is not None
+    # A gateway that has seen none of an endpoint's jobs names it, too.
+    found = await scrape(platform)
+    assert {s.labels["endpoint"] for s in found.samples if s.name == "headrace_jobs"} >= {"counted", "hidden"}
+    await platform.deploy("""
+        import asyncio
+
+        @headrace.endpoint(name="napper")
+        async def napper() -> int:
+            await asyncio.sleep(30)
+            return 1
+    """)
+    job = await platform.api("POST", "/jobs", {"endpoint": "napper", "input": {}})
+    for _ in range(2):
+        done = await platform.api("POST", f"/jobs/{job['id']}/cancel")
+        assert done["state"] == "cancelled"
+    found = await scrape(platform)
+    assert found.sum("headrace_job_duration_seconds_count", endpoint="napper", state="cancelled") == 1
 
 
 async def test_other_formats_and_methods(platform: Platform) -> None:

@@ -133,8 +133,8 @@ class MetricsApi:
         found: dict[tuple[str, str, str], int] = {}
         with contextlib.suppress(RequestError, TimeoutError):
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                known = [found for found in self._jobs.endpoints() if may_call(record, found[1])]
-                for project, endpoint in known[:MAX_STORED]:
+                known = self._jobs.endpoints(MAX_STORED)
+                for project, endpoint in [one for one in known if may_call(record, one[1])]:
                     counts = await self._jobs.service.counts(project, endpoint)
                     for state in JOB_MOVES:
                         found[project, endpoint, state] = getattr(counts, state)

@@ -151,11 +151,14 @@ class JobService:
     async def cancel(self, project: str, job_id: str) -> Job | None:
         """Cancelled at once, with the attempt that runs here; final jobs stay what they are."""
         store, runner = self._open()
-        job = await store.cancel(project, job_id, time.time())
+        now = time.time()
+        job = await store.cancel(project, job_id, now)
         if job is not None and job.state == "cancelled":
             runner.abort(job_id)
             self._hub.ring(job_id)
-            self._tell_webhooks(job)
+            if job.finished_at == now:
+                # It is this call that ended it.
+                self._ended(job, job.state)
         return job
 
     async def abandon(self, waiter: str, *, free_key: bool) -> None:
@@ -327,9 +330,12 @@ class JobService:
         return store, self._runner
 
     def _finished(self, job: Job, result: Result) -> None:
+        self._ended(job, result.state)
+
+    def _ended(self, job: Job, how: JobState) -> None:
         state = self._dispatcher.state(f"{job.project}/{job.endpoint}")
         if state is not None and job.api != "sync":
-            state.meter.job(result.state, max(0.0, time.time() - job.created_at))
+            state.meter.job(how, max(0.0, time.time() - job.created_at))
         self._tell_webhooks(job)
 
     def _tell_webhooks(self, job: Job) -> None:

@@ -91,10 +91,13 @@ class JobSystem:
         """Tries to deliver webhooks, by outcome."""
         return self.service.webhooks.counts if self.service.webhooks is not None else {}
 
-    def endpoints(self) -> list[tuple[str, str]]:
-        """(project, name) of endpoints with jobs that this gateway has seen."""
-        states = self._dispatcher.states()
-        found = [state.key for state in states if state.meter.jobs or state.stored or state.held]
+    def endpoints(self, most: int) -> list[tuple[str, str]]:
+        """(project, name) of endpoints that may have jobs: all (every gateway names the same ones), unless
+        there are more than ``most``; then those with jobs that this gateway has seen."""
+        found = sorted(self._table.endpoints)
+        if len(found) > most:
+            states = self._dispatcher.states()
+            found = [state.key for state in states if state.meter.jobs or state.stored or state.held][:most]
         return [(project, name) for project, _, name in (key.partition("/") for key in found)]
 
     async def _open(self) -> None:
