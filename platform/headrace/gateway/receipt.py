@@ -13,24 +13,6 @@ MAX_KEPT = 20
 """The latest attempts that are kept with a job."""
 
 
-def receipt(call: Call) -> dict[str, Any]:
-    """The way of a request so far. Durations in ms; attempts count from when the request came."""
-    now = time.monotonic()
-    found: dict[str, Any] = {
-        "request_id": call.request.id,
-        "phase": call.phase,
-        "priority": call.priority,
-        "age_ms": _ms((call.ended or now) - call.started),
-        "queued_ms": _ms(call.queued_s(now)),
-        "attempts": [_attempt(call, attempt, now) for attempt in call.attempts],
-    }
-    if start := _start(call):
-        found["start"] = start
-    if call.phase == "queued":
-        found["waiting"] = why_waiting(call)
-    return found
-
-
 def steps(call: Call) -> dict[str, Any]:
     """What is kept of the way of a job's attempt: its wait, the start of the instance that it waited for, and
     where several had it, each of these with the time that it ran there."""

@@ -10,7 +10,8 @@ import headrace.gateway.verdict as verdict_module
 import pytest
 from headrace import wire
 from headrace.gateway.call import Call
-from headrace.gateway.receipt import receipt, why_waiting
+from headrace.gateway.receipt import why_waiting
+from headrace.gateway.recent import brief, document
 from headrace.gateway.request import Request
 
 
@@ -654,28 +655,32 @@ async def test_a_call_without_a_connection_tells_when_it_is_done_and_how_it_went
     call, ended = make_call(rig, priority="high", key="jobs")
     rig.gateway.dispatcher.submit(call)
     assert call.phase == "queued"
-    waiting = receipt(call)
-    assert waiting["attempts"] == []
-    assert waiting["waiting"].startswith("waking its endpoint: no instance came (host h1 is full); for 0.")
+    waiting = document(brief(call), "gw", call)
+    assert (waiting["state"], waiting["attempts"]) == ("queued", [])
+    assert waiting["waiting"]["for"] == "instance"
+    assert waiting["waiting"]["reason"].startswith(
+        "waking its endpoint: no instance came (host h1 is full); for 0."
+    )
     assert why_waiting(call).endswith(" s")
     broken = await rig.instance(dying)
     await rig.until(lambda: rig.control.of(wire.InstanceTrouble))
     good = await rig.instance(gate)
     await rig.until(lambda: gate.started)
     assert call.phase == "sent"
-    assert receipt(call)["attempts"][-1]["outcome"] == "running"
+    assert document(brief(call), "gw", call)["attempts"][-1]["outcome"] == "running"
     gate.open.set()
     await rig.until(lambda: ended)
     assert ended == [call]
     assert (call.phase, call.error, call.instance.route.id) == ("answered", None, good.id)
-    found = receipt(call)
+    found = document(brief(call), "gw")
+    assert (found["state"], found["priority"], found["lost"]) == ("succeeded", "high", 1)
     assert [(a["number"], a["instance"], a["outcome"]) for a in found["attempts"]] == [
         (1, broken.id, "lost"),
         (2, good.id, "answered"),
     ]
-    assert found["queued_ms"] > 0
-    assert found["start"]["tier"] == "forked"
-    assert found["age_ms"] >= found["queued_ms"]
+    receipt = found["receipt"]
+    assert receipt["tier"] == "forked"
+    assert receipt["total_ms"] >= receipt["queued_ms"] > 0
     assert all(a.ended >= a.sent_at > 0 for a in call.attempts)
     assert call.request.client.given[0][0] == "reply"
     await rig.quiet()
