@@ -26,7 +26,8 @@ GIVE_BACK_S = 10.0
 """A job that got no slot here for so long goes back to the store: for other gateways, and for what has come
 before it in the order of the store meanwhile."""
 MARK_FIRST_S = 1.0
-"""A lease this old is looked at again before its job is sent: it may have been cancelled, or purged."""
+"""A lease this old is looked at again before its job is sent: it may have been cancelled, or purged. Not that
+of a sync call: its client is here, and a write would keep its slot waiting."""
 MAX_UNSTORED = 512
 """Results whose storing is under way, per lane; with more, nothing new is leased."""
 _NOT_BEGUN = ("refused", "not-accepted")
@@ -40,8 +41,6 @@ class Run:
     lane: Lane
     client: JobClient | None = None
     call: Call | None = None
-    began: float = 0.0
-    """Monotonic time at which it went to the dispatcher; 0: not yet."""
     noted: str = ""
     """The instance that the store knows of."""
     settling: bool = False
@@ -85,7 +84,10 @@ class Run:
     def marks_first(self) -> bool:
         """Whether the store must know of it before an instance gets it: what may run only once, and what
         may not be ours any more."""
-        return not self.marked and (not self.idempotent or time.monotonic() - self.leased_at > MARK_FIRST_S)
+        if self.marked:
+            return False
+        old = not self.lane.sync and time.monotonic() - self.leased_at > MARK_FIRST_S
+        return old or not self.idempotent
 
     @property
     def instance(self) -> str:

@@ -324,7 +324,7 @@ class Runner:
             client = self.client_for(run, done)
         else:
             client = JobClient(done, None if run.lane.sync else lambda items: self._items(run, items))
-        run.client, run.began, run.idempotent = client, time.monotonic(), state.route.idempotent
+        run.client, run.idempotent = client, state.route.idempotent
         run.lane.sent.add(run)
         job = run.lease.job
         if job.attempts - job.unsent > 1:
@@ -370,8 +370,8 @@ class Runner:
         lane.sent.discard(run)
         if run.void or run.settling:
             return
-        if run.began and outcome.status:
-            lane.took(time.monotonic() - run.began)
+        if run.sent_at and outcome.status:
+            lane.took(max(0.0, time.time() - run.sent_at))
         run.settling = True
         lane.settling += 1
         outcome.instance = run.instance
