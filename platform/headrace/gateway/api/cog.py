@@ -20,6 +20,7 @@ from headrace import wire
 from headrace.errors import EndpointNotFound, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import TaskExchange, json_response
 from headrace.gateway.api.given import (
+    check_head,
     check_input,
     deadline_of,
     decode,
@@ -105,7 +106,7 @@ class CogApi:
         request.target = Route(record, name, prediction, cancel, state.route.timeout_s, largest)
         if method == b"GET" or cancel:
             return 1 << 16
-        deadline_of(request.head), wanted_priority(request.head), key_of(request.head)
+        check_head(request.head)
         return min(MAX_BODY, largest + BESIDE_BYTES)
 
     def start(self, request: Request) -> None:

@@ -45,6 +45,13 @@ def checked_key(key: str | None) -> str | None:
     return key
 
 
+def check_head(head: Head) -> None:
+    """Refuse nonsense before the body is read. Raises `BadRequest`."""
+    key_of(head)
+    deadline_of(head)
+    wanted_priority(head)
+
+
 def deadline_of(head: Head) -> float | None:
     """``X-Headrace-Timeout``, in seconds; None: not given. Raises `BadRequest`."""
     return timeout_of(head.timeout, float("inf")) if head.timeout else None

@@ -19,6 +19,7 @@ from headrace import wire
 from headrace.errors import BodyTooLarge, Conflict, EndpointNotFound, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import TaskExchange, json_response
 from headrace.gateway.api.given import (
+    check_head,
     check_input,
     deadline_of,
     decode,
@@ -116,7 +117,7 @@ class RunpodApi:
         request.target = Route(record, name, action, job_id, wait_s, largest, longest)
         if action not in ("run", "runsync"):
             return 1 << 16
-        deadline_of(request.head), wanted_priority(request.head), key_of(request.head)
+        check_head(request.head)
         return min(RUN_BYTES if action == "run" else RUNSYNC_BYTES, largest + BESIDE_BYTES)
 
     def start(self, request: Request) -> None:
