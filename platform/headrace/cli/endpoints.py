@@ -32,6 +32,8 @@ def deploy_command(session: Session, file: Path, no_verify: bool) -> int:
 
 
 def _progress(what: str, deployment: Mapping[str, Any]) -> str:
+    if deployment.get("away"):
+        return f"deploying {what}: {deployment['away']}"
     parts = deployment.get("endpoints") or ()
     states = ", ".join(f"{str(part['endpoint']).rpartition('/')[2]} {part.get('state')}" for part in parts)
     return f"deploying {what}: {states}" if states else f"deploying {what}"

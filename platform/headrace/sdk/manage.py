@@ -23,6 +23,8 @@ Doc = dict[str, Any]
 POLL_S = 10.0
 AWAY_S = 90.0
 """A platform that is away for longer than a restart takes is not waited for."""
+AWAY_TOLD_S = 10.0
+"""While it is away, so often is said that it is waited for."""
 AWAY_POLL_S = 0.2
 """A long poll asks the platform to wait this long."""
 UPLOAD_TIMEOUT_S = 120.0
@@ -57,9 +59,10 @@ class Management:
         """Bundle, send and start the endpoints of a file; wait until they are ready or have failed.
 
         The file is imported in a fresh process. ``verify``: start an instance of each before it takes
-        requests. ``on_progress`` gets the deployment's document whenever it changes. Raises ``BundleError``
-        and ``SpecError`` before anything is sent; ``EndpointFailed`` with the reason and, in
-        ``extra["deployment"]``, everything known, unless ``check`` is False; ``DeadlineExceeded``.
+        requests. ``on_progress`` gets the deployment's document whenever it changes, and with ``away`` (a
+        text) while no answer comes. Raises ``BundleError`` and ``SpecError`` before anything is sent;
+        ``EndpointFailed`` with the reason and, in ``extra["deployment"]``, everything known, unless
+        ``check`` is False; ``DeadlineExceeded``.
         """
         from headrace.sdk.inspect import Inspection, inspect_fresh  # noqa: PLC0415 - only to deploy
 
@@ -109,9 +112,9 @@ class Management:
         """Follow a deployment (of `deploy` or `rollback`) until it ends; see `deploy`."""
         until = time.monotonic() + timeout
         shown: Doc | None = None
-        away = 0.0
+        away = told = 0.0
         while True:
-            if on_progress is not None and deployment != shown:
+            if on_progress is not None and not away and deployment != shown:
                 on_progress(deployment)
                 shown = deployment
             if deployment["state"] != "running":
@@ -135,9 +138,15 @@ class Management:
                 away = away or time.monotonic()
                 if time.monotonic() >= min(until, away + AWAY_S):
                     raise
+                if on_progress is not None and time.monotonic() >= told:
+                    told = time.monotonic() + AWAY_TOLD_S
+                    wait = away + AWAY_S - time.monotonic()
+                    words = f"the platform does not answer; waiting for it, {wait:.0f} s at most"
+                    on_progress({**deployment, "away": words})
+                    shown = None
                 time.sleep(AWAY_POLL_S)
             else:
-                away = 0.0
+                away = told = 0.0
         if check and deployment["state"] == "failed":
             raise _failure(deployment)
         return deployment

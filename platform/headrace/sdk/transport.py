@@ -200,12 +200,15 @@ class Transport:
         started = time.monotonic()
         until = started + timeout
         attempt = died = 0
+        refused: Reply | None = None
         while True:
             attempt += 1
             error: Exception
             try:
                 merged = {**self._headers, **(headers or {})}
                 reply = self._once(method, path, body, merged, until, cancel, reuse=repeatable)
+            except DeadlineExceeded:
+                raise _late(method, refused) from None
             except _NotConnected as broken:
                 budget = self._retry_for if self._known else min(self._retry_for, FIRST_CONTACT_S)
                 error, give_up = broken, time.monotonic() - started >= budget
@@ -220,6 +223,7 @@ class Transport:
                     or time.monotonic() + wait >= until
                 ):
                     return reply
+                refused = reply
                 reply.close()
                 _sleep(wait, cancel)
                 continue
@@ -228,7 +232,7 @@ class Transport:
             if give_up or self._tried(attempt, started, MAX_ATTEMPTS * 3) or died >= MAX_ATTEMPTS:
                 raise self._final(error) from error.__cause__
             if time.monotonic() + wait >= until:
-                raise _late() from error
+                raise _late(method, refused) from error
             _sleep(wait, cancel)
 
     def _tried(self, attempt: int, started: float, bound: int) -> bool:
@@ -370,5 +374,14 @@ def _seconds(value: str | None) -> float | None:
     return seconds if seconds is None or 0 <= seconds < 3600 else None
 
 
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("no answer within the client's timeout.", hint="Give a longer timeout.")
+def _late(method: str = "", refused: Reply | None = None) -> RequestError:
+    """The time is up. What was answered before, if anything, says why; to a question it is the answer."""
+    before = ""
+    if refused is not None:
+        try:
+            refused.raise_for_problem()
+        except RequestError as error:
+            if method in ("GET", "HEAD"):
+                return error
+            before = f"; the last was: {error.message.rstrip('.')}"
+    return DeadlineExceeded(f"no answer within the client's timeout{before}.", hint="Give a longer timeout.")

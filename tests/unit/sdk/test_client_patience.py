@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from headrace.errors import ControlAway
-from headrace.sdk import transport
+from headrace.errors import ControlAway, DeadlineExceeded
+from headrace.sdk import manage, transport
 from headrace.sdk.client import Client
 
 
@@ -18,16 +18,27 @@ class Restarting(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     left = 0
     asked = 0
+    hung = threading.Event()
+    hangs_after = 10**9
+    """From this request on there is no answer at all."""
+    value = b"1"
+
+    def do_GET(self) -> None:
+        self.do_POST()
 
     def do_POST(self) -> None:
         type(self).asked += 1
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if type(self).asked > type(self).hangs_after:
+            type(self).hung.wait(10)
+            self.close_connection = True
+            return
         type(self).left -= 1
         if type(self).left >= 0:
             status, kind, body = 503, "application/problem+json", ControlAway("just started.", retry_after=0)
             data = transport.json.dumps(body.to_problem()).encode()
         else:
-            status, kind, data = 200, "application/json", b"1"
+            status, kind, data = 200, "application/json", type(self).value
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
@@ -42,9 +53,11 @@ class Restarting(BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Restarting) as server:
         server.daemon_threads = True
+        Restarting.hung, Restarting.hangs_after, Restarting.value = threading.Event(), 10**9, b"1"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
+        Restarting.hung.set()
         server.shutdown()
         thread.join()
 
@@ -61,3 +74,31 @@ def test_tries_end_once_that_time_is_over(server: str) -> None:
     with Client(server, "key", retry_for=0.0) as client, pytest.raises(ControlAway):
         client.call("anything", timeout=30)
     assert Restarting.asked == transport.MAX_ATTEMPTS
+
+
+def test_when_the_time_is_up_what_was_answered_before_is_told(server: str) -> None:
+    Restarting.left, Restarting.asked, Restarting.hangs_after = 10**6, 0, 2
+    with Client(server, "key") as client:
+        with pytest.raises(ControlAway, match="just started"):
+            client.request("GET", "/api/v1/status", timeout=1)
+        Restarting.asked = 0
+        with pytest.raises(DeadlineExceeded, match="the last was: just started"):
+            client.request("POST", "/api/v1/deployments", timeout=1)
+        # Nothing was answered at all.
+        Restarting.asked = 10
+        with pytest.raises(DeadlineExceeded, match=r"no answer within the client's timeout\. Give"):
+            client.request("GET", "/api/v1/status", timeout=0.3)
+
+
+def test_who_waits_for_a_deployment_is_told_that_the_platform_is_away(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "AWAY_POLL_S", 0.01)
+    Restarting.left, Restarting.asked = transport.MAX_ATTEMPTS + 3, 0
+    Restarting.value = b'{"id": "d", "state": "succeeded", "endpoints": []}'
+    told: list[dict[str, object]] = []
+    with Client(server, "key", retry_for=0.0) as client:
+        running = {"id": "d", "state": "running", "endpoints": []}
+        client.wait_deployment(running, on_progress=told.append)
+    assert [doc["state"] for doc in told] == ["running", "running", "succeeded"]
+    assert ["away" in doc for doc in told] == [False, True, False]
