@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from headrace.errors import SettingsError
 
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Amount = Annotated[int, msgspec.Meta(ge=0)]
 DEFAULT_URL = "http://127.0.0.1:8700"
 UNIX_PATH_BOUND = 104
 """Bytes of a unix socket's path that work everywhere (Linux takes 107)."""
@@ -26,11 +28,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     data_dir: str = "~/.headrace"
     host: str = "127.0.0.1"
-    port: int = 8700
-    control_port: int = 8701
+    port: Port = 8700
+    control_port: Port = 8701
     """TCP port of control for hosts on other nodes; 0 means any free port (dev)."""
-    gateways: int = 1
-    ray_port: int = 6399
+    gateways: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    ray_port: Annotated[int, msgspec.Meta(ge=0, le=9999)] = 6399
     """Below 10000: higher ones belong to Ray's workers."""
     address: str = ""
     """An existing Ray cluster to join; empty: start one here."""
@@ -38,15 +40,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Sockets and working directories of instances; empty: chosen from ``data_dir``."""
     keyless: bool = False
     """``headrace dev``: no key needed, loopback and same origin only."""
-    spares: int = 2
+    spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
     """Pre-forked children per zygote."""
-    zygote_memory_share: float = 0.25
+    zygote_memory_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
     """Part of the host's memory that zygotes may use."""
-    gateway_body_bytes: int = 512 << 20
+    gateway_body_bytes: Amount = 512 << 20
     """Request bodies held by one gateway in all."""
-    log_bytes: int = 8 << 20
+    log_bytes: Amount = 8 << 20
     """Log bytes kept per instance."""
-    drain_grace: float = 30.0
+    drain_grace: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
     store: str = ""
     """Where jobs are kept: empty for SQLite in ``data_dir``, or ``postgresql://...``."""
     blobs: str = ""
@@ -94,12 +96,13 @@ def load_settings(
             raise SettingsError(f"{path}: {error}.", hint="Correct the file or remove it.") from error
         # `[bundle]` in the same file is about the project's code (headrace.sdk.bundle), no setting.
         table.pop("bundle", None)
-        merged.update(_checked(table, str(path)))
+        merged.update(_checked(table, lambda name: f"{path}: {name}"))
     fields = {f.name for f in msgspec.structs.fields(Settings)}
     given = {name: environ.get(f"HEADRACE_{name.upper()}") for name in fields}
     from_env = {name: value for name, value in given.items() if value}
-    merged.update(_checked(from_env, "environment HEADRACE_*"))
-    merged.update(_checked({k: v for k, v in (cli or {}).items() if v is not None}, "command line"))
+    merged.update(_checked(from_env, lambda name: f"HEADRACE_{name.upper()}"))
+    given_here = {k: v for k, v in (cli or {}).items() if v is not None}
+    merged.update(_checked(given_here, lambda name: f"--{name.replace('_', '-')}"))
     data = Path(merged.get("data_dir", Settings.__struct_defaults__[0])).expanduser().absolute()
     merged["data_dir"] = str(data)
     if not merged.get("run_dir"):
@@ -107,13 +110,21 @@ def load_settings(
     return msgspec.convert(merged, Settings)
 
 
-def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Convert one source's values, so that an error can name it."""
-    try:
-        converted = msgspec.convert(dict(values), Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"{source}: {error}.", hint="`headrace up --help` lists the settings.") from error
-    return {name: getattr(converted, name) for name in values}
+def _checked(values: Mapping[str, Any], source: Callable[[str], str]) -> dict[str, Any]:
+    """Convert one source's values, each by itself, so that an error can name it."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            found[name] = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
+        except msgspec.ValidationError as error:
+            known = name in Settings.__struct_fields__
+            # Addresses may hold a password.
+            shown = f"={str(value)[:80]}" if known and name not in ("store", "blobs") else ""
+            why = str(error).partition(" - at ")[0] if known else "there is no such setting"
+            raise SettingsError(
+                f"{source(name)}{shown}: {why}.", hint="`headrace up --help` lists the settings."
+            ) from error
+    return found
 
 
 def default_run_dir(data: Path) -> Path:

@@ -18,11 +18,18 @@ def test_command_line_over_environment_over_file_over_default(tmp_path: Path) ->
 
 
 def test_a_wrong_value_names_its_source_and_setting(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"environment HEADRACE_\*.*port"):
-        load_settings({}, {"HEADRACE_PORT": "many"}, tmp_path / "none.toml")
+    for variable, value in {"PORT": "many", "SPARES": "-1", "GATEWAYS": "0", "DRAIN_GRACE": "-2"}.items():
+        with pytest.raises(SettingsError, match=f"^HEADRACE_{variable}={value}: Expected") as wrong:
+            load_settings({}, {f"HEADRACE_{variable}": value}, tmp_path / "none.toml")
+        assert "$" not in wrong.value.message
+    with pytest.raises(SettingsError, match="--port=70000"):
+        load_settings({"port": 70000}, {}, tmp_path / "none.toml")
     toml = tmp_path / "headrace.toml"
     toml.write_text("prot = 1\n")
     with pytest.raises(SettingsError, match=r"headrace\.toml.*prot"):
+        load_settings({}, {}, toml)
+    toml.write_text("spares = -1\n")
+    with pytest.raises(SettingsError, match=r"headrace\.toml: spares=-1"):
         load_settings({}, {}, toml)
     toml.write_text("port = \n")
     with pytest.raises(SettingsError, match=r"headrace\.toml"):
