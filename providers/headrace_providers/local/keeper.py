@@ -27,7 +27,12 @@ from headrace_providers.offers import NodeRequest
 POLL_S = 0.25
 STOP_GRACE_S = 5.0
 LAST_WORDS = 300
+LOG_TAIL = 64 << 10
+"""Ray shows the logs of what has ended after saying what it was."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(r"^\d{4}-\d\d-\d\d [\d:,.]+\s+[A-Z]+ \S+ --\s*")
+_ENDED = re.compile(r"^(\w+) \[exit code=(-?\d+)\]")
+_ENDED_TITLE = "subprocesses exited unexpectedly"
 STARTED_LINE = "Ray runtime started"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -106,17 +111,32 @@ def ending(code: int, log: Path) -> str:
 
 
 def last_words(log: Path) -> str:
-    """What the log ends with, as the end of a sentence: the log itself goes with the node."""
+    """What the log ends with, or which process of Ray had ended, as the end of a sentence: the log itself
+    goes with the node."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
     # Ray draws boxes and rules around what it says, in colours.
-    plain = [_COLOUR.sub("", line) for line in lines]
+    plain = [_PREFIX.sub("", _COLOUR.sub("", line).strip()).strip() for line in lines]
     said = [line for line in plain if any(c.isalnum() for c in line)]
-    return f": {said[-1][:LAST_WORDS]}" if said else ""
+    titles = [i for i, line in enumerate(said) if _ENDED_TITLE in line]
+    ended = [_ENDED.match(line) for line in said[titles[-1] :]] if titles else []
+    if names := [_ended(found[1], int(found[2])) for found in ended if found]:
+        return f": {', '.join(dict.fromkeys(names))}"
+    return f": {said[-1][-LAST_WORDS:]}" if said else ""
+
+
+def _ended(name: str, code: int) -> str:
+    """How a process of Ray ended."""
+    if code >= 0:
+        return f"its {name} ended with exit code {code}"
+    try:
+        return f"its {name} was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"its {name} was killed by signal {-code}"
 
 
 def keep(path: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from headrace_providers import conformance
 from headrace_providers.errors import InvalidRequest
-from headrace_providers.local import LocalProvider
+from headrace_providers.local import LocalProvider, keeper
 from headrace_providers.local import record as records
 from headrace_providers.offers import JoinInfo, NodeRequest
 
@@ -179,3 +179,28 @@ async def test_what_would_be_another_node_is_refused(make, change):
     with pytest.raises(InvalidRequest):
         await provider.launch(msgspec.structs.replace(request, **change))
     assert list(await provider.list_owned("c-1")) == []
+
+
+RAYLET = """\
+2026-11-22 15:03:20,101 INFO scripts.py:1200 -- Ray runtime started.
+2026-11-22 15:03:25,579 ERR scripts.py:1307 -- Some Ray subprocesses exited unexpectedly:
+2026-11-22 15:03:25,579 ERR scripts.py:69 --   \x1b[1mraylet\x1b[22m [exit code=-9]
+2026-11-22 15:03:25,580 ERR scripts.py:116 -- ----- BEGIN raylet.out tail (exit code(s)=-9 (SIGKILL)) -----
+[2026-11-22 15:03:25,000 I 1 1] (raylet) node_manager.cc:1: it went well
+2026-11-22 15:03:25,580 ERR scripts.py:1315 -- Remaining processes will be killed.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (RAYLET, ": its raylet was killed by SIGKILL"),
+        (RAYLET.replace("code=-9]", "code=1]"), ": its raylet ended with exit code 1"),
+        ("2026-11-22 15:03:25,580 ERR scripts.py:1 -- no room\n-----\n", ": no room"),
+        ("", ""),
+    ],
+)
+def test_why_ray_ended_is_said_without_its_log_format(tmp_path, text, said) -> None:
+    log = tmp_path / "n.log"
+    log.write_text(text)
+    assert keeper.last_words(log) == said
