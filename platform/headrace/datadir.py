@@ -188,6 +188,8 @@ def _secret(path: Path, prefix: str) -> str:
             os.fsync(file.fileno())
         draft.rename(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise DataDirError(
             f"{path} cannot be written: {error.strerror}.", hint="Free space or name another --data-dir."
         ) from error

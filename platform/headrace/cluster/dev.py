@@ -19,6 +19,7 @@ import msgspec
 
 from headrace import wire
 from headrace.cluster.local import LocalCluster
+from headrace.cluster.sweep import DEV_PREFIX, sweep_dev
 from headrace.config import Settings, default_run_dir
 from headrace.errors import HeadraceError, NotFound, UsageError
 from headrace.sdk.inspect import Inspection, InspectionFailed
@@ -111,7 +112,8 @@ async def run_dev(
     on_event(DevEvent("starting", detail=str(file)))
     with contextlib.ExitStack() as stack:
         if data_dir is None:
-            data_dir = Path(tempfile.mkdtemp(prefix="headrace-dev-"))
+            await asyncio.to_thread(sweep_dev, Path(tempfile.gettempdir()))
+            data_dir = Path(tempfile.mkdtemp(prefix=DEV_PREFIX))
             stack.callback(shutil.rmtree, data_dir, ignore_errors=True)
         # The file is imported while the platform starts; what is saved from now on is a change.
         seen = signature({file})

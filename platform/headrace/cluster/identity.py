@@ -5,6 +5,7 @@ The record, ``<data-dir>/up.json``, says which processes belong to the platform 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -83,10 +84,23 @@ def write_record(record: UpRecord) -> None:
     """Replace the file in one step; mode 0600."""
     path = Path(record.data_dir) / UP_FILE
     draft = path.with_name(f".{UP_FILE}.{os.getpid()}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
-    draft.replace(path)
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def remove_record(data: Path) -> None:
+    """Remove the file, and drafts of it whose writers were killed. For who holds the directory's lock."""
+    for draft in data.glob(f".{UP_FILE}.*"):
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    (data / UP_FILE).unlink(missing_ok=True)
 
 
 def read_record(data: Path) -> UpRecord | None:

@@ -66,8 +66,12 @@ def check_ports(settings: Settings) -> None:
                     f"port {port} on {host} is in use{_holder(port)}.",
                     hint=f"Stop that or give another with {option} or {variable}.",
                 ) from None
+            hint = f"Change {option}."
+            foreign = error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror)
+            if foreign and option == "--port":
+                hint = "Give an address of this machine with --host or HEADRACE_HOST."
             raise SettingsError(
-                f"{host}:{port} cannot be listened on: {error.strerror}.", hint=f"Change {option}."
+                f"{host}:{port} cannot be listened on: {error.strerror}.", hint=hint
             ) from None
 
 

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import msgspec
 
 from headrace.cluster.http import ApiClient
-from headrace.cluster.identity import UP_FILE, UpRecord, write_record
+from headrace.cluster.identity import UP_FILE, UpRecord, remove_record, write_record
 from headrace.cluster.listeners import open_gateway_listeners
 from headrace.cluster.processes import Child, child_environment
 from headrace.cluster.sweep import clear, end_leftovers, ray_temp_dir
 from headrace.config import Settings
 from headrace.errors import NotRunning, RequestError, SetupError
 from headrace.heartbeat import FD_VARIABLE, Heartbeat
+from headrace.sqlite_writer import disk_is_full
 
 START_DEADLINE_S = 90.0
 READY_POLL_S = 0.05
@@ -98,6 +99,8 @@ class Platform:
             asyncio.create_task(self._keep_gateway(child, heart), name=child.name)
             for child, heart in zip(self._gateways, self._hearts, strict=True)
         ]
+        for watcher in watchers:
+            watcher.add_done_callback(self._watcher_ended)
         try:
             if not await self._until(self._wait_ready()):
                 return 0
@@ -257,6 +260,15 @@ class Platform:
             elif event != "stopped":
                 self._tell("done", f"{event} ready", event)
 
+    def _watcher_ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody would start its part again: end, rather than go on without."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._fatal.done():
+            full = isinstance(error, OSError) and disk_is_full(error)
+            self._fatal.set_exception(
+                error if full else SetupError(f"{task.get_name()}: {type(error).__name__}: {error}.")
+            )
+
     def _fail(self, message: str, child: Child) -> None:
         if not self._fatal.done():
             self._fatal.set_exception(SetupError(f"{message.rstrip('. ')}.", hint=f"The log is {child.log}."))
@@ -267,6 +279,10 @@ class Platform:
         try:
             write_record(self._record)
         except OSError as error:
+            if not self._ready and disk_is_full(error) and not self._fatal.done():
+                # Nothing runs yet that is worth keeping up.
+                self._fatal.set_exception(error)
+                return
             # Keeping the platform up matters more than what a later start would read there.
             self._tell(
                 "warning", f"{self._settings.data / UP_FILE} cannot be written: {error.strerror}", "disk"
@@ -298,7 +314,7 @@ class Platform:
             await asyncio.to_thread(end_leftovers, self._settings.run)
             await asyncio.to_thread(clear, self._settings.run)
             self._settings.control_socket.unlink(missing_ok=True)
-        (self._settings.data / UP_FILE).unlink(missing_ok=True)
+        remove_record(self._settings.data)
         self._tell("stopped", "everything is stopped", "platform")
 
     async def _end_orderly(self) -> None:

@@ -29,7 +29,7 @@ from headrace import __version__
 from headrace.cluster.ports import GENERIC, KIND_LABEL, NODE_LABEL, PROVIDER_LABEL
 from headrace.cluster.sweep import TOKEN_FILE, end_leftovers, ray_temp_dir
 from headrace.config import Settings, load_settings
-from headrace.errors import HeadraceError, SetupError
+from headrace.errors import DataDirError, HeadraceError, SetupError
 
 T = TypeVar("T")
 
@@ -65,10 +65,15 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 def _new_token(path: Path) -> Path:
     """A random token for this start; nodes on this machine read it from the file."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(secrets.token_hex(32))
-    draft.replace(path)
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(secrets.token_hex(32))
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise DataDirError(f"{path} cannot be written: {error.strerror}.", hint="Free some space.") from error
     return path
 
 
@@ -305,7 +310,11 @@ def main() -> None:
     settings = load_settings()
     for name in [n for n in os.environ if n.startswith("HEADRACE_")]:
         del os.environ[name]
-    os.environ.update(ray_environment(settings))
+    try:
+        os.environ.update(ray_environment(settings))
+    except DataDirError as error:
+        emit("failed", str(error))
+        sys.exit(1)
     code = asyncio.run(run(settings, emit, stdin))
     # Not sys.exit: the thread of Ray may hang, and what it started is ended by then or dies with us.
     os._exit(code)

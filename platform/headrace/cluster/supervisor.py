@@ -21,7 +21,7 @@ import msgspec
 import psutil
 
 from headrace import __version__
-from headrace.cluster.identity import UP_FILE, UpRecord, new_record, read_record
+from headrace.cluster.identity import UpRecord, new_record, read_record, remove_record
 from headrace.cluster.listeners import check_ports, listeners, with_ports
 from headrace.cluster.parts import Platform
 from headrace.cluster.processes import allow_many_files
@@ -123,7 +123,7 @@ async def _sweep_predecessor(settings: Settings, tell: Callable[..., None]) -> N
     if not theirs:
         await asyncio.to_thread(clear, settings.run)
         settings.control_socket.unlink(missing_ok=True)
-    (settings.data / UP_FILE).unlink(missing_ok=True)
+    remove_record(settings.data)
 
 
 async def _wait_for_ports(settings: Settings) -> None:

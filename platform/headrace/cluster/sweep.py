@@ -7,7 +7,9 @@ identities, a path of our run directory in the command line of a Ray server, and
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +19,13 @@ from headrace_runtimes.process.leftovers import sweep_dead
 from headrace_runtimes.trees import remove_tree
 
 from headrace.cluster.identity import Identity
+from headrace.config import default_run_dir
 from headrace.errors import SetupError
 
 KILL_WAIT_S = 5.0
 HOSTS = "hosts"
+DEV_PREFIX = "headrace-dev-"
+"""Of temporary data directories."""
 
 
 UNIX_PATH_MAX = 107
@@ -131,6 +136,35 @@ def sweep_node(run: Path, node: str) -> bool:
     except OSError:
         return True
     return all(sweep_dead(path) for path in runtimes) and remove_tree(base)
+
+
+def sweep_dev(folder: Path) -> list[Path]:
+    """Remove what killed ``headrace dev`` of this user left: data directories in ``folder`` whose lock nobody
+    holds, with their run directories. Which they were. Blocks.
+    """
+    gone: list[Path] = []
+    for data in folder.glob(f"{DEV_PREFIX}*"):
+        try:
+            info = data.lstat()
+            if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+                continue
+            lock = os.open(data / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            # One that starts just now has no lock yet; nor has one that came no further, but that is small.
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            run = default_run_dir(data)
+            clear(run)
+            with contextlib.suppress(OSError):
+                run.rmdir()
+            if remove_tree(data):
+                gone.append(data)
+        except OSError:
+            continue
+        finally:
+            os.close(lock)
+    return gone
 
 
 def clear(run: Path) -> None:

@@ -57,8 +57,9 @@ def test_one_port_for_two_is_refused(tmp_path):
 
 
 def test_an_address_that_is_not_ours_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="--port"):
-        check_ports(settings(tmp_path, host="203.0.113.7", port=8123))
+    for host in ("203.0.113.7", "no-such-host.invalid"):
+        with pytest.raises(SettingsError, match="--host"):
+            check_ports(settings(tmp_path, host=host, port=8123))
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 
+from headrace.cluster import sweep
 from headrace.cluster.sweep import clear, sweep_node
 from headrace_runtimes.process import procs
 from headrace_runtimes.process.leftovers import RunDir
@@ -61,3 +63,20 @@ def test_the_next_start_removes_the_cgroups_of_all_hosts(tmp_path):
     clear(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
     assert not (tmp_path / "cgroup" / "headrace").exists()
+
+
+def test_what_a_killed_dev_left_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "default_run_dir", lambda data: tmp_path / f"run-{data.name}")
+    for name in ("headrace-dev-dead", "headrace-dev-lives", "headrace-dev-starts", "mine"):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / f"run-{name}" / "hosts" / "h").mkdir(parents=True)
+        if name != "headrace-dev-starts":
+            (tmp_path / name / "lock").write_text("1")
+    (tmp_path / "headrace-dev-link").symlink_to(tmp_path / "mine")
+    with (tmp_path / "headrace-dev-lives" / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert sweep.sweep_dev(tmp_path) == [tmp_path / "headrace-dev-dead"]
+    left = sorted(p.name for p in tmp_path.iterdir())
+    kept = ["headrace-dev-lives", "headrace-dev-starts", "mine"]
+    assert left == sorted([*kept, *(f"run-{name}" for name in kept), "headrace-dev-link"])
+    assert sweep.sweep_dev(tmp_path) == [tmp_path / "headrace-dev-lives"]
