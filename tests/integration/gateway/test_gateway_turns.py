@@ -136,3 +136,26 @@ async def test_alone_is_alone_for_all_gateways(rig, engine):
     for at in [n for n, (body, _) in enumerate(work.beside) if body == b"alone"]:
         if at + 1 < len(work.beside):
             assert work.beside[at + 1][1] == 1, "nothing came in beside it"
+
+
+async def test_who_waits_at_a_full_instance_asks_rarely(rig, engine):
+    """The rate of refusals does not grow with the time that somebody waits, nor with how many do."""
+    rig.endpoint()
+    await rig.up()
+    await rig.up()
+    await engine(2, 0.7)
+    first, second = rig.gateways
+
+    async def ask(gateway):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(rig.request())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    tasks = [asyncio.create_task(ask(first)) for _ in range(2)]
+    await rig.until(lambda: first.dispatcher.in_use()[0] == 2)
+    tasks += [asyncio.create_task(ask(second)) for _ in range(4)]
+    await asyncio.wait_for(asyncio.gather(*tasks), 30)
+    meter = second.dispatcher.state("default/echo").meter
+    assert meter.attempts["refused"] <= 12
+    assert meter.attempts["answered"] == 4
