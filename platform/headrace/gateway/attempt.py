@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from headrace.errors import RequestError
 from headrace.gateway.answer import answer_head, error_tail, length_line, server_timing
-from headrace.gateway.head import Answer, read_answer
+from headrace.gateway.head import Answer, is_encoded, read_answer
 from headrace.gateway.spans import trace_line
 from headrace.gateway.turns import ASK_AFTER_S, TURN_LINE, WAIT, Turn
 from headrace.gateway.upstream import AddressRefused, Upstream, open_connection
@@ -104,12 +104,15 @@ class Attempt:
 
     def write_error(self, error: RequestError) -> None:
         """Tell the client in the stream itself why it ends here."""
-        call = self.call
-        media = self.answer.content_type.lower() if self.answer is not None else b""
-        tail = error_tail(media, error, call.request.id, self._last_byte)
+        call, answer = self.call, self.answer
+        if answer is None or answer.content_length >= 0:
+            return  # that it is short says enough
+        tail = b""
+        if not is_encoded(answer):
+            tail = error_tail(answer.content_type.lower(), error, call.request.id, self._last_byte)
         if tail:
             call.request.client.write(b"%x\r\n%b\r\n" % (len(tail), tail) if self._chunked else tail)
-        elif not self._chunked and self.answer is not None and self.answer.content_length < 0:
+        elif not self._chunked:
             call.request.silent = True
 
     # -- Receiver (the instance) ------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from headrace.errors import BadRequest, RequestError
@@ -356,3 +357,9 @@ def read_answer(headers: list[tuple[bytes, bytes]]) -> Answer:
         forward = b"".join(line for line in lines if line.count(b"\n") == line.count(b"\r") == 1)
     answer.forward = forward
     return answer
+
+
+def is_encoded(answer: Answer) -> bool:
+    """Whether the body is compressed: nothing can be added to it."""
+    found = re.search(rb"^content-encoding:[ \t]*([^\r\n]*)", answer.forward, re.IGNORECASE | re.MULTILINE)
+    return found is not None and found[1].strip().lower() not in (b"", b"identity")

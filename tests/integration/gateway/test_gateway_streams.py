@@ -295,3 +295,34 @@ async def test_an_upgrade_that_is_refused_or_not_meant_is_a_plain_answer(rig):
     assert answer.status == 403
     assert instance.requests[-1].get("Upgrade") is None
     assert instance.requests[-1].get("HTTP2-Settings") is None
+
+
+@pytest.mark.parametrize("http10", [False, True])
+@pytest.mark.parametrize("path", ["/e/echo", "/v1/chat/completions"])
+@pytest.mark.parametrize("head", ["Content-Encoding: gzip\r\n", "Content-Length: 300000\r\n"])
+async def test_nothing_is_added_to_what_has_no_room_for_it(rig, head, path, http10):
+    """An error event amid compressed bytes, or in place of the last ones that were promised, is none."""
+
+    async def behaviour(exchange):
+        sized = "Length" in head
+        more = head if sized else f"{head}Transfer-Encoding: chunked\r\n"
+        exchange.writer.write(
+            f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{more}\r\n".encode()
+            + (b"data: 1\n\n" if sized else b"9\r\ndata: 1\n\n\r\n")
+        )
+        await exchange.writer.drain()
+        await asyncio.sleep(0.05)
+        exchange.reset()
+
+    await up(rig, behaviour, api="openai", retries=0)
+    client = await rig.connect()
+    request = rig.request(path, b'{"model": "echo", "stream": true}')
+    await client.send(request.replace(b"HTTP/1.1", b"HTTP/1.0") if http10 else request)
+    if http10 and "Length" not in head:
+        with pytest.raises(ConnectionResetError):
+            await client.read()
+    else:
+        answer = await client.read()
+        assert not answer.complete
+        assert answer.body == b"data: 1\n\n"
+    await rig.quiet()

@@ -56,6 +56,8 @@ class OpenAiClient:
         """Pieces come framed as the client expects them."""
         self._chunked = False
         """Whether the client gets chunks."""
+        self._sized = False
+        """Whether the client was told how long the answer is."""
         self._stream = False
         """The answer is an event stream."""
         self._last = b"\n\n"
@@ -127,6 +129,7 @@ class OpenAiClient:
             framed = b"\r\ntransfer-encoding: chunked" in head.lower()
             if not self._begun:
                 self._chunked = self._pass = framed
+                self._sized = b"\r\ncontent-length:" in head.lower()
                 self._connection.write(data)
                 return
             self._pass = framed or not self._chunked
@@ -190,7 +193,7 @@ class OpenAiClient:
         if self._over:
             return
         error = self._error() or RequestError("the answer broke off.")
-        if self._stream and (self._chunked or self._begun or self._request.head.http10):
+        if self._stream and not self._sized:
             self._fail_stream(error_object(error))
         else:
             self._connection.cut(request)
