@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from headrace import wire
 
 from tests.integration.gateway.conftest import Rig
 
@@ -111,3 +112,37 @@ async def test_who_waits_for_a_job_hears_at_once_how_it_stands(rig):
     assert not found[3].complete
     assert event.startswith("event: error\ndata: ")
     assert json.loads(event.splitlines()[1][6:])["type"] == line["error"]["type"] == STOPPING
+
+
+async def test_an_open_tunnel_ends_with_the_grace(rig):
+    """Without a close frame, which WebSocket's clients know for an end that nobody meant."""
+
+    async def behaviour(exchange):
+        exchange.writer.write(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+        await asyncio.Event().wait()
+
+    rig.endpoint(handler="asgi")
+    await rig.up()
+    instance = await rig.instance(behaviour)
+    await rig.known(lambda t: t.instances)
+    client = await rig.connect()
+    extra = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    await client.send(rig.request("/e/echo/ws", method="GET", extra=extra))
+    await client.reader.readuntil(b"hello")
+    async with asyncio.timeout(5):
+        await rig.gateway.stop(0.2)
+        assert await client.reader.read() == b""
+    await rig.until(lambda: not instance.in_flight)
+
+
+async def test_a_management_request_that_waits_gets_a_reason(rig):
+    async def on_call(call):
+        await asyncio.Event().wait()
+
+    await rig.up()
+    rig.control.on_call = on_call
+    call = asyncio.create_task(rig.call("/api/v1/status", method="GET"))
+    await rig.until(lambda: rig.control.of(wire.ApiCall))
+    await rig.gateway.stop(0.1)
+    answer = await call
+    assert (answer.status, answer.json()["type"]) == (503, STOPPING)
