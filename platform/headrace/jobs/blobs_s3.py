@@ -231,7 +231,7 @@ async def open_s3(url: str, *, fresh_s: float = FRESH_S, must_answer: bool = Tru
     (``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, ``~/.aws``, the machine's role).
 
     Raises `SettingsError` when the address is none or the bucket is not there, and `BlobsUnavailable`. One
-    that need not answer (``must_answer``), and does not in `CHECK_S`, is opened: its methods raise until then.
+    that need not answer (``must_answer``), and does not in `CHECK_S`, is opened; its methods raise till then.
     """
     parts = urlsplit(url)
     bucket, prefix = parts.netloc, parts.path.strip("/")

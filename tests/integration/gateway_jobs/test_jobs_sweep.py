@@ -8,13 +8,16 @@ import signal
 import sqlite3
 import sys
 import time
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+import pytest
+from headrace.gateway.jobs import remover
 from headrace.gateway.jobs.owners import OwnerMark
 from headrace.gateway.jobs.sweeper import sweep
-from headrace.jobs.blobs import open_local_blobs
+from headrace.jobs.blobs import BlobMissing, BlobsUnavailable, LocalBlobs, open_local_blobs
 from headrace.jobs.model import NewJob, Payload
-from headrace.jobs.sqlite import open_sqlite
+from headrace.jobs.sqlite import SqliteStore, open_sqlite
 
 from tests.integration.conftest import until
 
@@ -85,3 +88,86 @@ async def test_leases_of_a_stopped_gateway_that_swept_are_queued_again(tmp_path:
         process.kill()
         await process.wait()
         await store.close()
+
+
+class Troubled(LocalBlobs):
+    """A blob store that hangs, or fails, when it is to delete."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, fresh_s=0.0)
+        self.hangs = self.fails = 0
+        self.asked = 0
+
+    async def delete(self, blobs: Iterable[str]) -> int:
+        self.asked += 1
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.fails:
+            self.fails -= 1
+            raise BlobsUnavailable("away.")
+        return await super().delete(blobs)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[tuple[SqliteStore, Troubled]]:
+    """A store that is swept, and its blobs."""
+    store = await open_sqlite(tmp_path / "jobs.db")
+    open_local_blobs(tmp_path / "blobs")
+    blobs = Troubled(tmp_path / "blobs")
+    mark = OwnerMark(tmp_path / "gateways", "gw-ours")
+    ours = asyncio.create_task(sweep(store, blobs, mark, lambda: None, period_s=0.1))
+    yield store, blobs
+    ours.cancel()
+    await asyncio.wait([ours])
+    await store.close()
+
+
+async def test_a_blob_store_that_hangs_keeps_no_lease_from_being_given_back(
+    rig: tuple[SqliteStore, Troubled],
+) -> None:
+    store, blobs = rig
+    blobs.hangs = 1
+    await store.announce_blob(await blobs.put(b"nobody's"), time.time())
+    await until(lambda: blobs.asked)
+    await store.submit(NewJob(id="a", project="p", endpoint="e", input=Payload()), time.time())
+    now = time.time()
+    await store.lease("gw-other", "p", "e", limit=1, now=now, until=now - 1)
+
+    async def queued() -> bool:
+        job = await store.get("p", "a")
+        return job is not None and job.state == "queued"
+
+    await until(queued)
+
+
+@pytest.mark.parametrize("trouble", ["away", "hangs", "too late"])
+async def test_a_blob_that_could_not_be_deleted_is_offered_until_it_is(
+    rig: tuple[SqliteStore, Troubled], monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    store, blobs = rig
+    monkeypatch.setattr(remover, "AGAIN_S", 0.0)
+    if trouble == "away":
+        blobs.fails = 5
+    elif trouble == "hangs":
+        monkeypatch.setattr(remover, "BATCH_S", 0.05)
+        blobs.hangs = 1
+    else:
+        monkeypatch.setattr(remover, "USABLE_S", 0.0)
+    name = await blobs.put(b"nobody's")
+    await store.announce_blob(name, time.time())
+    if trouble == "hangs":
+        await until(lambda: blobs.asked >= 4)
+        blobs.hangs = 0
+    elif trouble == "too late":
+        await asyncio.sleep(0.5)
+        assert (blobs.asked, await blobs.get(name)) == (0, b"nobody's")
+        monkeypatch.undo()
+        await store.announce_blob(name, time.time())
+
+    async def gone() -> bool:
+        with contextlib.suppress(BlobMissing):
+            return not await blobs.get(name)
+        return True
+
+    await until(gone)
+    assert blobs.fails == 0

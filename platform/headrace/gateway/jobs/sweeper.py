@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from headrace.errors import HeadraceError
 from headrace.gateway.jobs.owners import OwnerMark
+from headrace.gateway.jobs.remover import Remover
 from headrace.jobs.blobs import BlobStore
 from headrace.jobs.store import JobStore
 
@@ -34,21 +35,26 @@ async def sweep(
     period_s: float = PERIOD_S,
 ) -> None:
     """Sweep for ever; ``look`` is called when there may be new work."""
-    while True:
-        try:
-            if await bury(store, mark):
-                look()
-            if mark.sweep_due(period_s * DUE):
-                unnamed = await store.sweep(time.time(), SWEEP_LIMIT)
-                # Told afterwards, so that one which hangs or fails in its sweep keeps nobody from it.
-                mark.swept()
-                if unnamed:
-                    await blobs.delete(unnamed)
-        except HeadraceError as error:
-            log.warning("not swept: %s", error)
-        except Exception:
-            log.exception("sweeping failed")
-        await asyncio.sleep(period_s * random.uniform(0.8, 1.2))  # noqa: S311 - keeps gateways apart
+    remover = Remover(store, blobs)
+    removing = asyncio.get_running_loop().create_task(remover.run())
+    try:
+        while True:
+            try:
+                if await bury(store, mark):
+                    look()
+                if mark.sweep_due(period_s * DUE):
+                    unnamed = await store.sweep(time.time(), SWEEP_LIMIT)
+                    # Told afterwards, so that one which hangs or fails in its sweep keeps nobody from it.
+                    mark.swept()
+                    if unnamed:
+                        remover.take(unnamed)
+            except HeadraceError as error:
+                log.warning("not swept: %s", error)
+            except Exception:
+                log.exception("sweeping failed")
+            await asyncio.sleep(period_s * random.uniform(0.8, 1.2))  # noqa: S311 - keeps gateways apart
+    finally:
+        removing.cancel()
 
 
 async def bury(store: JobStore, mark: OwnerMark) -> int:
