@@ -56,8 +56,8 @@ class Call:
         "size", "started", "state", "version",
     )  # fmt: skip
     attempt_type: type[Attempt] = Attempt
-    stored = False
-    """It waits in a store otherwise, which bounds how many are here: the queue always has room for it."""
+    stored = admitted = False
+    """It waits in a store otherwise. The queue has room for it: so it has, or was let in before that."""
 
     def __init__(  # noqa: PLR0917
         self,

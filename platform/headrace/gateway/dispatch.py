@@ -23,6 +23,7 @@ from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance
 from headrace.gateway.recent import KEPT, Recent
 from headrace.gateway.refusals import circuit_error, failed_error, full_error
 from headrace.gateway.reports import Reports
+from headrace.gateway.room import make_room
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.telemetry import count_call
 from headrace.gateway.turns import CONTENDED_S
@@ -97,7 +98,7 @@ class Dispatcher:
             call.fail(failed_error(route))
         elif state.circuit.open and not state.circuit.lets_through(time.monotonic()):
             call.fail(circuit_error(state))
-        elif not call.stored and not self._room_for(call):
+        elif not call.admitted and not self._room_for(call):
             call.fail(full_error(state))
         else:
             call.queue()
@@ -317,21 +318,11 @@ class Dispatcher:
         return False
 
     def _room_for(self, call: Call) -> bool:
-        """Whether the queue has a place; a greedy key's youngest request makes room for another key's."""
-        queue, route = call.state.queue, call.state.route
-        if queue.fits(call.size, route.queue_requests, route.queue_bytes):
-            return True
-        if call.size > route.queue_bytes:
-            return False
-        other = queue.shed(call.key)
-        if (
-            other is None
-            or other.attempts
-            or not queue.fits(call.size - other.size, route.queue_requests + 1, route.queue_bytes)
-        ):
-            return False
-        other.fail(full_error(call.state))
-        return True
+        """Whether the queue has a place; a greedy key's youngest requests make room for another key's."""
+        others = make_room(call.state, call.key, call.size)
+        for other in others or ():
+            other.fail(full_error(call.state))
+        return others is not None
 
     def _blame(self, instance: Instance) -> None:
         """It died under a request, or refused a connection: too many of those open the circuit."""

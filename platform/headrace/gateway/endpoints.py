@@ -10,6 +10,7 @@ from headrace import wire
 from headrace.gateway.balance import Quantile, Rate, ServiceTime, best
 from headrace.gateway.circuit import Circuit, RetryBudget
 from headrace.gateway.queue import WaitQueue
+from headrace.gateway.room import Coming
 from headrace.gateway.upstream import Upstream, idle_usable
 from headrace.observe.metrics import Meter
 
@@ -129,6 +130,7 @@ class EndpointState:
         "_rate",
         "budget",
         "circuit",
+        "coming",
         "failed",
         "finished",
         "held",
@@ -152,6 +154,7 @@ class EndpointState:
         self.route = route
         self.instances: dict[str, Instance] = {}
         self.queue: WaitQueue[Call] = WaitQueue()
+        self.coming = Coming()
         self.circuit = Circuit()
         self.meter = Meter()
         self.budget = RetryBudget()
@@ -225,7 +228,7 @@ class EndpointState:
 
     def retry_after(self) -> int:
         """Seconds until the queue has probably drained: as fast as of late, else by the service time."""
-        waiting = len(self.queue)
+        waiting = len(self.queue) + self.coming.requests
         rate = self._rate.get(time.monotonic())
         if rate:
             return min(60, max(1, math.ceil(waiting / rate)))

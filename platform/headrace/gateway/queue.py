@@ -8,6 +8,7 @@ has waited for `AGED_S`: low is not starved for ever. Within a priority the keys
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 AGED_SHARE = 8
@@ -152,20 +153,40 @@ class WaitQueue(Generic[W]):
         self._left(item, line)
         return item
 
-    def shed(self, key: str) -> W | None:
-        """When full: the youngest request of the greediest key, if that has more here than ``key`` would.
+    def shed(
+        self,
+        key: str,
+        size: int = 0,
+        max_bytes: int = 0,
+        *,
+        coming: int = 0,
+        may_go: Callable[[W], bool] | None = None,
+    ) -> list[W]:
+        """When full: the youngest requests of the greediest key, which make room for one of ``key`` with
+        ``size`` bytes, and with ``coming`` more on their way. Empty: that one has to go, as no other key has
+        more here than it would have.
 
-        It is not taken out. None: ``key`` itself has to go.
+        They are not taken out. A queue that is above its bounds already (by what was put back) does not
+        grow, and that is enough. ``may_go`` is asked for each; without it all may.
         """
         greedy = max(self._by_key, key=lambda k: self._by_key[k], default=key)
-        if greedy == key or self._by_key[greedy] <= self._by_key.get(key, 0) + 1:
-            return None
+        excess = self._by_key.get(greedy, 0) - self._by_key.get(key, 0) - coming - 1
+        over = self.bytes + size - max(max_bytes, self.bytes)
+        found: list[W] = []
+        for item in self._youngest(greedy) if greedy != key else ():
+            if len(found) >= excess:
+                break
+            if may_go is None or may_go(item):
+                found.append(item)
+                over -= item.size
+                if over <= 0:
+                    return found
+        return []
+
+    def _youngest(self, key: str) -> Iterator[W]:
         for rank in reversed(range(RANKS)):
             for line in self.lines.values():
-                turn = line.ranks[rank].get(greedy)
-                if turn:
-                    return next(reversed(turn))
-        return None
+                yield from reversed(line.ranks[rank].get(key, {}))
 
     def wanted(self) -> set[int | None]:
         """The versions that somebody waits for."""

@@ -8,13 +8,17 @@ import time
 from headrace import wire
 from headrace.errors import CircuitOpen, EndpointFailed, QueueFull
 from headrace.gateway.endpoints import EndpointState
+from headrace.gateway.room import ahead
 
 
 def full_error(state: EndpointState) -> QueueFull:
     """The queue is at its bound."""
     after = state.retry_after()
+    waiting, size = len(state.queue), state.queue.bytes
+    if (coming := ahead(state)) > 0:
+        waiting, size = waiting + coming, size + state.coming.bytes
     return QueueFull(
-        f"{len(state.queue)} requests ({state.queue.bytes} bytes) wait for {state.route.endpoint}.",
+        f"{waiting} requests ({size} bytes) wait for {state.route.endpoint}.",
         hint=f"Try again in {after} s, or raise its queue or scaling.max.",
         retry_after=after,
     )

@@ -332,11 +332,25 @@ def test_what_was_put_back_is_next_and_room_is_made_by_the_greediest():
     (first,) = taken(queue, 1)
     queue.push(first, front=True)
     assert taken(queue, 1) == [first]
-    assert queue.shed("new") is items[-1]
-    assert queue.shed("greedy") is None
+    assert queue.shed("new") == [items[-1]]
+    assert queue.shed("new", may_go=lambda item: item is not items[-1]) == [items[-2]]
+    assert queue.shed("new", may_go=lambda item: False) == []
+    assert queue.shed("greedy") == []
     even = filled(Item(0, "a"), Item(1, "b"))
-    assert even.shed("a") is None
-    assert even.shed("c") is None, "nobody has more than the newcomer would"
+    assert even.shed("a") == []
+    assert even.shed("c") == [], "nobody has more than the newcomer would"
+
+
+def test_as_many_make_room_as_the_newcomers_bytes_need():
+    items = [Item(n, "greedy") for n in range(5)]
+    queue = filled(*items)
+    size = items[0].size
+    assert queue.bytes == 5 * size
+    assert queue.shed("new", size, queue.bytes) == items[:-2:-1]
+    assert queue.shed("new", 2 * size, queue.bytes) == items[:-3:-1]
+    assert queue.shed("new", 2 * size, queue.bytes + size) == items[:-2:-1]
+    assert queue.shed("new", size, 0) == items[:-2:-1], "above its bound, it only must not grow"
+    assert queue.shed("new", 5 * size, queue.bytes) == [], "the greedy one would have less than the newcomer"
 
 
 def test_those_that_run_alone_are_out_of_turn():

@@ -61,7 +61,7 @@ class JobCall(Call):
 
     __slots__ = ("_wait_until", "leases", "run")
     attempt_type = JobAttempt
-    stored = True
+    stored = admitted = True
 
     def __init__(
         self, dispatcher: Dispatcher, request: Request, state: EndpointState, run: Run, leases: Leases

@@ -14,18 +14,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from headrace.errors import Conflict, HeadraceError, RequestError
+from headrace.errors import Conflict, DeadlineExceeded, HeadraceError, QueueFull, RequestError
 from headrace.gateway.api.native import Target
 from headrace.gateway.call import Call
 from headrace.gateway.endpoints import EndpointState
-from headrace.gateway.jobs.admission import Admission, Ticket
 from headrace.gateway.jobs.attempt import FORWARD
 from headrace.gateway.jobs.lanes import SYNC_PREFIX, Run
 from headrace.gateway.jobs.outcome import REFUSED
 from headrace.gateway.jobs.service import JobService
 from headrace.gateway.jobs.sink import JobClient, Outcome
+from headrace.gateway.refusals import full_error
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response
+from headrace.gateway.room import Ticket, make_room
 from headrace.jobs.blobs import BlobsUnavailable
 from headrace.jobs.model import SYNC_RETENTION_S, Job, NewJob
 from headrace.jobs.state import FINAL
@@ -47,7 +48,6 @@ class SyncCalls:
         self._service = service
         self._owner = owner
         self._live: dict[str, SyncExchange] = {}
-        self._admission = Admission()
 
     def start(
         self, request: Request, target: Target, project: str, key: str, plain: Callable[[Request], None]
@@ -61,8 +61,8 @@ class SyncCalls:
     def client_for(self, run: Run, done: Callable[[Outcome], None]) -> JobClient:
         """The sink of a sync call's attempt."""
         exchange = self._live.get(run.lease.job.id)
-        if exchange is not None and exchange.ticket is not None:
-            exchange.ticket.leave()
+        if exchange is not None:
+            exchange.leave_queue()
         return SyncClient(done, exchange)
 
     async def _run(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
@@ -80,39 +80,30 @@ class SyncCalls:
     async def _answer(self, exchange: SyncExchange, target: Target, project: str, key: str) -> None:
         service, request = self._service, exchange.request
         new = self._new_job(request, target, project, key)
-        exchange.ticket = ticket = await self._admit(new, target.state)
+        exchange.ticket = await self._admit(new, target.state)
         # From here on the call may run at any moment, and its answer may be a stream.
         self._live[new.id] = exchange
-        job_id = new.id
         try:
             try:
-                job, is_new = await service.submit(new)
+                job, is_new = await self._store(exchange, new, target.state)
             except (StoreUnavailable, BlobsUnavailable) as error:
                 return exchange.run_plain(error)
-            job_id = job.id
-            if not is_new:
-                ticket.leave()
-            if not is_new and job.state == "failed" and job.receipt.get(REFUSED):
-                is_new = True
-                self._live[job_id] = exchange
-                await service.retry(project, job_id)
-                # Again, to wait for it: it had ended.
-                job, _ = await service.submit(new)
-                job_id = job.id
-            exchange.job = (project, job_id)
             request.client.release_body(request)
             found: Job | None = job
             if job.state not in FINAL:
-                found = await service.wait(
-                    project, job_id, target.timeout_s + ANSWER_MARGIN_S, while_draining=True
-                )
+                # Whoever joins a call has a deadline of its own; the call has that of the first.
+                patience = max(0.0, target.timeout_s - (time.monotonic() - exchange.came))
+                patience += ANSWER_MARGIN_S if is_new else 0.0
+                found = await service.wait(project, job.id, patience, while_draining=True)
+                if found is not None and found.state not in FINAL:
+                    self._left(exchange, free_key=target.state.route.idempotent)
         except asyncio.CancelledError:
             if not exchange.given_up:
-                self._left(request.id, free_key=target.state.route.idempotent)
+                self._left(exchange, free_key=target.state.route.idempotent)
             raise
         finally:
-            ticket.leave()
-            for id in (new.id, job_id):
+            exchange.leave_queue()
+            for id in {new.id, exchange.job_id}:
                 if self._live.get(id) is exchange:
                     del self._live[id]
         if exchange.streamed:
@@ -125,12 +116,46 @@ class SyncCalls:
             status = int(found.receipt.get("status") or (found.error or {}).get("status") or 500)
             target.state.meter.request(status, time.monotonic() - exchange.came)
 
-    async def _admit(self, new: NewJob, state: EndpointState) -> Ticket:
-        """Let a call in. Raises `QueueFull` for a new one that would wait beyond the bounds of the queue."""
-        refusal = self._admission.refusal(state, new.key_id, new.input.size)
-        if refusal is not None and not await self._service.has_key(new):
-            raise refusal
-        return self._admission.enter(state, new.input.size)
+    async def _store(self, exchange: SyncExchange, new: NewJob, state: EndpointState) -> tuple[Job, bool]:
+        """Store the call, or find the one that has its key; (it, whether it begins now).
+
+        One that was refused before it ran begins anew.
+        """
+        service = self._service
+        job, is_new = await service.submit(new)
+        exchange.job_id = job.id
+        if is_new:
+            return job, True
+        if job.state != "failed" or not job.receipt.get(REFUSED):
+            exchange.leave_queue()
+            return job, False
+        if exchange.ticket is None:
+            # The key was known, but its call needs a place as any new one does.
+            exchange.ticket = self._enter(new, state)
+        self._live[job.id] = exchange
+        await service.retry(new.project, job.id)
+        # Again, to wait for it: it had ended.
+        job, _ = await service.submit(new)
+        return job, True
+
+    async def _admit(self, new: NewJob, state: EndpointState) -> Ticket | None:
+        """Let a call in; None: one with its key was let in before. Raises `QueueFull`."""
+        try:
+            return self._enter(new, state)
+        except QueueFull:
+            if not await self._service.has_key(new):
+                raise
+        return None
+
+    @staticmethod
+    def _enter(new: NewJob, state: EndpointState) -> Ticket:
+        """A place in the queue, or on the way there. Raises `QueueFull`."""
+        others = make_room(state, new.key_id, new.input.size)
+        if others is None:
+            raise full_error(state)
+        for other in others:
+            other.fail(full_error(state))
+        return state.coming.enter(new.key_id, new.input.size)
 
     def _new_job(self, request: Request, target: Target, project: str, key: str) -> NewJob:
         if len(key) > MAX_KEY_CHARS:
@@ -161,18 +186,24 @@ class SyncCalls:
             context={FORWARD: head.forward.decode("latin-1")},
         )
 
-    def _left(self, waiter: str, *, free_key: bool) -> None:
-        """A client hung up. When it was the last one, and none comes back, the call is cancelled.
+    def _left(self, exchange: SyncExchange, *, free_key: bool) -> None:
+        """A client waits no more. When it was the last one, and none comes back, the call is cancelled.
 
         It has not come to its end then: the same key runs it again, where that is allowed (``free_key``).
         """
+        waiter = exchange.request.id
+        # So long the call keeps its place.
+        ticket, exchange.ticket = exchange.ticket, None
 
         async def abandon() -> None:
-            await asyncio.sleep(HANG_UP_GRACE_S)
             try:
+                await asyncio.sleep(HANG_UP_GRACE_S)
                 await self._service.abandon(waiter, free_key=free_key)
             except RequestError as error:
                 log.info("the call of request %s is not cancelled: %s", waiter, error)
+            finally:
+                if ticket is not None:
+                    ticket.leave()
 
         self._service.spawn(abandon())
 
@@ -180,7 +211,10 @@ class SyncCalls:
         request = exchange.request
         extra = b"Idempotent-Replayed: true\r\n" if replayed else b""
         if job.state not in FINAL:
-            raise RequestError("the call has not ended in its time.", http_status=504)
+            raise DeadlineExceeded(
+                "the deadline passed while the call went on.",
+                hint="Ask again with the same Idempotency-Key.",
+            )
         receipt = job.receipt
         for name, value in receipt.get("headers", ()):
             extra += f"{name}: {value}\r\n".encode("latin-1")
@@ -224,7 +258,8 @@ class SyncExchange:
         self.status = 0
         """Of the answer; 0: there is none yet."""
         self.task: asyncio.Task[None] | None = None
-        self.job: tuple[str, str] | None = None
+        self.job_id = ""
+        """Of the stored call, once it is."""
         self.streamed = False
         """The answer goes to the client as it comes."""
         self.gone = False
@@ -234,6 +269,11 @@ class SyncExchange:
         self.ticket: Ticket | None = None
         self.plain: Callable[[Request], None] | None = None
         """Starts it as a call without a key, where that is allowed."""
+
+    def leave_queue(self) -> None:
+        """The call does not wait any more, or its endpoint's queue counts it."""
+        if self.ticket is not None:
+            self.ticket.leave()
 
     def run_plain(self, error: RequestError) -> None:
         """The store took nothing. Raises ``error`` unless the call may run without it."""
