@@ -138,5 +138,7 @@ def skippable(head: Head) -> bool:
 def too_large(limit: int) -> BodyTooLarge:
     """The error for a body above ``limit``."""
     return BodyTooLarge(
-        f"the body is above {limit} bytes.", hint="Raise the endpoint's max_body.", limit=limit
+        f"the body is above {limit} bytes.",
+        hint="Raise the endpoint's max_body, or the max_bytes of its queue where that is less.",
+        limit=limit,
     )

@@ -54,6 +54,8 @@ MAX_CLIENTS = 20_000
 LAST_WORDS_S = 1.0
 """For clients to take the error that they get when a gateway ends before their answer."""
 _HEALTH_PATHS = (b"/healthz", b"/readyz", b"/")
+_SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
+"""They change nothing, so that running one again does no harm: their keys are not stored."""
 
 
 class _Health(NamedTuple):
@@ -324,9 +326,9 @@ class Gateway:
     def _call(self, request: Request, target: Target) -> None:
         """A call to an endpoint: as it is, as a job, or stored because its key makes it answerable once."""
         head = request.head
-        if head.method == b"POST" and not target.upgrade:
+        if head.method not in _SAFE_METHODS and not target.upgrade:
             project = target.state.key.partition("/")[0]
-            if self._jobs_api.wants_async(request):
+            if head.method == b"POST" and self._jobs_api.wants_async(request):
                 self._jobs_api.start_call(request, target, project)
                 return
             if head.idempotency_key:

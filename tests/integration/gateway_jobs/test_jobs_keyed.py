@@ -21,6 +21,17 @@ SOURCE = """
     async def narrow(seconds: float) -> float:
         await asyncio.sleep(seconds)
         return seconds
+
+    runs = 0
+
+    @headrace.endpoint(name="app")
+    async def app(scope, receive, send):
+        global runs
+        runs += 1
+        body = b"%d" % runs
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 201, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 """
 
 
@@ -72,3 +83,18 @@ async def test_whoever_joins_a_call_has_a_deadline_of_its_own(platform: Platform
     assert not first.done(), "the deadline passed, and its client waited for the call all the same"
     again = await keyed(platform, "shared", 2.0)
     assert [(await first)[0], again[0], again[1].get("Idempotent-Replayed")] == [200, 200, "true"]
+
+
+async def test_a_key_is_honoured_with_every_method_that_changes_something(platform: Platform) -> None:
+    await deploy(platform)
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        header = {"Idempotency-Key": f"key-of-{method}"}
+        first, again = [
+            await platform.request(method, "/e/app/thing", data=b"x", headers=header) for _ in range(2)
+        ]
+        assert (first[0], again[0], again[2]) == (201, 201, first[2]), method
+        assert again[1].get("Idempotent-Replayed") == "true", method
+    # Another method with the same key is another request.
+    header = {"Idempotency-Key": "key-of-POST"}
+    status, _, problem = await platform.request("PUT", "/e/app/thing", data=b"x", headers=header)
+    assert status == 422, problem

@@ -74,7 +74,8 @@ class NativeApi:
         # Nothing else is ever switched to: what an app does not know it would answer as a plain request.
         upgrade = head.upgrade.strip().lower() == b"websocket" and route.handler == "asgi"
         request.target = Target(state, version, path, timeout, upgrade, priority)
-        return route.max_body
+        # What could never wait is refused at any time, and not only when it would have to.
+        return route.max_body if route.max_body <= route.queue_bytes else route.queue_bytes
 
     def start(self, request: Request) -> None:
         """Call the endpoint."""

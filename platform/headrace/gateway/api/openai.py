@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import BadRequest, BodyTooLarge, EndpointNotFound, NotFound, ValidationFailed
+from headrace.errors import BadRequest, EndpointNotFound, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import json_response
 from headrace.gateway.api.given import decode
 from headrace.gateway.api.native import Target, priority_of, timeout_of
@@ -24,7 +24,7 @@ from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.sync import SyncCalls
-from headrace.gateway.request import Request
+from headrace.gateway.request import Request, too_large
 from headrace.gateway.routing import RoutingTable
 
 MAX_BODY = 64 << 20
@@ -84,7 +84,7 @@ class OpenAiApi:
         limit = MAX_BODY if call else 1 << 16
         if name:
             state, _ = self._find(record, name)
-            limit = min(limit, state.route.max_body)
+            limit = min(limit, state.route.max_body, state.route.queue_bytes)
         request.key = record.id
         request.target = Route(record, name, call, model)
         return limit
@@ -112,12 +112,8 @@ class OpenAiApi:
                 raise BadRequest("the body names no model.", param="model", code="missing_required_parameter")
             name = body.model
         state, version = self._find(route.record, name)
-        if len(request.body) > state.route.max_body:
-            raise BodyTooLarge(
-                f"the body is above {state.route.max_body} bytes.",
-                hint="Raise the endpoint's max_body.",
-                limit=state.route.max_body,
-            )
+        if len(request.body) > (limit := min(state.route.max_body, state.route.queue_bytes)):
+            raise too_large(limit)
         head = request.head
         timeout = timeout_of(head.timeout, state.route.timeout_s)
         query = head.target.partition(b"?")
