@@ -6,6 +6,7 @@ stored would run again for ever, so what cannot be kept is changed as little as 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from typing import Any
@@ -45,6 +46,15 @@ def decode_json(data: bytes | str, default: Any) -> Any:
     except (ValueError, RecursionError) as error:
         log.warning("stored JSON of %d bytes cannot be read: %s", len(data), error)
         return default
+
+
+def read_json(data: bytes) -> Any:
+    """The value of JSON that somebody else wrote: as Python's own `json` does, with what `clean` makes of
+    escaped surrogates. Raises ``ValueError`` or ``RecursionError``."""
+    try:
+        return msgspec.json.decode(data)
+    except ValueError:
+        return msgspec.json.decode(encode_json(json.loads(data)))
 
 
 def clean_result(result: Result) -> Result:

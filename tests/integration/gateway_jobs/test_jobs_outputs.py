@@ -67,6 +67,7 @@ async def test_what_a_handler_raises_is_kept_whatever_its_text(platform: Platfor
     await deployed(platform)
     done = await finished(platform, "boom", {"text": text})
     assert (done["state"], len(done["attempts"]), done["lost"]) == ("failed", 1, 0), done
+    assert done["error"]["type"] == "urn:headrace:handler-error"
 
 
 async def test_a_result_that_is_refused_is_a_failure_and_not_run_again(

@@ -219,6 +219,12 @@ def test_what_is_no_text_or_no_problem_is_told_all_the_same() -> None:
     for body in (b'{"type": "\xff", "status": 500}', b'{"type": "a", "status": "x"}', b"[" * 5000):
         found = sink.problem_of(Outcome(status=500, content_type="application/problem+json", body=body))
         assert (found["type"], found["status"]) == ("about:blank", 500)
+    half = b'{"type": "urn:headrace:handler-error", "status": 500, "detail": "a\\ud800b"}'
+    found = sink.problem_of(Outcome(status=500, content_type="application/problem+json", body=half))
+    assert (found["type"], found["detail"]) == ("urn:headrace:handler-error", "a\ufffdb")
+    events = EventParser()
+    events.feed(b"event: error\ndata: " + half + b"\n\n")
+    assert events.problem == found
 
 
 def test_a_forgotten_answer_is_told_to_nobody() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from headrace.errors import TYPE_PREFIX, BodyTooLarge
+from headrace.jobs.text import read_json
 
 MAX_ITEM_BYTES = 16 << 20
 
@@ -131,7 +132,7 @@ def as_json(text: bytes) -> bytes:
 
 def _problem(text: bytes, member: str) -> dict[str, Any] | None:
     try:
-        found = msgspec.json.decode(text)
+        found = read_json(text)
     except (ValueError, RecursionError):  # of bad UTF-8, too
         return None
     if member:

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from headrace.errors import BodyTooLarge, RequestError
 from headrace.gateway.jobs.items import ItemParser, parser_for
 from headrace.gateway.request import Request
+from headrace.jobs.text import read_json
 
 MAX_OUTPUT_BYTES = 64 << 20
 """A job whose output is above this fails; the items of a stream are its output, too."""
@@ -265,7 +264,7 @@ def problem_of(outcome: Outcome) -> dict[str, Any]:
         return outcome.problem
     if "json" in outcome.content_type:
         with contextlib.suppress(ValueError, RecursionError):
-            found = msgspec.json.decode(outcome.body)
+            found = read_json(outcome.body)
             if isinstance(found, dict) and "type" in found and _is_status(found.get("status")):
                 return found
     text = outcome.body[:2000].decode("utf-8", "replace")
