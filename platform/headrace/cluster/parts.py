@@ -279,9 +279,10 @@ class Platform:
         try:
             write_record(self._record)
         except OSError as error:
-            if not self._ready and disk_is_full(error) and not self._fatal.done():
+            if not self._ready and disk_is_full(error):
                 # Nothing runs yet that is worth keeping up.
-                self._fatal.set_exception(error)
+                if not self._fatal.done():
+                    self._fatal.set_exception(error)
                 return
             # Keeping the platform up matters more than what a later start would read there.
             self._tell(

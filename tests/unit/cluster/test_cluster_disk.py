@@ -49,6 +49,7 @@ async def test_a_disk_that_is_full_during_the_start_ends_it(settings, monkeypatc
     platform = Platform(settings, new_record(settings, "1"), "key", lambda *words: told.append(words))
     monkeypatch.setattr(parts, "write_record", full)
     platform._save(state="starting")
+    platform._save(state="stopping")
     # Which `up` says in one line, as of a start that could not begin.
     with pytest.raises(OSError, match="No space left") as error:
         await platform._until(asyncio.sleep(10))
