@@ -153,6 +153,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         "import-failed",
         "start-timeout",
         "unhealthy",
+        "stuck",
         "host-lost",
     ]
     detail: str = ""

@@ -9,8 +9,17 @@ from typing import Literal
 
 Tier = Literal["warm", "forked", "cached", "cold"]
 ExitReason = Literal[
-    "stopped", "exited", "signalled", "oom", "load-failed", "import-failed", "start-timeout", "unhealthy"
+    "stopped",
+    "exited",
+    "signalled",
+    "oom",
+    "load-failed",
+    "import-failed",
+    "start-timeout",
+    "unhealthy",
+    "stuck",
 ]
+"""``stuck``: it ended on purpose, since what was cancelled in it did not."""
 
 
 @dataclass(frozen=True)

@@ -540,4 +540,5 @@ def test_an_instance_whose_cancelled_handler_does_not_return_ends(zygote: Zygote
     connection.close()
     exited = zygote.peer.expect("exited")
     assert (exited["pid"], exited["code"]) == (child.pid, 75), child.err.read()
+    assert "0.05 s" in child.peer.expect("stuck")["message"]
     assert b"cancelled request still runs" in child.err.read()

@@ -46,3 +46,24 @@ async def test_a_memory_limit_reaches_the_client(platform: Platform) -> None:
     status, _, problem = await platform.request("POST", "/e/greedy", json={})
     assert status == 502, problem
     assert "oom: OOM-killed at 128 MiB" in problem["detail"]
+
+
+async def test_an_instance_that_ends_to_give_a_slot_back_is_told_as_such(platform: Platform) -> None:
+    await platform.deploy("""
+        import time
+
+        @headrace.endpoint(name="deaf", scaling=headrace.Scaling(max=1))
+        def deaf(seconds: float = 0) -> str:
+            time.sleep(seconds)
+            return "done"
+    """)
+    status, _, _ = await platform.request(
+        "POST", "/e/deaf", json={"seconds": 60}, headers={"X-Headrace-Timeout": "0.2"}
+    )
+    assert status == 504
+    # It waits until the slot comes back, with the next instance.
+    assert await platform.call("deaf", {"seconds": 0}) == "done"
+    described = await platform.api("GET", "/endpoints/deaf")
+    died = [d["reason"] for d in described["decisions"] if d["action"] == "died"]
+    assert len(died) == 1, described["decisions"]
+    assert died[0].startswith("stuck: a cancelled request still runs after 5 s"), died

@@ -24,6 +24,9 @@ def counts(death: wire.Death, ready_for_s: float | None) -> bool:
     """Whether an ending counts to a crash loop; ``ready_for_s`` is None when it never was ready."""
     if death.reason in ("stopped", "host-lost"):
         return False
+    if death.reason == "stuck" and ready_for_s is not None:
+        # It ended on purpose, to give the slot of a cancelled request back.
+        return False
     return ready_for_s is None or ready_for_s < FRESH_S
 
 

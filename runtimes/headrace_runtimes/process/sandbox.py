@@ -285,6 +285,8 @@ class ProcessSandbox:
         if event == "failed" and self._reason is None:
             # Kept at once: it ends by itself now, and its end must not be told as a bare exit code.
             self._reason = _failure(packet)
+        elif event == "stuck" and self._reason is None:
+            self._reason = Exit("stuck", str(packet.get("message", "")))
         answer = self._answers.get("ready" if event == "failed" else event)
         if answer and not answer.done():
             answer.set_result(packet)

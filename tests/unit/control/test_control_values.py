@@ -169,6 +169,7 @@ def test_an_ending_is_told_in_one_line():
         ("host-lost", 1.0, False),
         ("oom", 1.0, True),
         ("oom", 11.0, False),
+        ("stuck", 6.0, False),
         ("exited", None, True),
     ],
 )

@@ -208,12 +208,10 @@ class _Instance:
     def _give_up(self) -> None:
         if not self._stuck:
             self._stuck = True
-            print(
-                f"headrace: a cancelled request still runs after {self._server.cancel_grace_s:g} s, "
-                "and nothing else does: this instance ends",
-                file=sys.stderr,
-                flush=True,
-            )
+            grace = self._server.cancel_grace_s
+            why = f"a cancelled request still runs after {grace:g} s, and nothing else does"
+            print(f"headrace: {why}: this instance ends", file=sys.stderr, flush=True)
+            self._channel.send({"ev": "stuck", "message": why})
             self._controls.end()
 
     def _stop(self, grace: float) -> None:
