@@ -25,6 +25,10 @@ from tests.integration.conftest import Platform
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # The platform runs in a thread of its own and draws random numbers while a strategy does.
+    pytest.mark.filterwarnings(
+        "ignore:Do not use the .random. module:hypothesis.errors.HypothesisDeprecationWarning"
+    ),
 ]
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "chat_openai.py"
