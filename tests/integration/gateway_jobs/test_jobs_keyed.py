@@ -98,3 +98,21 @@ async def test_a_key_is_honoured_with_every_method_that_changes_something(platfo
     header = {"Idempotency-Key": "key-of-POST"}
     status, _, problem = await platform.request("PUT", "/e/app/thing", data=b"x", headers=header)
     assert status == 422, problem
+
+
+async def test_a_call_that_made_room_for_another_key_needs_a_place_anew(platform: Platform) -> None:
+    state = await deploy(platform)
+    made = await platform.api("POST", "/keys", {"name": "modest", "scopes": ["invoke"]})
+    other = {"Authorization": f"Bearer {made['key']}"}
+    first = asyncio.create_task(keyed(platform, "hold", 2.0))
+    await until(lambda: state.in_flight == 1)
+    greedy = {n: asyncio.create_task(keyed(platform, f"greedy-{n}", 0)) for n in range(6)}
+    await until(lambda: len(state.queue) == 6)
+    modest = asyncio.create_task(keyed(platform, "modest", 0, **other))
+    await until(lambda: any(task.done() for task in greedy.values()))
+    (out,) = [n for n, task in greedy.items() if task.done()]
+    assert greedy.pop(out).result()[0] == 429
+    # Its key is known now; that lets nobody in.
+    assert (await keyed(platform, f"greedy-{out}", 0))[0] == 429
+    assert [(await task)[0] for task in (first, modest, *greedy.values())] == [200] * 7
+    assert (await keyed(platform, f"greedy-{out}", 0))[0] == 200
