@@ -116,6 +116,8 @@ class Client(Management):
         endpoint: str,
         *args: Any,
         json: Any = _UNSET,
+        data: bytes | None = None,
+        content_type: str = "application/octet-stream",
         priority: Priority = "normal",
         webhook: str | None = None,
         ttl: float | None = None,
@@ -130,7 +132,7 @@ class Client(Management):
         gives the same job, for as long as it is kept.
         """
         key = idempotency_key or uuid.uuid4().hex
-        body, sent_type = _encode(args, kwargs, json, None, "application/octet-stream")
+        body, sent_type = _encode(args, kwargs, json, data, content_type)
         limit = {} if timeout is None else {"X-Headrace-Timeout": f"{timeout:.3f}"}
         if webhook is None and ttl is None:
             headers = {"Idempotency-Key": key, "Prefer": "respond-async", "X-Headrace-Priority": priority}
@@ -243,7 +245,7 @@ def submit_endpoint(endpoint: Any, args: Sequence[Any], kwargs: Mapping[str, Any
     """`Client.submit` of a decorated handler: its positional arguments are sent by their names."""
     given = _given(endpoint, args, kwargs)
     client, name = default_client(), endpoint.spec.name
-    return client.submit(name, given["data"]) if "data" in given else client.submit(name, json=given["json"])
+    return client.submit(name, **given)
 
 
 def _given(endpoint: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

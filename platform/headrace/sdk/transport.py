@@ -271,8 +271,14 @@ class Transport:
             if cancel is not None:
                 cancel.watch(sock)
             sock.settimeout(max(0.001, until - time.monotonic()))
-            connection.request(method, self._prefix + path, body=body, headers=headers)
+            try:
+                connection.request(method, self._prefix + path, body=body, headers=headers)
+                cut = False
+            except (BrokenPipeError, ConnectionResetError):
+                # A body that is refused unread: its answer lies in the socket. Else reading fails, too.
+                cut = True
             raw = connection.getresponse()
+            raw.will_close |= cut
         except TimeoutError as error:
             connection.close()
             raise _late() from error

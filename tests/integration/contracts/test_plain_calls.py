@@ -6,7 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from headrace.errors import BodyTooLarge
 from headrace.gateway.recent import living
+from headrace.sdk.client import Client
 
 from tests.integration.conftest import Platform, until
 
@@ -25,6 +27,10 @@ SOURCE = """
     @headrace.endpoint(name="other")
     def other() -> int:
         return 1
+
+    @headrace.endpoint(name="size", max_body="1MiB")
+    def size(data: bytes) -> int:
+        return len(data)
 """
 
 
@@ -137,3 +143,18 @@ async def test_pages_and_purges_of_nothing(platform: Platform) -> None:
     assert (await platform.request("GET", "/api/v1/jobs?cursor=zzz"))[0] == 422
     assert (await platform.request("POST", "/api/v1/endpoints/nothing/purge"))[0] == 404
     assert (await platform.request("POST", "/api/v1/endpoints/nap/purge"))[0] == 200
+
+
+async def test_the_client_hears_that_a_body_is_too_large(platform: Platform) -> None:
+    """The gateway answers before it has read the body: the client is still sending then."""
+    await deployed(platform)
+
+    def calls() -> None:
+        with Client(platform.cluster.url, platform.cluster.admin_key) as client:
+            for send in (client.call, client.submit):
+                with pytest.raises(BodyTooLarge):
+                    send("size", data=bytes(34_000_000))
+            assert client.call("size", data=b"xyz") == 3
+            assert client.submit("size", data=b"xy", content_type="image/png").result(10) == 2
+
+    await asyncio.to_thread(calls)
