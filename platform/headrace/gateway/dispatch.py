@@ -19,6 +19,7 @@ from headrace.errors import EndpointNotFound
 from headrace.gateway.answer import HOST_LOST
 from headrace.gateway.attempt import Attempt
 from headrace.gateway.call import Call
+from headrace.gateway.circuit import Circuit
 from headrace.gateway.endpoints import FULL_HOLD_S, EndpointState, Instance
 from headrace.gateway.recent import KEPT, Recent
 from headrace.gateway.refusals import circuit_error, failed_error, full_error
@@ -221,6 +222,8 @@ class Dispatcher:
         for key in changes.endpoints:
             state = self._states.get(key)
             if state is not None:
+                if state.route.version != self._table.endpoints[key].version:
+                    state.circuit = Circuit()  # what the version before did says nothing of this one
                 state.route = self._table.endpoints[key]
                 touched.add(state)
         for route in changes.instances:
@@ -326,10 +329,10 @@ class Dispatcher:
 
     def _blame(self, instance: Instance) -> None:
         """It died under a request, or refused a connection: too many of those open the circuit."""
-        if instance.blamed:
+        state, now = instance.state, time.monotonic()
+        if instance.blamed or instance.route.version != state.route.version:
             return
         instance.blamed = True
-        state, now = instance.state, time.monotonic()
         if state.circuit.lost(instance.route.host, instance.since, now):
             log.warning("circuit of %s opens for %.1f s", state.key, state.circuit.until - now)
             for call in state.queue.drain() if state.circuit.hopeless else ():

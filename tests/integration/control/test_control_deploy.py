@@ -53,6 +53,10 @@ async def test_a_new_endpoint_that_does_not_import_is_failed_with_the_traceback(
     route = await platform.until(lambda: platform.gateway.endpoints.get("default/hello"))
     await platform.until(lambda: platform.gateway.state("hello") == "failed")
     assert "ImportError" in platform.gateway.endpoints[route.endpoint].reason
+    await platform.restart()
+    assert "ImportError" in platform.world.endpoints["default/hello"].reason, "also after a restart"
+    for part in platform.parts:
+        await part.connect()
     platform.gateway.wake("hello")
     host.script = lambda start: None
     doc = await platform.gateway.deploy(platform.spec())

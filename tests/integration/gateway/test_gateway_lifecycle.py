@@ -236,6 +236,23 @@ async def test_a_broken_endpoint_opens_its_circuit_and_one_probe_closes_it(rig, 
     await rig.quiet()
 
 
+async def test_a_new_version_has_a_circuit_of_its_own(rig, monkeypatch):
+    monkeypatch.setattr(verdict_module, "VERDICT_S", 0.01)
+    rig.endpoint(retries=0)
+    await rig.up()
+    old = [await rig.instance(dying, host=f"h{n}") for n in range(circuit_module.OPENS_AFTER)]
+    await rig.known(lambda t: len(t.instances) == len(old))
+    for _ in old:
+        assert (await rig.call()).status == 502
+    assert (await rig.call()).json()["type"] == "urn:headrace:circuit-open"
+    rig.endpoint(retries=0, version=2)
+    good = await rig.instance(version=2)
+    await rig.known(lambda t: good.id in t.instances)
+    assert (await rig.call()).status == 200
+    assert not state_of(rig).circuit.open
+    await rig.quiet()
+
+
 async def test_when_probe_after_probe_fails_nobody_is_kept_waiting(rig, monkeypatch):
     monkeypatch.setattr(circuit_module, "FIRST_OPEN_S", 0.01)
     rig.endpoint(retries=100)
