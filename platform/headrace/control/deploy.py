@@ -146,8 +146,11 @@ class Deployer:
         for deployment in await self._store.deployments.all():
             self._remember(deployment)
             for part in deployment.parts:
+                endpoint = self._world.endpoints.get(f"{deployment.project}/{part.endpoint}")
                 if part.state == "starting":
                     await self._resume(deployment, part)
+                elif part.state == "failed" and endpoint is not None and endpoint.version is None:
+                    endpoint.reason = part.detail or endpoint.reason
             deployment.update()
 
     async def _resume(self, deployment: Deployment, part: Part) -> None:

@@ -210,12 +210,6 @@ class Control:
         for project, name, version in await store.version_numbers():
             versions.setdefault(f"{project}/{name}", []).append(version)
         seeds: list[tuple[EndpointSpec, int]] = []
-        why = {
-            f"{deployment.project}/{part.endpoint}": part.detail
-            for deployment in await store.deployments.all()
-            for part in deployment.parts
-            if part.state == "failed"
-        }
         for row in await store.load_endpoints():
             if row.spec is None or row.current_version is None:
                 # Its first version was being tried when control ended: it never worked.
@@ -223,9 +217,7 @@ class Control:
                     name=row.name, project=row.project, entry="unknown:unknown", handler="function"
                 )
                 endpoint = Endpoint(key=f"{row.project}/{row.name}", spec=spec)
-                endpoint.reason = (
-                    why.get(endpoint.key) or "its first deployment did not finish: deploy it again."
-                )
+                endpoint.reason = "its first deployment did not finish: deploy it again."
             else:
                 spec = slim(msgspec.json.decode(row.spec, type=EndpointSpec))
                 endpoint = Endpoint(
