@@ -15,7 +15,8 @@ import headrace
 import pytest
 from headrace_runtimes.conformance import CODE, call
 from headrace_runtimes.errors import PrepareFailed
-from headrace_runtimes.process import ProcessRuntime, procs
+from headrace_runtimes.instance import procs
+from headrace_runtimes.process import ProcessRuntime
 from headrace_runtimes.spec import Assignment, Base, LoadedEndpoint, RuntimeSettings
 
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"
@@ -140,7 +141,7 @@ async def test_a_survivor_is_swept_but_a_recycled_pid_is_not(root):
 
 
 async def test_a_run_directory_in_use_is_refused(root, monkeypatch):
-    monkeypatch.setattr("headrace_runtimes.process.leftovers.LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr("headrace_runtimes.instance.leftovers.LOCK_WAIT_S", 0.1)
     runtime, second = ProcessRuntime(), ProcessRuntime()
     await runtime.open(settings(root), lambda status: None)
     try:

@@ -11,7 +11,8 @@ from pathlib import Path
 import headrace
 import pytest
 from headrace_runtimes.conformance import call
-from headrace_runtimes.process import ProcessRuntime, procs
+from headrace_runtimes.instance import procs
+from headrace_runtimes.process import ProcessRuntime
 from headrace_runtimes.spec import Assignment, Base, RuntimeSettings
 
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"

@@ -11,7 +11,8 @@ import headrace
 import pytest
 from headrace_runtimes.conformance import CODE, call
 from headrace_runtimes.errors import AssignFailed, PrepareFailed
-from headrace_runtimes.process import ProcessRuntime, sandbox
+from headrace_runtimes.instance import sandbox
+from headrace_runtimes.process import ProcessRuntime
 from headrace_runtimes.spec import Assignment, Base, RuntimeSettings
 
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"

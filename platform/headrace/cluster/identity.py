@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 import psutil
-from headrace_runtimes.process import procs
+from headrace_runtimes.instance import procs
 
 from headrace.config import Settings
 

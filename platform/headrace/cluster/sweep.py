@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-from headrace_runtimes.process.leftovers import sweep_dead
+from headrace_runtimes.instance.leftovers import sweep_dead
 from headrace_runtimes.trees import remove_tree
 
 from headrace.cluster.identity import Identity

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace_runtimes.errors import PrepareFailed
-from headrace_runtimes.process import procs
-from headrace_runtimes.process.child import Child
+from headrace_runtimes.instance import procs
+from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.explain import size
 from headrace_runtimes.process.held import HeldBase, Maker
-from headrace_runtimes.process.policy import Held, nearest, over_budget, size
+from headrace_runtimes.process.policy import Held, nearest, over_budget
 from headrace_runtimes.process.zygote import Zygote, ZygoteFailed
 from headrace_runtimes.spec import Base, BaseStatus, Tier
 

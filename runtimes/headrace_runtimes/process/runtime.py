@@ -12,15 +12,15 @@ from typing import Any, ClassVar, Literal, cast
 
 from headrace_runtimes.base import Sandbox
 from headrace_runtimes.errors import AssignFailed, PrepareFailed
-from headrace_runtimes.process.cgroups import open_cgroups
-from headrace_runtimes.process.child import Child
-from headrace_runtimes.process.leftovers import RunDir, Undertaker
-from headrace_runtimes.process.logs import LogStore, Stream
-from headrace_runtimes.process.memory import MemoryGuard
+from headrace_runtimes.instance.cgroups import open_cgroups
+from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.leftovers import RunDir, Undertaker
+from headrace_runtimes.instance.logs import LogStore, Stream
+from headrace_runtimes.instance.memory import MemoryGuard
+from headrace_runtimes.instance.sandbox import Home, ProcessSandbox, make_home
+from headrace_runtimes.instance.uids import Uids
 from headrace_runtimes.process.pool import PLAIN, QUIET_S, Claimed, Pool
-from headrace_runtimes.process.sandbox import Home, ProcessSandbox, make_home
 from headrace_runtimes.process.spawn import Spawner, python_paths, zygote_environment
-from headrace_runtimes.process.uids import Uids
 from headrace_runtimes.process.zygote import Zygote, ZygoteOptions
 from headrace_runtimes.spec import Assignment, Base, BaseStatus, Exit, LogLine, RuntimeSettings
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
-from headrace_runtimes.process import procs
-from headrace_runtimes.process.channel import Channel, ChannelError, Packet, pair
-from headrace_runtimes.process.child import Child
-from headrace_runtimes.process.pipes import LinePipe
-from headrace_runtimes.process.procs import signal_group
+from headrace_runtimes.instance import procs
+from headrace_runtimes.instance.channel import Channel, ChannelError, Packet, pair
+from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.pipes import LinePipe
+from headrace_runtimes.instance.procs import signal_group
 from headrace_runtimes.process.spawn import Spawner
 from headrace_runtimes.spec import LoadedEndpoint
 

@@ -8,8 +8,8 @@ import sys
 
 from headrace.cluster import sweep
 from headrace.cluster.sweep import clear, sweep_node
-from headrace_runtimes.process import procs
-from headrace_runtimes.process.leftovers import RunDir
+from headrace_runtimes.instance import procs
+from headrace_runtimes.instance.leftovers import RunDir
 
 
 def left_by_a_host(run, node):

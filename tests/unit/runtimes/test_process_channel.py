@@ -5,8 +5,8 @@ import os
 import socket
 
 import pytest
-from headrace_runtimes.process.channel import MAX_PACKET, MAX_WAITING, UNASKED, Channel, ChannelError, pair
-from headrace_runtimes.process.child import Child
+from headrace_runtimes.instance.channel import MAX_PACKET, MAX_WAITING, UNASKED, Channel, ChannelError, pair
+from headrace_runtimes.instance.child import Child
 
 
 class Peer:

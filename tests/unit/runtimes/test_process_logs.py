@@ -3,8 +3,8 @@ import os
 import resource
 
 import pytest
-from headrace_runtimes.process.logs import KEEP_SEGMENTS, MIN_SEGMENT, LogStore, decode_line, encode_line
-from headrace_runtimes.process.pipes import BURST_BYTES, MAX_LINE, LinePipe, split_lines
+from headrace_runtimes.instance.logs import KEEP_SEGMENTS, MIN_SEGMENT, LogStore, decode_line, encode_line
+from headrace_runtimes.instance.pipes import BURST_BYTES, MAX_LINE, LinePipe, split_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,7 +126,7 @@ async def test_a_long_poll_ends_with_the_line_or_with_its_time(tmp_path):
 
 
 async def test_a_search_goes_to_the_end_also_without_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr("headrace_runtimes.process.logs.READ_BYTES", 300)
+    monkeypatch.setattr("headrace_runtimes.instance.logs.READ_BYTES", 300)
     store = LogStore(tmp_path, 1 << 20)
     for n in range(100):
         store.write("p/e", "loud", "stdout", [f"line {n}"])

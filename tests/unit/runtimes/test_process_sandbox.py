@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from headrace_runtimes.errors import AssignFailed
-from headrace_runtimes.process.child import Child
-from headrace_runtimes.process.logs import LogStore
-from headrace_runtimes.process.memory import MemoryGuard
-from headrace_runtimes.process.sandbox import ProcessSandbox, make_home
+from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.logs import LogStore
+from headrace_runtimes.instance.memory import MemoryGuard
+from headrace_runtimes.instance.sandbox import ProcessSandbox, make_home
 from headrace_runtimes.spec import Assignment
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.errors import AssignFailed, PrepareFailed, SandboxGone
-from headrace_runtimes.process import procs
-from headrace_runtimes.process.channel import ChannelError, Packet
-from headrace_runtimes.process.child import Child, Ended
-from headrace_runtimes.process.logs import LogStore
-from headrace_runtimes.process.memory import MemoryGuard
-from headrace_runtimes.process.policy import explain
-from headrace_runtimes.process.uids import own
+from headrace_runtimes.instance import procs
+from headrace_runtimes.instance.channel import ChannelError, Packet
+from headrace_runtimes.instance.child import Child, Ended
+from headrace_runtimes.instance.explain import explain
+from headrace_runtimes.instance.logs import LogStore
+from headrace_runtimes.instance.memory import MemoryGuard
+from headrace_runtimes.instance.uids import own
 from headrace_runtimes.spec import Assignment, Exit, Stats, Tier, Timings
 from headrace_runtimes.trees import remove_tree
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from headrace_runtimes.process.cgroups import Cgroups
-from headrace_runtimes.process.child import Child
-from headrace_runtimes.process.procs import in_session, of_uids, pss
+from headrace_runtimes.instance.cgroups import Cgroups
+from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.procs import in_session, of_uids, pss
 
 PERIOD_S = 0.5
 

@@ -10,10 +10,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from headrace_runtimes.process.channel import Channel, Packet, pair
-from headrace_runtimes.process.logs import Stream
-from headrace_runtimes.process.pipes import LinePipe
-from headrace_runtimes.process.procs import identity, signal_group
+from headrace_runtimes.instance.channel import Channel, Packet, pair
+from headrace_runtimes.instance.logs import Stream
+from headrace_runtimes.instance.pipes import LinePipe
+from headrace_runtimes.instance.procs import identity, signal_group
 
 BACKLOG_LINES = 1000
 UNMANAGEABLE_S = 1.0

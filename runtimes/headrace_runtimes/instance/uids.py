@@ -8,7 +8,7 @@ from collections import deque
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
-from headrace_runtimes.process.procs import kill_until_gone, of_uids
+from headrace_runtimes.instance.procs import kill_until_gone, of_uids
 
 BLOCK = 250
 DEFAULT_LOCK_DIR = Path("/run/headrace/uids")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
-from headrace_runtimes.process import procs
-from headrace_runtimes.process.cgroups import remove_cgroups
+from headrace_runtimes.instance import procs
+from headrace_runtimes.instance.cgroups import remove_cgroups
 from headrace_runtimes.trees import remove_tree
 
 LOCK_WAIT_S = 10.0
