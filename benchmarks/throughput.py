@@ -65,7 +65,7 @@ async def _own_socket(work: Path) -> dict[str, float | int]:
         base = Base(key="bench")
         await runtime.hold([(base, 1)])
         await asyncio.wait_for(ready.wait(), 30)
-        sandbox = await runtime.assign(
+        sandbox = await runtime.claim(
             base,
             Assignment(
                 id="bench-1",

@@ -8,41 +8,85 @@ sweeps what was left (processes, sockets, directories, mounts, cgroups).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
+from headrace_runtimes.images.definition import Image
 from headrace_runtimes.spec import (
     Assignment,
     Base,
     BaseStatus,
+    Capability,
     Exit,
     LogLine,
+    Owned,
+    Ran,
     RuntimeSettings,
+    SandboxSpec,
+    SandboxState,
     Stats,
     Tier,
     Timings,
 )
 
+Progress = Callable[[str, int, int], None]
+"""(what, bytes done, bytes of all or 0): told while an image is pulled or built."""
+
 
 class Sandbox(Protocol):
-    """A sandbox that became an instance: it answers HTTP at ``address``."""
+    """One place to run code: made, started, assigned once, then an instance that answers HTTP at ``address``.
+
+    Its states and moves are `spec.SANDBOX_MOVES`. What fails in it ends it; ``exited`` says how.
+    """
 
     id: str
+    """The spec's; from the assignment on, the instance's."""
+    state: SandboxState
     endpoint: str
     version: int
     pid: int
+    """Its first process as the host sees it; 0 before ``start``."""
     address: str
     tier: Tier
     timings: Timings
     exited: asyncio.Future[Exit]
     """Done when the sandbox has ended, never with an exception."""
 
-    async def stop(self, grace_s: float) -> Exit:
-        """Finish what runs for at most ``grace_s`` seconds, run ``unload``, end; kill after that."""
+    async def start(self) -> None:
+        """created -> waiting: boot the engine and preload. Raises `PrepareFailed`; it has ended then."""
+        ...
+
+    async def assign(self, assignment: Assignment) -> None:
+        """waiting -> ready: code, environment, secrets, limits; load, health check, listening.
+
+        Raises `AssignFailed` (with the traceback when the user's code is at fault); it has ended then.
+        """
+        ...
+
+    async def exec(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
+    ) -> Ran:
+        """Run a command beside the instance, as the instance's user. Raises `NotSupported`, `SandboxGone`."""
         ...
 
     async def stats(self) -> Stats:
         """Use of resources now. Raises `SandboxGone`."""
+        ...
+
+    async def health(self) -> tuple[bool, str]:
+        """The engine's check and the user's ``health``: well or not, and why. Raises `SandboxGone`."""
+        ...
+
+    async def pause(self) -> None:
+        """ready -> paused: it keeps its memory and uses no CPU. Raises `NotSupported`, `WrongState`."""
+        ...
+
+    async def resume(self) -> None:
+        """paused -> ready. Raises `NotSupported`, `WrongState`."""
+        ...
+
+    async def stop(self, grace_s: float) -> Exit:
+        """Finish what runs for at most ``grace_s`` seconds, run ``unload``, end; kill after that."""
         ...
 
 
@@ -52,12 +96,30 @@ class Runtime(Protocol):
 
     name: ClassVar[str]
 
+    def capabilities(self) -> Mapping[Capability, str]:
+        """All of `spec.CAPABILITIES`: empty when it can do it here, else one line of why not.
+
+        After ``open`` it speaks of this machine, before of what is installed.
+        """
+        ...
+
     async def open(self, settings: RuntimeSettings, on_base: Callable[[BaseStatus], None]) -> None:
         """Sweep the predecessor's leftovers and get ready; ``on_base`` hears of every base's change."""
         ...
 
     async def close(self) -> None:
         """End all sandboxes and bases; leave nothing behind."""
+        ...
+
+    async def prepare(self, image: Image, progress: Progress | None = None) -> str:
+        """Have the image here, built or pulled; returns its digest, which `Base.image` names from now on.
+
+        Doing it again is quick. Raises `PrepareFailed`, `ImageFailed`, `RegistryFailed`, `NotSupported`.
+        """
+        ...
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """A sandbox in state ``created``, of a prepared image. Raises `PrepareFailed`."""
         ...
 
     async def hold(self, bases: Sequence[tuple[Base, int]]) -> None:
@@ -68,12 +130,12 @@ class Runtime(Protocol):
         """
         ...
 
-    async def assign(self, base: Base, assignment: Assignment) -> Sandbox:
-        """Claim a sandbox of ``base`` (a spare, a fork, or a new one) and make it an instance.
+    async def claim(self, base: Base, assignment: Assignment) -> Sandbox:
+        """A sandbox of ``base`` (a spare, a fork, or a new one), assigned: an instance.
 
-        Returns when it is ready: code imported, ``load`` done, healthy, listening. Raises
-        `AssignFailed` (with the traceback when the user's code is at fault) or `PrepareFailed`.
-        A base that is not held is not waited for: the nearest one that is ready is used.
+        Returns when it is ready. Raises `AssignFailed` (with the traceback when the user's code is at
+        fault) or `PrepareFailed`. A base that is not held is not waited for: the nearest one that is
+        ready is used.
         """
         ...
 
@@ -83,6 +145,10 @@ class Runtime(Protocol):
 
     def bases(self) -> list[BaseStatus]:
         """All bases."""
+        ...
+
+    async def list_owned(self) -> list[Owned]:
+        """All that exists on this machine because of this runtime's directory, also a predecessor's."""
         ...
 
     async def logs(

@@ -62,7 +62,7 @@ async def serves(harness: Harness) -> None:
         assert stats.in_flight in {0, None}, "it has requests in flight that nobody sent"
         taken = bench.assignment(id=sandbox.id)
         with contextlib.suppress(RuntimeFailure):
-            await bench.runtime.assign(Base(key="conformance"), taken)
+            await bench.runtime.claim(Base(key="conformance"), taken)
             raise AssertionError("an id that is in use was taken again")
 
 

@@ -99,7 +99,7 @@ class Bench:
 
     async def start(self, entry: str = "hello", base: Base | None = None, **options: Any) -> Sandbox:
         """An instance of a function of `CODE`."""
-        return await self.runtime.assign(base or Base(key="conformance"), self.assignment(entry, **options))
+        return await self.runtime.claim(base or Base(key="conformance"), self.assignment(entry, **options))
 
     async def base(self, key: str, what: Callable[[BaseStatus], bool]) -> BaseStatus:
         """Wait until the status of a base fulfils ``what``."""

@@ -20,6 +20,31 @@ ExitReason = Literal[
     "stuck",
 ]
 """``stuck``: it ended on purpose, since what was cancelled in it did not."""
+SandboxState = Literal["created", "waiting", "starting", "ready", "paused", "ended"]
+"""``created``: made, nothing runs; ``waiting``: the engine waits for its assignment."""
+SANDBOX_MOVES: Mapping[SandboxState, frozenset[SandboxState]] = {
+    "created": frozenset({"waiting", "ended"}),
+    "waiting": frozenset({"starting", "ended"}),
+    "starting": frozenset({"ready", "ended"}),
+    "ready": frozenset({"paused", "ended"}),
+    "paused": frozenset({"ready", "ended"}),
+    "ended": frozenset(),
+}
+"""The legal moves of a sandbox; an illegal one raises `WrongState`."""
+Capability = Literal[
+    "isolation", "images", "limits", "networks", "devices", "exec", "pause", "fork", "checkpoint"
+]
+"""What a runtime may be able to do, beside running code:
+
+- ``isolation``: namespaces of its own, no capabilities, a system call filter: for code of strangers;
+- ``images``: a root file system from an image; ``limits``: memory, CPU, processes, IO held by the kernel;
+- ``networks``: ``none`` and ``egress`` beside ``host``; ``devices``: accelerators made visible one by one;
+- ``exec``: a command in a living sandbox; ``pause``: freezing; ``fork``: spares share what was loaded once;
+- ``checkpoint``: a loaded instance kept on disk and brought back.
+"""
+CAPABILITIES: tuple[Capability, ...] = (
+    "isolation", "images", "limits", "networks", "devices", "exec", "pause", "fork", "checkpoint",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,16 @@ class RuntimeSettings:
 
 
 @dataclass(frozen=True)
+class Network:
+    """What a sandbox may reach. Metadata addresses of clouds are never reached, whatever it says."""
+
+    mode: Literal["none", "host", "egress"] = "egress"
+    """``none``: loopback only; ``host``: the host's own network; ``egress``: out through the host."""
+    allow: tuple[str, ...] = ()
+    """For ``egress``: host names, addresses and networks that may be reached; empty: all public ones."""
+
+
+@dataclass(frozen=True)
 class LoadedEndpoint:
     """For ``snapshot="loaded"``: the endpoint that the base itself loads before it is forked."""
 
@@ -72,6 +107,8 @@ class Base:
     """Preloaded when fork-safe."""
     loaded: LoadedEndpoint | None = None
     image: str = ""
+    """Digest of the image's definition, which `Runtime.prepare` was given; empty: the runtime's own."""
+    network: Network = Network()
 
 
 @dataclass(frozen=True)
@@ -115,6 +152,43 @@ class Assignment:
     fresh: bool = False
     """``snapshot="none"``: a new process, nothing inherited."""
     gpu_indices: tuple[int, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Files below ``/run/secrets`` (``$HEADRACE_SECRETS``), name -> content; never in the environment."""
+    cpu_limit: float | None = None
+    """Cores."""
+    pids_limit: int | None = None
+    disk_limit: int | None = None
+    """Bytes that it may write, all places together."""
+    io_limit: int | None = None
+    """Bytes per second, each for reading and writing."""
+    mounts: tuple[tuple[Path, str], ...] = ()
+    """Directories of the host that appear read-only at a path of the sandbox: weights."""
+
+
+@dataclass(frozen=True)
+class SandboxSpec:
+    """What `Runtime.create` makes. ``id`` is the caller's: 1-64 letters, digits and ``. _ -``."""
+
+    id: str
+    base: Base
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command in a sandbox did. Output is cut at 1 MiB each."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True)
+class Owned:
+    """Something on this machine that belongs to this runtime's directory: for reconciling and for tests."""
+
+    kind: Literal["process", "container", "mount", "cgroup", "interface", "socket", "directory"]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -146,6 +220,8 @@ class Stats:
     """Proportional set size, bytes."""
     cpu_s: float
     in_flight: int | None = None
+    io_bytes: int | None = None
+    """Read and written, where the kernel counts it."""
     stopped: bool = False
     """Its main process was stopped by a signal (SIGSTOP): it does nothing until it is continued."""
 

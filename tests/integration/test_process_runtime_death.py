@@ -39,7 +39,7 @@ async def main(root, engine):
     pids = []
     for n, base in enumerate([Base("held"), Base("held"), loaded]):
         entry, handler = ("Loads", "class") if base is loaded else ("hello", "function")
-        s = await runtime.assign(base, Assignment(f"i{n}", "default/h", 1, root / "code", f"app:{entry}",
+        s = await runtime.claim(base, Assignment(f"i{n}", "default/h", 1, root / "code", f"app:{entry}",
             handler, "t", fresh=n == 1))
         pids.append(s.pid)
     pids += [int(p.name) for p in (root / "r/p").iterdir()]
@@ -111,7 +111,7 @@ async def test_sigkill_of_the_owner_takes_all_and_the_next_open_sweeps(root, how
     await runtime.open(settings(root), lambda status: None)
     try:
         assert not list((root / "r/s").iterdir())
-        sandbox = await runtime.assign(
+        sandbox = await runtime.claim(
             Base("held"), Assignment("i0", "default/h", 1, root / "code", "app:hello", "function", "t")
         )
         assert (await call(sandbox, {}, token="t"))[0] == 200
@@ -156,7 +156,7 @@ async def test_a_killed_zygote_takes_its_instances_and_comes_back(root):
     await runtime.open(settings(root), lambda status: None)
     try:
         await runtime.hold([(Base("held"), 1)])
-        sandbox = await runtime.assign(
+        sandbox = await runtime.claim(
             Base("held"), Assignment("i0", "default/h", 1, root / "code", "app:hello", "function", "t")
         )
         zygotes = {s.pid for s in runtime.bases() if s.pid}
@@ -171,7 +171,7 @@ async def test_a_killed_zygote_takes_its_instances_and_comes_back(root):
             ):
                 await asyncio.sleep(0.01)
         assert not zygotes & {s.pid for s in runtime.bases()}
-        again = await runtime.assign(
+        again = await runtime.claim(
             Base("held"), Assignment("i1", "default/h", 1, root / "code", "app:hello", "function", "t")
         )
         assert (await call(again, {}, token="t"))[0] == 200
@@ -201,7 +201,7 @@ async def test_a_load_that_cannot_be_forked_falls_back_and_says_why(root):
         status = next(s for s in runtime.bases() if s.key == "threads")
         assert not status.loaded
         assert "thread" in status.detail
-        sandbox = await runtime.assign(
+        sandbox = await runtime.claim(
             base, Assignment("i0", "default/t", 1, root / "code", "threads:Threads", "class", "t")
         )
         assert await call(sandbox, token="t") == (200, "ok")

@@ -120,7 +120,7 @@ async def hostile():
     numbers = iter(range(1000))
 
     async def start(entry, handler="function", base=Base("any"), **options):  # noqa: B008 - frozen
-        return await runtime.assign(
+        return await runtime.claim(
             base,
             Assignment(
                 f"x{next(numbers)}",

@@ -83,7 +83,7 @@ async def place(monkeypatch):
     async def start(entry="attempt", **options):
         nonlocal count
         count += 1
-        return await runtime.assign(
+        return await runtime.claim(
             Base("any"),
             Assignment(
                 f"i{count}", "default/h", 1, path / "code", f"app:{entry}", "function", "t", **options
@@ -174,7 +174,7 @@ async def test_two_runtimes_on_one_machine_share_no_uid(place):
     await other.open(settings, lambda status: None)
     try:
         theirs = [
-            await other.assign(
+            await other.claim(
                 Base("any"), Assignment(f"o{n}", "default/h", 1, path / "code", "app:whoami", "function", "t")
             )
             for n in range(3)

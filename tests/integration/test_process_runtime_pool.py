@@ -73,7 +73,7 @@ async def test_beyond_the_budget_the_least_wanted_go_but_none_with_instances(ope
         lambda: (s := status(runtime, "first")) and s.state == "failed" and "not kept" in s.detail
     )
     await eventually(lambda: status(runtime, "plain").spares == 1)
-    kept = await runtime.assign(second, assignment(path, "i0"))  # served by the plain one
+    kept = await runtime.claim(second, assignment(path, "i0"))  # served by the plain one
     assert (await call(kept, {}, token="t"))[0] == 200
     await runtime.hold([(first, 0), (second, 0)])
     await eventually(lambda: [status(runtime, k).state for k in ("first", "second")] == ["failed"] * 2)
@@ -88,7 +88,7 @@ async def test_a_base_that_was_let_go_lives_as_long_as_its_instances(opened):
     await runtime.hold([(base, 1)])
     await eventually(lambda: (s := status(runtime, "held")) and s.spares == 1)
     pid = status(runtime, "held").pid
-    instance = await runtime.assign(base, assignment(path, "i0"))
+    instance = await runtime.claim(base, assignment(path, "i0"))
     await runtime.hold([])
     assert status(runtime, "held") is None
     assert (await call(instance, {}, token="t"))[0] == 200
@@ -102,7 +102,7 @@ async def test_what_does_not_become_ready_in_time_is_killed(opened, monkeypatch)
     runtime = await make()
     monkeypatch.setattr(sandbox, "START_SLACK_S", 0.2)
     with pytest.raises(AssignFailed) as failed:
-        await runtime.assign(Base("x"), assignment(path, "i0", "hangs:f", load_timeout_s=0.0))
+        await runtime.claim(Base("x"), assignment(path, "i0", "hangs:f", load_timeout_s=0.0))
     assert failed.value.exit.reason == "start-timeout"
     assert not runtime.sandboxes()
     assert not list((path / "r0" / "s").iterdir())
@@ -111,8 +111,8 @@ async def test_what_does_not_become_ready_in_time_is_killed(opened, monkeypatch)
 async def test_a_cancelled_claim_leaves_nothing(opened):
     path, make = opened
     runtime = await make()
-    await runtime.assign(Base("x"), assignment(path, "warm-up"))
-    claim = asyncio.create_task(runtime.assign(Base("x"), assignment(path, "i0", "hangs:f")))
+    await runtime.claim(Base("x"), assignment(path, "warm-up"))
+    claim = asyncio.create_task(runtime.claim(Base("x"), assignment(path, "i0", "hangs:f")))
     await eventually((path / "r0/k/i0").exists)
     claim.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -125,7 +125,7 @@ async def test_an_environment_that_fits_no_packet_is_refused(opened):
     path, make = opened
     runtime = await make()
     with pytest.raises(AssignFailed, match="above the bound"):
-        await runtime.assign(Base("x"), assignment(path, "i0", env={"BIG": "x" * 200_000}))
+        await runtime.claim(Base("x"), assignment(path, "i0", env={"BIG": "x" * 200_000}))
     assert not runtime.sandboxes()
 
 
@@ -140,11 +140,11 @@ async def test_an_engine_that_does_not_start_is_told_and_tried_again(opened, mon
     await runtime.open(settings, lambda s: None)
     try:
         with pytest.raises(PrepareFailed, match="this engine is broken"):
-            await runtime.assign(Base("x"), assignment(path, "i0"))
+            await runtime.claim(Base("x"), assignment(path, "i0"))
     finally:
         await runtime.close()
     with pytest.raises(PrepareFailed, match="not open"):
-        await runtime.assign(Base("x"), assignment(path, "i0"))
+        await runtime.claim(Base("x"), assignment(path, "i0"))
 
 
 async def test_fifty_lives_leave_no_descriptor_and_no_process(opened):
@@ -161,7 +161,7 @@ async def test_fifty_lives_leave_no_descriptor_and_no_process(opened):
     before = await settled()
     for n in range(10):
         instances = await asyncio.gather(
-            *(runtime.assign(Base("held"), assignment(path, f"i{n}-{m}")) for m in range(5))
+            *(runtime.claim(Base("held"), assignment(path, f"i{n}-{m}")) for m in range(5))
         )
         await asyncio.gather(*(i.stop(1.0) for i in instances))
     async with asyncio.timeout(30):
@@ -173,8 +173,8 @@ async def test_fifty_lives_leave_no_descriptor_and_no_process(opened):
 async def test_a_flood_of_output_does_not_stop_the_loop(opened):
     path, make = opened
     runtime = await make()
-    loud = await runtime.assign(Base("x"), assignment(path, "loud", "app:talk"))
-    quiet = await runtime.assign(Base("x"), assignment(path, "quiet"))
+    loud = await runtime.claim(Base("x"), assignment(path, "loud", "app:talk"))
+    quiet = await runtime.claim(Base("x"), assignment(path, "quiet"))
     flood = asyncio.create_task(call(loud, {"lines": 200_000}, token="t"))
     async with asyncio.timeout(10):
         for _ in range(20):
@@ -188,8 +188,8 @@ async def test_a_flood_of_output_does_not_stop_the_loop(opened):
 async def test_a_leak_is_told_with_its_limit_and_hurts_nobody_else(opened, how):
     path, make = opened
     runtime = await make(memory=how)
-    other = await runtime.assign(Base("x"), assignment(path, "i0"))
-    leak = await runtime.assign(Base("x"), assignment(path, "i1", "app:grow", memory_limit=96 << 20))
+    other = await runtime.claim(Base("x"), assignment(path, "i0"))
+    leak = await runtime.claim(Base("x"), assignment(path, "i1", "app:grow", memory_limit=96 << 20))
     running = asyncio.create_task(call(leak, {"mib": 300}, token="t"))
     exit = await asyncio.wait_for(leak.exited, 20)
     assert (exit.reason, exit.detail) == ("oom", "OOM-killed at 96 MiB")
@@ -205,10 +205,10 @@ async def test_health_is_asked_of_the_engine(opened):
         "        return False\n"
     )
     runtime = await make()
-    well = await runtime.assign(Base("x"), assignment(path, "i0"))
+    well = await runtime.claim(Base("x"), assignment(path, "i0"))
     assert (await well.health())[0]
     with pytest.raises(AssignFailed):
-        await runtime.assign(
+        await runtime.claim(
             Base("x"),
             Assignment("i1", "default/s", 1, path / "code", "sick:Sick", "class", "t", load_timeout_s=1),
         )
@@ -217,7 +217,7 @@ async def test_health_is_asked_of_the_engine(opened):
 async def test_a_start_that_close_interrupts_is_told_to_its_caller(opened):
     path, make = opened
     runtime = await make()
-    claim = asyncio.create_task(runtime.assign(Base("x"), assignment(path, "i0", "hangs:f")))
+    claim = asyncio.create_task(runtime.claim(Base("x"), assignment(path, "i0", "hangs:f")))
     await eventually((path / "r0/k/i0").exists)
     await runtime.close()
     with pytest.raises(AssignFailed, match="closed while it started"):

@@ -173,7 +173,7 @@ class Instances:
             base = self._pool.base(spec.base)
             if base.loaded is not None and not self._bundles.has(base.loaded.code_dir.name):
                 await self._bundles.ensure(base.loaded.code_dir.name)
-            sandbox = await runtime.assign(base, self._assignment(instance))
+            sandbox = await runtime.claim(base, self._assignment(instance))
         except AssignFailed as error:
             self._end(instance, "failed", death_of(error.exit))
         except BundleError as error:

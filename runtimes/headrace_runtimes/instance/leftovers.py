@@ -14,6 +14,7 @@ from pathlib import Path
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.cgroups import remove_cgroups
+from headrace_runtimes.spec import Owned
 from headrace_runtimes.trees import remove_tree
 
 LOCK_WAIT_S = 10.0
@@ -169,6 +170,19 @@ class RunDir:
         with contextlib.suppress(OSError):
             (self.processes / str(pid)).unlink()
 
+    def owned(self) -> list[Owned]:
+        """What exists because of this directory. Blocks."""
+        found = [
+            Owned("process", p.name) for p in _files(self.processes)
+            if p.name.isdigit() and procs.identity(int(p.name)) == _text(p)
+        ]  # fmt: skip
+        found += [Owned("directory", p.name) for p in _files(self.sandboxes)]
+        found += [Owned("socket", p.name) for p in _files(self.sockets)]
+        root = _text(self.root / "cgroup")
+        if root:
+            found += [Owned("cgroup", str(p)) for p in _files(Path(root)) if p.is_dir()]
+        return found
+
     def unlock(self) -> None:
         """Let the directory go."""
         if self.lock >= 0:
@@ -226,3 +240,10 @@ def _files(path: Path) -> list[Path]:
         return list(path.iterdir())
     except OSError:
         return []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

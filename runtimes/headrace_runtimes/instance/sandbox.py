@@ -1,32 +1,31 @@
-"""An assigned child: makes it an instance, tells how it ended, and removes what it leaves."""
+"""A sandbox with an engine in it: makes it an instance, tells how it ended, and removes what it leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
-import re
 import signal
-import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-from headrace_runtimes.errors import AssignFailed, PrepareFailed, SandboxGone
-from headrace_runtimes.instance import procs
+from headrace_runtimes.errors import AssignFailed, NotSupported, SandboxGone, WrongState
 from headrace_runtimes.instance.channel import ChannelError, Packet
 from headrace_runtimes.instance.child import Child, Ended
 from headrace_runtimes.instance.explain import explain
+from headrace_runtimes.instance.home import Home, sandbox_env
 from headrace_runtimes.instance.logs import LogStore
-from headrace_runtimes.instance.memory import MemoryGuard
-from headrace_runtimes.instance.uids import own
-from headrace_runtimes.spec import Assignment, Exit, Stats, Tier, Timings
-from headrace_runtimes.trees import remove_tree
-
-log = logging.getLogger("headrace.runtimes")
+from headrace_runtimes.spec import (
+    SANDBOX_MOVES,
+    Assignment,
+    Exit,
+    Ran,
+    SandboxState,
+    Stats,
+    Tier,
+    Timings,
+)
 
 START_SLACK_S = 60.0
 TERM_AFTER_S = 2.0
@@ -35,125 +34,149 @@ KILL_AFTER_S = 1.0
 BURY_WAIT_S = 15.0
 STATS_TIMEOUT_S = 1.0
 HEALTH_TIMEOUT_S = 10.0
-BACKLOG = 1024
-MAX_SOCKET_PATH = 107
 NOFILE = 65_536
 MAX_IN_FLIGHT = 1_000_000
 """What an instance says of itself is believed up to here."""
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Home:
-    """Where a sandbox lives: ``path`` is its own directory; its socket, ``door``, lies out of its reach."""
+class Furnished:
+    """How the assignment looks from inside: where the code and the sandbox's own directory are."""
 
-    path: Path
-    door: Path
-    listener: socket.socket
-
-    def remove(self) -> None:
-        """Leave nothing of it, whatever it has filled its directory with. Blocks."""
-        self.door.unlink(missing_ok=True)
-        if not remove_tree(self.path):
-            log.warning("%s could not be removed; the next start tries again", self.path)
+    home: Home
+    code: str
+    directory: str
 
 
-def make_home(homes: Path, sockets: Path, id: str, uid: int | None) -> Home:
-    """The sandbox's private directory and its listening socket. Raises `PrepareFailed`.
+class Frame(Protocol):
+    """What holds a sandbox's process: the side of it that differs from runtime to runtime."""
 
-    The socket is not in that directory: code that may replace it by a link would have whoever connects
-    talk to any socket of the machine, with that one's rights.
-    """
-    path, door = homes / id, sockets / id
-    address = str(door)
-    if not _ID.fullmatch(id):
-        raise PrepareFailed(f"Instance id {id!r}: use 1-64 letters, digits and . _ -.")
-    if len(os.fsencode(address)) > MAX_SOCKET_PATH:
-        raise PrepareFailed(f"{address} is too long for a socket: choose a shorter run directory.")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.mkdir(path, 0o700)
-        for part in (path / "home", path / "tmp"):
-            os.mkdir(part, 0o700)
-            own(part, uid, uid)
-        own(path, uid, uid)
-        listener.bind(address)
-        os.chmod(address, 0o600)
-        # Before the process has it, so that early connections queue instead of failing.
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if not isinstance(error, FileExistsError):
-            remove_tree(path)
-        raise PrepareFailed(f"Cannot make {path}: {error.strerror}.") from error
-    return Home(path, door, listener)
+    child: Child
+    tier: Tier
 
+    async def furnish(self, assignment: Assignment) -> Furnished:
+        """Limits and files, before any code of the assignment runs. Raises `PrepareFailed`."""
+        ...
 
-def sandbox_env(assignment: Assignment) -> dict[str, str]:
-    """The assignment's environment; the accelerators are what the host reserved, whatever the user says."""
-    gpus = ",".join(str(index) for index in assignment.gpu_indices)
-    return dict(assignment.env) | {"CUDA_VISIBLE_DEVICES": gpus}
+    def killed_for(self, limit: int | None) -> int | None:
+        """The memory limit that the ended process was killed for; None when that was not the reason."""
+        ...
+
+    async def use(self) -> Stats | None:
+        """What it uses, without ``in_flight``; None when it is gone."""
+        ...
+
+    async def freeze(self) -> None:
+        """Stop the clock for all of its processes. Raises `NotSupported`."""
+        ...
+
+    async def thaw(self) -> None:
+        """Go on. Raises `NotSupported`."""
+        ...
+
+    async def exec(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> Ran:
+        """Run a command in it. Raises `NotSupported`, ``TimeoutError``."""
+        ...
+
+    async def bury(self) -> None:
+        """Its process has ended: leave nothing of it."""
+        ...
 
 
-class ProcessSandbox:
-    """An instance in a forked process. Made by `ProcessRuntime.assign`; see `base.Sandbox`."""
+class EngineSandbox:
+    """See `base.Sandbox`. ``boot`` starts its process; a claim gives it a ``frame`` that waits already."""
 
     def __init__(
         self,
-        child: Child,
-        assignment: Assignment,
-        tier: Tier,
-        home: Home,
+        id: str,
         *,
         logs: LogStore,
-        memory: MemoryGuard,
-        bury: Callable[[ProcessSandbox], Awaitable[None]],
+        boot: Callable[[], Awaitable[Frame]] | None = None,
+        frame: Frame | None = None,
+        on_gone: Callable[[EngineSandbox], None],
+        on_assign: Callable[[EngineSandbox], None] = lambda sandbox: None,
     ) -> None:
-        self.id = assignment.id
-        self.endpoint = assignment.endpoint
-        self.version = assignment.version
-        self.pid = child.pid
-        self.home = home
-        self.path = home.path
-        self.address = f"unix:{home.door}"
-        self.tier: Tier = tier
+        self.id = id
+        self.state: SandboxState = "created"
+        self.endpoint = ""
+        self.version = 0
+        self.pid = 0
+        self.address = ""
+        self.tier: Tier = "cached"
         self.timings = Timings(0.0, 0.0, 0.0, 0.0)
-        loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[Exit] = loop.create_future()
-        self.child = child
-        self._assignment = assignment
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.furnished: Furnished | None = None
+        self._frame = frame
+        self._boot = boot
         self._logs = logs
         self._attached = False
-        self._memory = memory
-        self._bury = bury
-        self._limit = assignment.memory_limit
+        self._on_gone = on_gone
+        self._on_assign = on_assign
+        self._limit: int | None = None
         self._answers: dict[str, asyncio.Future[Packet]] = {}
+        self._booting: asyncio.Task[Frame] | None = None
         self._stopping: asyncio.Task[Exit] | None = None
         self._buried: asyncio.Task[None] | None = None
         self._reason: Exit | None = None
-        child.on_packet = self._packet
-        child.exited.add_done_callback(self._ended)
+        if frame is not None:
+            self._take(frame)
 
-    async def start(self, claimed_at: float) -> None:
-        """Assign it and wait until it is ready. Raises `AssignFailed`; it is dead and gone then."""
-        a = self._assignment
+    @property
+    def child(self) -> Child:
+        """Its process. Raises `WrongState` before ``start``."""
+        return self._of("has not been started").child
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is not known to have ended."""
+        return self._frame is not None and self._frame.child.alive
+
+    def holds(self, child: Child) -> bool:
+        """Whether this is its process."""
+        return self._frame is not None and self._frame.child is child
+
+    async def start(self) -> None:
+        """See `base.Sandbox.start`."""
+        self._check("waiting")
+        assert self._boot is not None
+        self._booting = asyncio.ensure_future(self._boot())
+        try:
+            frame = await self._booting
+        except BaseException:
+            self._never("it did not start")
+            raise
+        self._take(frame)
+
+    async def assign(self, assignment: Assignment, *, claimed_at: float | None = None) -> None:
+        """See `base.Sandbox.assign`. ``claimed_at``: `time.monotonic` at the begin of the claim."""
+        began = time.monotonic() if claimed_at is None else claimed_at
+        self._move("starting")
+        frame = self._of("has not been started")
+        self.id, self.endpoint, self.version = assignment.id, assignment.endpoint, assignment.version
+        self._limit = assignment.memory_limit
+        try:
+            self._on_assign(self)
+            furnished = self.furnished = await frame.furnish(assignment)
+        except BaseException:
+            await self.kill(Exit("start-timeout", "it could not be furnished"))
+            raise
+        self.address = f"unix:{furnished.home.door}"
+        a = assignment
         packet: Packet = {
             "op": "assign", "id": a.id, "endpoint": a.endpoint, "version": a.version,
-            "code": str(a.code_dir), "entry": a.entry, "handler": a.handler, "token": a.token,
-            "env": sandbox_env(a), "dir": str(self.path), "concurrency": a.concurrency,
+            "code": furnished.code, "entry": a.entry, "handler": a.handler, "token": a.token,
+            "env": sandbox_env(a), "dir": furnished.directory, "concurrency": a.concurrency,
             "batch_max_size": a.batch_max_size, "batch_max_wait_ms": a.batch_max_wait_ms,
             "timeout": a.timeout_s, "load_timeout": a.load_timeout_s, "max_body": a.max_body,
-            "nofile": NOFILE,
+            "nofile": NOFILE, "secrets": dict(a.secrets),
         }  # fmt: skip
         ready = self._expect("ready")
         try:
-            if self._limit is not None:
-                self._memory.limit(self.child, self._limit)
-            self.child.send(packet, self.home.listener)
+            self.child.send(packet, furnished.home.listener)
         except ChannelError as error:
             raise await self._give_up(Exit("exited", f"cannot be assigned: {error}")) from error
         finally:
-            self.home.listener.close()
+            furnished.home.listener.close()
         # From here on the process works, and so may we.
         self._logs.attach(self.endpoint)
         self._attached = True
@@ -162,14 +185,34 @@ class ProcessSandbox:
         if answer is None and self.child.alive:
             limit_s = a.load_timeout_s + START_SLACK_S
             raise await self._give_up(Exit("start-timeout", f"not ready within {limit_s:.0f} s"))
-        if answer is None:
+        if answer is None or answer.get("ev") == "failed" or not self.child.alive:
             raise await self._give_up(None)
-        if answer.get("ev") == "failed":
-            raise await self._give_up(None)
-        total = time.monotonic() - claimed_at
+        total = time.monotonic() - began
         imported, load = _seconds(answer.get("imported"), total), _seconds(answer.get("load"), total)
         self.timings = Timings(max(0.0, total - imported - load), imported, load, total)
+        self._move("ready")
         self._system(f"started: version {self.version}, {self.tier}, {total * 1000:.0f} ms")
+
+    async def exec(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
+    ) -> Ran:
+        """See `base.Sandbox.exec`."""
+        if not self.alive:
+            raise self._is_gone()
+        return await self._of("has not been started").exec(argv, env or {}, timeout_s)
+
+    async def pause(self) -> None:
+        """See `base.Sandbox.pause`."""
+        self._check("paused")
+        await self._of("has not been started").freeze()
+        self._move("paused")
+
+    async def resume(self) -> None:
+        """See `base.Sandbox.resume`."""
+        if self.state != "paused":
+            raise WrongState(f"The sandbox {self.id} is {self.state}, not paused.")
+        await self._of("has not been started").thaw()
+        self._move("ready")
 
     async def stop(self, grace_s: float) -> Exit:
         """See `base.Sandbox.stop`. Any number of callers; the first one's grace counts."""
@@ -179,6 +222,9 @@ class ProcessSandbox:
 
     async def kill(self, reason: Exit | None = None) -> None:
         """End it now; ``reason`` is what `exited` will say instead of the signal."""
+        if self._frame is None:
+            self._never("killed before it was started")
+            return
         if self.child.alive and self._reason is None:
             self._reason = reason
         self.child.kill()
@@ -186,26 +232,32 @@ class ProcessSandbox:
 
     async def gone(self) -> None:
         """Returns when it has ended and nothing of it is left."""
+        if self._frame is None:
+            return
         await asyncio.wait([self.exited], timeout=BURY_WAIT_S)
         if self._buried:
             await asyncio.wait([self._buried], timeout=BURY_WAIT_S)
 
     async def stats(self) -> Stats:
-        """See `base.Sandbox.stats`; PSS of its main process."""
-        answer = self._ask("stats")
-        rss = await asyncio.to_thread(procs.pss, self.pid)
-        seen = procs.stat(self.pid)
-        if seen is None or not self.child.alive:
+        """See `base.Sandbox.stats`."""
+        if not self.alive:
             raise self._is_gone()
-        if seen.stopped:
-            return Stats(rss, seen.cpu_s, stopped=True)
+        # A paused one cannot answer.
+        answer = None if self.state == "paused" else self._ask("stats")
+        used = await self._of("has not been started").use()
+        if used is None or not self.alive:
+            raise self._is_gone()
+        if used.stopped or answer is None:
+            return used
         packet = await self._first(answer, STATS_TIMEOUT_S)
         in_flight = packet.get("in_flight") if packet else None
         believed = isinstance(in_flight, int) and 0 <= in_flight <= MAX_IN_FLIGHT
-        return Stats(rss, seen.cpu_s, in_flight if believed else None)
+        return replace(used, in_flight=in_flight if believed else None)
 
     async def health(self) -> tuple[bool, str]:
         """The engine's check and the user's ``health``: well or not, and why. Raises `SandboxGone`."""
+        if self.state == "paused":
+            return True, "paused"
         packet = await self._first(self._ask("health"), HEALTH_TIMEOUT_S)
         if packet is None and not self.child.alive:
             raise self._is_gone()
@@ -215,7 +267,7 @@ class ProcessSandbox:
 
     def _ask(self, op: str) -> asyncio.Future[Packet]:
         """Ask the process; who asks again before it answered waits for the same answer."""
-        if not self.child.alive:
+        if not self.alive:
             raise self._is_gone()
         answer = self._answers.get(op)
         if answer is None:
@@ -228,8 +280,17 @@ class ProcessSandbox:
         return SandboxGone(f"The instance {self.id} has ended.")
 
     async def _stop(self, grace_s: float) -> Exit:
-        if self.child.alive:
+        if self._frame is None:
+            if self._booting is not None and not self._booting.done():
+                self._booting.cancel()
+                await asyncio.wait([self._booting])
+            self._never("stopped before it was started")
+        elif self.child.alive:
             self._reason = self._reason or Exit("stopped")
+            if self.state == "paused":
+                # Frozen processes do not even die.
+                with contextlib.suppress(NotSupported, OSError):
+                    await self._frame.thaw()
             with contextlib.suppress(ChannelError):
                 self.child.send({"op": "stop", "grace": grace_s})
             for number, wait_s in ((signal.SIGTERM, grace_s + TERM_AFTER_S), (signal.SIGKILL, KILL_AFTER_S)):
@@ -244,24 +305,59 @@ class ProcessSandbox:
             else Exit("stopped", "does not die: it waits in the kernel")
         )
 
+    def _take(self, frame: Frame) -> None:
+        self._frame = frame
+        self.tier, self.pid = frame.tier, frame.child.pid
+        frame.child.on_packet = self._packet
+        self._move("waiting")
+        frame.child.exited.add_done_callback(self._ended)
+
+    def _of(self, why_not: str) -> Frame:
+        if self._frame is None:
+            raise WrongState(f"The sandbox {self.id} {why_not}.")
+        return self._frame
+
+    def _check(self, state: SandboxState) -> None:
+        if self.state == "ended":
+            raise self._is_gone()
+        if state not in SANDBOX_MOVES[self.state]:
+            raise WrongState(f"The sandbox {self.id} is {self.state}: it cannot become {state}.")
+
+    def _move(self, state: SandboxState) -> None:
+        self._check(state)
+        self.state = state
+
+    def _never(self, why: str) -> None:
+        """It ends without ever having had a process."""
+        if not self.exited.done():
+            self.state = "ended"
+            self.exited.set_result(Exit("stopped", why))
+            self._on_gone(self)
+
     def _ended(self, ended: asyncio.Future[Ended]) -> None:
         end = ended.result()
-        limit = self._memory.killed_for(self.child, self._limit)
+        frame = self._of("has not been started")
+        limit = frame.killed_for(self._limit)
         stopping = self._reason is not None and self._reason.reason == "stopped"
         exit = explain(end.code, end.signal, stopping=stopping, limit=limit, note=end.note)
         if self._reason is not None and not stopping:
             exit = self._reason
         for answer in self._answers.values():
             answer.cancel()
-        self._system(f"ended: {exit.reason}" + (f", {exit.detail}" if exit.detail else ""))
+        if self.endpoint:
+            self._system(f"ended: {exit.reason}" + (f", {exit.detail}" if exit.detail else ""))
         if self._attached:
             self._logs.detach(self.endpoint)
+        self.state = "ended"
         self.exited.set_result(exit)
-        self._buried = asyncio.create_task(self._bury_all())
+        self._buried = asyncio.create_task(self._bury(frame))
 
-    async def _bury_all(self) -> None:
-        await self._bury(self)
-        await asyncio.to_thread(self.home.remove)
+    async def _bury(self, frame: Frame) -> None:
+        await frame.bury()
+        if self.furnished is not None:
+            self.furnished.home.listener.close()
+            await asyncio.to_thread(self.furnished.home.remove)
+        self._on_gone(self)
 
     async def _give_up(self, reason: Exit | None) -> AssignFailed:
         await self.kill(reason)

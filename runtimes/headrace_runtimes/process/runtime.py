@@ -7,22 +7,35 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
-from headrace_runtimes.base import Sandbox
-from headrace_runtimes.errors import AssignFailed, PrepareFailed
+from headrace_runtimes.base import Progress, Sandbox
+from headrace_runtimes.errors import AssignFailed, NotSupported, PrepareFailed
+from headrace_runtimes.images.definition import Image
 from headrace_runtimes.instance.cgroups import open_cgroups
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.leftovers import RunDir, Undertaker
 from headrace_runtimes.instance.logs import LogStore, Stream
 from headrace_runtimes.instance.memory import MemoryGuard
-from headrace_runtimes.instance.sandbox import Home, ProcessSandbox, make_home
+from headrace_runtimes.instance.sandbox import EngineSandbox
 from headrace_runtimes.instance.uids import Uids
+from headrace_runtimes.process.frame import ProcessFrame
 from headrace_runtimes.process.pool import PLAIN, QUIET_S, Claimed, Pool
 from headrace_runtimes.process.spawn import Spawner, python_paths, zygote_environment
 from headrace_runtimes.process.zygote import Zygote, ZygoteOptions
-from headrace_runtimes.spec import Assignment, Base, BaseStatus, Exit, LogLine, RuntimeSettings
+from headrace_runtimes.spec import (
+    CAPABILITIES,
+    Assignment,
+    Base,
+    BaseStatus,
+    Capability,
+    Exit,
+    LogLine,
+    Owned,
+    RuntimeSettings,
+    SandboxSpec,
+)
 
 ZYGOTE_LOG = "headrace/zygotes"
 """The endpoint under which `logs` has what zygotes print (those that load an endpoint: that endpoint)."""
@@ -40,7 +53,7 @@ class ProcessRuntime:
 
     def __init__(self, memory: Literal["auto", "poll"] = "auto") -> None:
         self._memory_mode = memory
-        self._sandboxes: dict[str, ProcessSandbox] = {}
+        self._sandboxes: dict[str, EngineSandbox] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._assigning: set[asyncio.Task[Sandbox]] = set()
         self._idle = asyncio.Event()
@@ -100,18 +113,50 @@ class ProcessRuntime:
         await asyncio.to_thread(self._dir.remove)
         self._uids.close()
 
+    def capabilities(self) -> Mapping[Capability, str]:
+        """See `base.Runtime.capabilities`."""
+        no = 'the process runtime is one trust domain of plain processes: use runtime="oci" or "docker"'
+        able = {"fork": "", "images": "", "devices": ""}
+        return {name: able.get(name, no) for name in CAPABILITIES}
+
+    async def prepare(self, image: Image, progress: Progress | None = None) -> str:
+        """See `base.Runtime.prepare`."""
+        self._check_open()
+        if not image.plain:
+            raise NotSupported("Images with layers are not built for the process runtime yet.")
+        return image.digest
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """See `base.Runtime.create`."""
+        self._check_open()
+        if spec.id in self._sandboxes:
+            raise PrepareFailed(f"There is a sandbox {spec.id} already: use a new id.")
+
+        async def boot() -> ProcessFrame:
+            return self._frame(await (self._fresh(spec.base) if spec.fresh else self._pool.claim(spec.base)))
+
+        sandbox = EngineSandbox(
+            spec.id, logs=self._logs, boot=boot, on_gone=self._forget, on_assign=self._renamed
+        )
+        self._sandboxes[spec.id] = sandbox
+        return sandbox
+
+    async def list_owned(self) -> list[Owned]:
+        """See `base.Runtime.list_owned`."""
+        return await asyncio.to_thread(self._dir.owned)
+
     async def hold(self, bases: Sequence[tuple[Base, int]]) -> None:
         """See `base.Runtime.hold`."""
         self._check_open()
         self._pool.hold(bases)
 
-    async def assign(self, base: Base, assignment: Assignment) -> Sandbox:
-        """See `base.Runtime.assign`."""
+    async def claim(self, base: Base, assignment: Assignment) -> Sandbox:
+        """See `base.Runtime.claim`."""
         self._check_open()
         if assignment.id in self._sandboxes:
             raise PrepareFailed(f"There is an instance {assignment.id} already: use a new id.")
         # A task of its own: `close` ends the start, not the caller.
-        task = asyncio.create_task(self._assign(base, assignment))
+        task = asyncio.create_task(self._claim(base, assignment))
         self._assigning.add(task)
         self._idle.clear()
         try:
@@ -129,7 +174,7 @@ class ProcessRuntime:
 
     def sandboxes(self) -> list[Sandbox]:
         """See `base.Runtime.sandboxes`."""
-        return [s for s in self._sandboxes.values() if s.child.alive]
+        return [s for s in self._sandboxes.values() if s.alive and s.endpoint]
 
     def bases(self) -> list[BaseStatus]:
         """See `base.Runtime.bases`."""
@@ -191,32 +236,46 @@ class ProcessRuntime:
             async with asyncio.timeout(QUIET_S):
                 await self._idle.wait()
 
-    async def _assign(self, base: Base, assignment: Assignment) -> Sandbox:
+    async def _claim(self, base: Base, assignment: Assignment) -> Sandbox:
         claimed_at = time.monotonic()
         claimed = await (self._fresh(base) if assignment.fresh else self._pool.claim(base))
-        sandbox: ProcessSandbox | None = None
-        home: Home | None = None
+        sandbox = EngineSandbox(
+            assignment.id, logs=self._logs, frame=self._frame(claimed), on_gone=self._forget
+        )
+        self._sandboxes[assignment.id] = sandbox
         try:
-            home = make_home(self._dir.sandboxes, self._dir.sockets, assignment.id, claimed.child.uid)
-            sandbox = ProcessSandbox(
-                claimed.child, assignment, claimed.tier, home,
-                logs=self._logs, memory=self._memory, bury=self._bury,
-            )  # fmt: skip
-            self._sandboxes[assignment.id] = sandbox
-            if assignment.memory_limit is not None and claimed.child.cgroup is None:
-                await self._memory.adopt(claimed.child)
-            await sandbox.start(claimed_at)
+            await sandbox.assign(assignment, claimed_at=claimed_at)
         except BaseException:
             claimed.child.kill()
-            if home:
-                home.listener.close()
-            if sandbox:
-                await sandbox.gone()
+            await sandbox.gone()
             raise
         finally:
             if claimed.held:
                 claimed.held.refill()
         return sandbox
+
+    def _frame(self, claimed: Claimed) -> ProcessFrame:
+        return ProcessFrame(
+            claimed.child,
+            claimed.tier,
+            self._dir.sandboxes,
+            self._dir.sockets,
+            memory=self._memory,
+            bury=self._clean_up,
+        )
+
+    def _renamed(self, sandbox: EngineSandbox) -> None:
+        """It has an instance's id from now on. Raises `PrepareFailed` when that is taken."""
+        other = self._sandboxes.get(sandbox.id)
+        if other is not None and other is not sandbox:
+            raise PrepareFailed(f"There is an instance {sandbox.id} already: use a new id.")
+        for id in [id for id, known in self._sandboxes.items() if known is sandbox]:
+            del self._sandboxes[id]
+        self._sandboxes[sandbox.id] = sandbox
+
+    def _forget(self, sandbox: EngineSandbox) -> None:
+        if self._sandboxes.get(sandbox.id) is sandbox:
+            del self._sandboxes[sandbox.id]
 
     async def _fresh(self, base: Base) -> Claimed:
         """A process of its own, that has imported nothing and is not forked a second time."""
@@ -235,13 +294,8 @@ class ProcessRuntime:
             return
         self._dir.erase(child.pid)
         self._pool.child_ended(child)
-        if not any(s.child is child for s in self._sandboxes.values()):
+        if not any(s.holds(child) for s in self._sandboxes.values()):
             self._later(self._clean_up(child))
-
-    async def _bury(self, sandbox: ProcessSandbox) -> None:
-        await self._clean_up(sandbox.child)
-        if self._sandboxes.get(sandbox.id) is sandbox:
-            del self._sandboxes[sandbox.id]
 
     async def _clean_up(self, child: Child) -> None:
         if child.buried:

@@ -146,7 +146,7 @@ class FakeRuntime:
     async def hold(self, bases: Any) -> None:
         self.held.append(list(bases))
 
-    async def assign(self, base: Base, assignment: Assignment) -> FakeSandbox:
+    async def claim(self, base: Base, assignment: Assignment) -> FakeSandbox:
         self.assigned.append((base, assignment, time.perf_counter()))
         try:
             if self.gate is not None:

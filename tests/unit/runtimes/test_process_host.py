@@ -12,9 +12,9 @@ import pytest
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import cgroups, procs
 from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.home import make_home, sandbox_env
 from headrace_runtimes.instance.leftovers import Undertaker
 from headrace_runtimes.instance.memory import MemoryGuard
-from headrace_runtimes.instance.sandbox import make_home, sandbox_env
 from headrace_runtimes.instance.uids import BLOCK, Uids
 from headrace_runtimes.process.spawn import Spawner, python_paths, zygote_environment
 from headrace_runtimes.spec import Assignment

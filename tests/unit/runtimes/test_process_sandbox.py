@@ -14,11 +14,12 @@ from headrace_runtimes.errors import AssignFailed
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.logs import LogStore
 from headrace_runtimes.instance.memory import MemoryGuard
-from headrace_runtimes.instance.sandbox import ProcessSandbox, make_home
+from headrace_runtimes.instance.sandbox import EngineSandbox
+from headrace_runtimes.process.frame import ProcessFrame
 from headrace_runtimes.spec import Assignment
 
 
-async def buried(sandbox: ProcessSandbox) -> None:
+async def buried(child: Child) -> None:
     """Nothing is left of a process that never was."""
 
 
@@ -30,11 +31,10 @@ async def test_a_failure_is_told_though_the_end_is_known_first(tmp_path: Path, s
     assignment = Assignment(
         id="i-1", endpoint="default/x", version=1, code_dir=tmp_path, entry="a:b", handler="class", token="t"
     )
-    sandbox = ProcessSandbox(
-        child, assignment, "warm", make_home(tmp_path, Path(short), "i", None),
-        logs=LogStore(tmp_path / "logs", 1 << 20), memory=MemoryGuard(None), bury=buried,
-    )  # fmt: skip
-    starting = asyncio.create_task(sandbox.start(0.0))
+    frame = ProcessFrame(child, "warm", tmp_path, Path(short), memory=MemoryGuard(None), bury=buried)
+    logs = LogStore(tmp_path / "logs", 1 << 20)
+    sandbox = EngineSandbox("i-1", logs=logs, frame=frame, on_gone=lambda sandbox: None)
+    starting = asyncio.create_task(sandbox.assign(assignment))
     await asyncio.sleep(0)
     assert json.loads(engine.recv(1 << 17))["op"] == "assign"
     engine.send(json.dumps({"ev": "failed", "reason": said, "message": "no", "traceback": "T"}).encode())
@@ -49,5 +49,5 @@ async def test_a_failure_is_told_though_the_end_is_known_first(tmp_path: Path, s
     assert (await sandbox.exited).reason == said
     engine.close()
     await sandbox.gone()
-    assert not (tmp_path / "i").exists()
+    assert not (tmp_path / "i-1").exists()
     Path(short).rmdir()  # its socket is gone, too

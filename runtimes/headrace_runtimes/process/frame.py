@@ -1,0 +1,86 @@
+"""What holds a sandbox of the process runtime: a forked child under a uid of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from headrace_runtimes.errors import NotSupported, PrepareFailed
+from headrace_runtimes.instance import procs
+from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.home import make_home
+from headrace_runtimes.instance.memory import MemoryGuard
+from headrace_runtimes.instance.sandbox import Furnished
+from headrace_runtimes.spec import Assignment, Ran, Stats, Tier
+
+NO_EXEC = 'The process runtime runs no commands in its sandboxes: use runtime="oci" or "docker".'
+
+
+class ProcessFrame:
+    """See `instance.sandbox.Frame`."""
+
+    def __init__(
+        self,
+        child: Child,
+        tier: Tier,
+        homes: Path,
+        sockets: Path,
+        *,
+        memory: MemoryGuard,
+        bury: Callable[[Child], Awaitable[None]],
+    ) -> None:
+        self.child = child
+        self.tier: Tier = tier
+        self._homes, self._sockets = homes, sockets
+        self._memory = memory
+        self._bury = bury
+
+    async def furnish(self, assignment: Assignment) -> Furnished:
+        """Its directory and socket, and its memory limit. Raises `PrepareFailed`."""
+        self._refuse(assignment)
+        home = make_home(self._homes, self._sockets, assignment.id, self.child.uid)
+        if assignment.memory_limit is not None:
+            if self.child.cgroup is None:
+                await self._memory.adopt(self.child)
+            self._memory.limit(self.child, assignment.memory_limit)
+        return Furnished(home, str(assignment.code_dir), str(home.path))
+
+    def killed_for(self, limit: int | None) -> int | None:
+        """See `Frame.killed_for`."""
+        return self._memory.killed_for(self.child, limit)
+
+    async def use(self) -> Stats | None:
+        """PSS and CPU of its main process."""
+        pid = self.child.pid
+        rss = await asyncio.to_thread(procs.pss, pid)
+        seen = procs.stat(pid)
+        return None if seen is None else Stats(rss, seen.cpu_s, stopped=seen.stopped)
+
+    async def freeze(self) -> None:
+        """Raises `NotSupported`."""
+        raise NotSupported('The process runtime cannot pause: use runtime="oci" or "docker".')
+
+    async def thaw(self) -> None:
+        """Raises `NotSupported`."""
+        raise NotSupported('The process runtime cannot pause: use runtime="oci" or "docker".')
+
+    async def exec(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> Ran:
+        """Raises `NotSupported`."""
+        raise NotSupported(NO_EXEC)
+
+    async def bury(self) -> None:
+        """End what it left behind."""
+        await self._bury(self.child)
+
+    @staticmethod
+    def _refuse(assignment: Assignment) -> None:
+        asked = {
+            "cpu_limit": assignment.cpu_limit, "pids_limit": assignment.pids_limit,
+            "disk_limit": assignment.disk_limit, "io_limit": assignment.io_limit,
+        }  # fmt: skip
+        unheld = [name for name, value in asked.items() if value is not None]
+        if unheld:
+            raise PrepareFailed(
+                f'The process runtime cannot hold {", ".join(unheld)}: use runtime="oci" or "docker".'
+            )
