@@ -69,6 +69,8 @@ class RuntimeSettings:
     """Paths that no sandbox may see even when it shares our uid (the host passes the data directory)."""
     uid_lock_dir: Path | None = None
     """Where hosts on one machine agree on their uids by locks; None: ``/run/headrace/uids``."""
+    images_dir: Path | None = None
+    """Where images are kept across restarts; None: below ``run_dir``."""
     cgroup_parent: Path | None = None
     """A cgroup directory that is delegated to us; None: looked for, else memory is polled."""
 

@@ -94,6 +94,10 @@ class Child:
             sink(stream, lines)
         self._backlog.clear()
 
+    def last_words(self) -> str:
+        """The last line that it printed while nobody listened; empty when there was none."""
+        return next((lines[-1] for _, lines in reversed(self._backlog) if lines), "")
+
     def kill(self) -> None:
         """SIGKILL it and its group."""
         self.signal(signal.SIGKILL)

@@ -25,14 +25,15 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Home:
     """Where a sandbox lives: ``path`` is its own directory; its socket, ``door``, lies out of its reach."""
 
-    path: Path
+    path: Path | None
+    """None: it lives in its container."""
     door: Path
     listener: socket.socket
 
     def remove(self) -> None:
         """Leave nothing of it, whatever it has filled its directory with. Blocks."""
         self.door.unlink(missing_ok=True)
-        if not remove_tree(self.path):
+        if self.path is not None and not remove_tree(self.path):
             log.warning("%s could not be removed; the next start tries again", self.path)
 
 
@@ -42,29 +43,49 @@ def make_home(homes: Path, sockets: Path, id: str, uid: int | None) -> Home:
     The socket is not in that directory: code that may replace it by a link would have whoever connects
     talk to any socket of the machine, with that one's rights.
     """
-    path, door = homes / id, sockets / id
-    address = str(door)
-    if not _ID.fullmatch(id):
-        raise PrepareFailed(f"Instance id {id!r}: use 1-64 letters, digits and . _ -.")
-    if len(os.fsencode(address)) > MAX_SOCKET_PATH:
-        raise PrepareFailed(f"{address} is too long for a socket: choose a shorter run directory.")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    check_id(id)
+    path = homes / id
     try:
         os.mkdir(path, 0o700)
         for part in (path / "home", path / "tmp"):
             os.mkdir(part, 0o700)
             own(part, uid, uid)
         own(path, uid, uid)
+    except OSError as error:
+        if not isinstance(error, FileExistsError):
+            remove_tree(path)
+        raise PrepareFailed(f"Cannot make {path}: {error.strerror}.") from error
+    try:
+        bare = make_door(sockets, id)
+    except PrepareFailed:
+        remove_tree(path)
+        raise
+    return Home(path, bare.door, bare.listener)
+
+
+def make_door(sockets: Path, id: str) -> Home:
+    """Only the listening socket, for what has its directories elsewhere. Raises `PrepareFailed`."""
+    check_id(id)
+    door = sockets / id
+    address = str(door)
+    if len(os.fsencode(address)) > MAX_SOCKET_PATH:
+        raise PrepareFailed(f"{address} is too long for a socket: choose a shorter run directory.")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         listener.bind(address)
         os.chmod(address, 0o600)
         # Before the process has it, so that early connections queue instead of failing.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        if not isinstance(error, FileExistsError):
-            remove_tree(path)
-        raise PrepareFailed(f"Cannot make {path}: {error.strerror}.") from error
-    return Home(path, door, listener)
+        raise PrepareFailed(f"Cannot listen at {address}: {error.strerror}.") from error
+    return Home(None, door, listener)
+
+
+def check_id(id: str) -> None:
+    """Raises `PrepareFailed` for an id that cannot name a file."""
+    if not _ID.fullmatch(id):
+        raise PrepareFailed(f"Instance id {id!r}: use 1-64 letters, digits and . _ -.")
 
 
 def sandbox_env(assignment: Assignment) -> dict[str, str]:

@@ -81,7 +81,7 @@ def preload(
     while todo:
         good, bad, reason = _trial(todo, drop, timeout_s)
         for name in good:
-            problem = _import_here(name)
+            problem = import_here(name)
             if problem:
                 refused[name] = problem
             else:
@@ -97,7 +97,8 @@ def preload(
     return imported, refused
 
 
-def _import_here(name: str) -> Optional[str]:
+def import_here(name: str) -> Optional[str]:
+    """Import a module in this process; the reason when that fails."""
     try:
         importlib.import_module(name)
     except BaseException as error:
@@ -195,7 +196,7 @@ def _trial_child(names: Sequence[str], drop: bool, writer: int, parent: int) -> 
     before = hr_forksafe.look()
     for name in names:
         report(start=name)
-        problem = _import_here(name)
+        problem = import_here(name)
         if not problem:
             unsafe = hr_forksafe.unsafe_since(before)
             problem = f"it is not fork-safe: {unsafe} when imported" if unsafe else None

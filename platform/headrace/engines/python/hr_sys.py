@@ -66,6 +66,11 @@ def no_new_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
 
 
+def undumpable() -> None:
+    """Nobody of the same uid may trace this process or read its memory."""
+    _prctl(_PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")
+
+
 def set_name(name: str) -> None:
     """The process's short name in ``ps`` (15 bytes)."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])

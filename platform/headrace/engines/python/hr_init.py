@@ -1,0 +1,155 @@
+"""The first process of a container: forks the one that waits for an assignment, reaps, tells how it ended.
+
+It runs ``python container.py <door>``: a SOCK_SEQPACKET socket whose one answer carries four descriptors:
+control socket, stdout, stderr (those of a zygote's fork) and the end of a pipe for the exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any, List, NoReturn, Optional
+
+import hr_child
+import hr_loader
+import hr_preload
+import hr_serve
+import hr_shim
+import hr_sys
+from hr_ipc import Channel, Message, close_all
+
+_DOOR_TIMEOUT_S = 30.0
+_FDS = 4
+
+
+def main(door: str) -> int:
+    """Be the first process of the container; returns its exit code."""
+    hr_sys.set_name("hr-init")
+    fds = _knock(door)
+    server = os.fork()
+    if server == 0:
+        os.close(fds[3])
+        _wait_for_assignment(fds[:3])
+    for fd in fds[:3]:
+        os.close(fd)
+    hr_sys.undumpable()
+    return _watch(server, fds[3])
+
+
+def _knock(door: str) -> List[int]:
+    conn = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    conn.settimeout(_DOOR_TIMEOUT_S)
+    try:
+        conn.connect(door)
+        _, fds, _, _ = socket.recv_fds(conn, 64, _FDS, socket.MSG_CMSG_CLOEXEC)
+    except OSError as error:
+        sys.exit(f"headrace: nobody answers at {door}: {error}")
+    finally:
+        conn.close()
+    if len(fds) != _FDS:
+        sys.exit(f"headrace: {len(fds)} descriptors came through {door} instead of {_FDS}")
+    return list(fds)
+
+
+def _watch(server: int, report: int) -> int:
+    """Reap everything until the server has ended; tell how."""
+
+    def forward(number: int, _: Any) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(server, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    while True:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            return 70
+        if pid != server:
+            continue
+        signalled = os.WIFSIGNALED(status)
+        told = {
+            "code": None if signalled else os.WEXITSTATUS(status),
+            "signal": os.WTERMSIG(status) if signalled else None,
+        }
+        with contextlib.suppress(OSError):
+            os.write(report, json.dumps(told).encode())
+        os.close(report)
+        return 128 + os.WTERMSIG(status) if signalled else os.WEXITSTATUS(status)
+
+
+def _wait_for_assignment(fds: List[int]) -> NoReturn:
+    code = 70
+    try:
+        hr_child.confine(fds, None, None, os.getppid())
+        hr_child.reseed()
+        channel = Channel(fds[0])
+        loaded = _prepare(channel)
+        code = hr_serve.run(channel, loaded)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException as error:
+        print(hr_loader.user_traceback(error), file=sys.stderr)
+    finally:
+        hr_child.leave(code)
+
+
+def _prepare(channel: Channel) -> Optional[hr_loader.Loaded]:
+    """Answer what comes before the assignment, until ``wait``."""
+    loaded: Optional[hr_loader.Loaded] = None
+    while True:
+        message, fds = channel.recv()
+        close_all(fds)
+        if message is None:
+            raise SystemExit(0)
+        op = message.get("op")
+        if op == "init":
+            _init(channel)
+        elif op == "preload":
+            _preload(channel, message)
+        elif op == "load":
+            loaded = _load(channel, message)
+        elif op == "wait":
+            gc.collect()
+            gc.freeze()
+            channel.send({"ev": "waiting"})
+            return loaded
+        elif op == "stop":
+            raise SystemExit(0)
+
+
+def _init(channel: Channel) -> None:
+    missing = hr_preload.import_core()
+    hr_shim.install()
+    notes = [f"{name}: {why}" for name, why in missing.items() if name.split(".")[0] != "headrace"]
+    channel.send({"ev": "up", "python": sys.version.split()[0], "detail": "; ".join(notes)})
+
+
+def _preload(channel: Channel, message: Message) -> None:
+    names = [*(message.get("modules") or ()), *(message.get("imports") or ())]
+    refused = {}
+    for name in names:
+        problem = hr_preload.import_here(str(name))
+        if problem:
+            refused[str(name)] = problem
+    channel.send({"ev": "preloaded", "refused": refused})
+
+
+def _load(channel: Channel, message: Message) -> Optional[hr_loader.Loaded]:
+    started = time.monotonic()
+    os.environ.update({str(k): str(v) for k, v in (message.get("env") or {}).items()})
+    try:
+        loaded = hr_loader.load_in_zygote(message)
+    except hr_loader.StartFailed as error:
+        channel.send(
+            {"ev": "load-failed", "reason": error.reason, "message": str(error), "traceback": error.traceback}
+        )
+        return None
+    channel.send({"ev": "loaded", "seconds": time.monotonic() - started})
+    return loaded

@@ -1,0 +1,1 @@
+"""Runs sandboxes as containers of any engine: waiting ones kept ready, each used once and destroyed."""

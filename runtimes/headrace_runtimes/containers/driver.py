@@ -1,0 +1,128 @@
+"""What a container engine must be able to do. Everything above it is the same for all of them.
+
+A container is made from a prepared root, with our engine as its first process, which knocks at a door (see
+`containers.door`) and is served from there like a forked child of the process runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from headrace_runtimes.base import Progress
+from headrace_runtimes.images.definition import Image
+from headrace_runtimes.spec import Assignment, Capability, Network, Owned, Ran, RuntimeSettings, Stats
+
+ENGINE = "/headrace/engine"
+"""Where the engine's directory is in a container, read-only."""
+DOOR_DIR = "/headrace/door"
+"""Where the directory with the door is, read-only."""
+CODE = "/headrace/code"
+"""Where the bundle appears at the assignment, read-only."""
+HOME = "/headrace/home"
+"""The sandbox's own directory: writable, its working directory, with ``home`` and ``tmp``."""
+SECRETS = "/run/secrets"
+"""A file system in memory."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """A prepared image: what `Driver.create` starts from."""
+
+    digest: str
+    """Of the definition; empty for the runtime's own environment."""
+    python: str
+    """Path of the interpreter inside."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    reference: str = ""
+    """The driver's own name of it: a directory, an image id."""
+    binds: tuple[tuple[Path, str], ...] = ()
+    """Directories of the host that are part of it, read-only."""
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """One container. ``id`` is unique on the machine."""
+
+    id: str
+    root: Root
+    door_dir: Path
+    argv: tuple[str, ...]
+    network: Network
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Container(Protocol):
+    """One container of a driver."""
+
+    id: str
+    pid: int
+    """Its first process as the host sees it."""
+
+    async def mount(self, source: Path, target: str) -> None:
+        """Show a directory of the host in it, read-only. Raises `PrepareFailed`."""
+        ...
+
+    async def furnish(self, assignment: Assignment) -> None:
+        """Limits, devices and network rules. Raises `PrepareFailed`."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Signal its first process; SIGKILL ends all of them."""
+        ...
+
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel has killed in it for its memory limit."""
+        ...
+
+    async def use(self) -> Stats | None:
+        """What all of its processes use together; None when it is gone."""
+        ...
+
+    async def pause(self) -> None:
+        """Freeze. Raises `NotSupported`, `OSError`."""
+        ...
+
+    async def resume(self) -> None:
+        """Thaw. Raises `NotSupported`, `OSError`."""
+        ...
+
+    async def exec(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> Ran:
+        """Run a command in it. Raises `NotSupported`, ``TimeoutError``."""
+        ...
+
+    async def remove(self) -> None:
+        """Kill what is left and leave nothing: mounts, cgroups, interfaces, directories."""
+        ...
+
+
+class Driver(Protocol):
+    """Makes containers with one engine."""
+
+    name: ClassVar[str]
+
+    def capabilities(self) -> Mapping[Capability, str]:
+        """See `base.Runtime.capabilities`."""
+        ...
+
+    async def open(self, settings: RuntimeSettings) -> None:
+        """Sweep what a predecessor left and get ready. Raises `PrepareFailed`."""
+        ...
+
+    async def close(self) -> None:
+        """All containers have been removed: leave nothing else."""
+        ...
+
+    async def prepare(self, image: Image, progress: Progress | None) -> Root:
+        """Have the image as a root here. Raises `PrepareFailed` and its kin."""
+        ...
+
+    async def create(self, spec: ContainerSpec) -> Container:
+        """Make it and start its first process. Raises `PrepareFailed`; nothing is left then."""
+        ...
+
+    async def list_owned(self) -> list[Owned]:
+        """See `base.Runtime.list_owned`."""
+        ...

@@ -1,0 +1,162 @@
+"""What holds a sandbox of a container runtime: the container and the process in it that we talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headrace_runtimes.containers.driver import CODE, HOME, Container
+from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.instance.channel import Packet
+from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.home import make_door
+from headrace_runtimes.instance.sandbox import Furnished
+from headrace_runtimes.spec import Assignment, Ran, Stats, Tier
+
+REPORT_BYTES = 256
+
+
+class ContainerChild(Child):
+    """The child side of a container: signals go to its first process, its end is told by that one's pipe."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id, None, own_uid=False)
+        self.container: Container | None = None
+        self._report, self._their_report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pidfd = -1
+        self._answer: asyncio.Future[Packet] | None = None
+        self.on_packet = self._before
+
+    def descriptors(self) -> list[int]:
+        """What goes through the door: control socket, stdout, stderr, the exit status's pipe."""
+        return [*super().descriptors(), self._their_report]
+
+    def handed_over(self) -> None:
+        """Close our copies of the other ends."""
+        super().handed_over()
+        if self._their_report >= 0:
+            os.close(self._their_report)
+            self._their_report = -1
+
+    def entered(self, container: Container) -> None:
+        """Its first process runs; from now on its end is noticed. Raises ``OSError`` when it is gone."""
+        self.container = container
+        self._pidfd = os.pidfd_open(container.pid)
+        self.forked(container.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._gone)
+
+    def signal(self, number: int) -> None:
+        """To its first process, which passes SIGTERM on; SIGKILL ends the container."""
+        if self.container is not None and self.alive:
+            self.container.signal(number)
+
+    def died(self, code: int | None, sig: int | None, note: str = "") -> None:
+        """It is gone."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        super().died(code, sig, note)
+        if self._report >= 0:
+            os.close(self._report)
+            self._report = -1
+
+    async def ask(self, packet: Packet, timeout_s: float) -> Packet:
+        """A question before the assignment, one at a time. Raises `PrepareFailed`."""
+        answer: asyncio.Future[Packet] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        self.send(packet)
+        waiting: list[asyncio.Future[Any]] = [answer, self.exited]
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        self._answer = None
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        if self.exited.done():
+            end = self.exited.result()
+            how = f"signal {end.signal}" if end.signal is not None else f"exit code {end.code}"
+            raise PrepareFailed(f"The engine ended in its container ({how}). {self.last_words()}".strip())
+        raise PrepareFailed(f"The engine did not answer {packet['op']!r} within {timeout_s:.0f} s.")
+
+    def _before(self, packet: Packet) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(packet)
+
+    def _gone(self) -> None:
+        code, sig = None, int(signal.SIGKILL)
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads(os.read(self._report, REPORT_BYTES))
+            number = told.get("signal")
+            code, sig = told.get("code"), number
+        valid = isinstance(code, int) or isinstance(sig, int)
+        self.died(
+            code if isinstance(code, int) else None,
+            sig if isinstance(sig, int) else (None if valid else int(signal.SIGKILL)),
+        )
+
+
+class ContainerFrame:
+    """See `instance.sandbox.Frame`."""
+
+    def __init__(
+        self,
+        child: ContainerChild,
+        container: Container,
+        tier: Tier,
+        sockets: Path,
+        bury: Callable[[Container], Awaitable[None]],
+    ) -> None:
+        self.child = child
+        self.container = container
+        self.tier: Tier = tier
+        self.code: Path | None = None
+        """The bundle that it sees at `CODE` already."""
+        self._sockets = sockets
+        self._bury = bury
+
+    async def furnish(self, assignment: Assignment) -> Furnished:
+        """See `Frame.furnish`."""
+        home = make_door(self._sockets, assignment.id)
+        try:
+            if self.code is None:
+                await self.container.mount(assignment.code_dir, CODE)
+            elif self.code != assignment.code_dir:
+                raise PrepareFailed(f"The container has loaded {self.code.name[:12]}, another bundle.")
+            for source, target in assignment.mounts:
+                await self.container.mount(source, target)
+            await self.container.furnish(assignment)
+        except BaseException:
+            home.listener.close()
+            home.remove()
+            raise
+        return Furnished(home, CODE, HOME)
+
+    def killed_for(self, limit: int | None) -> int | None:
+        """See `Frame.killed_for`."""
+        return limit if limit is not None and self.container.killed_for_memory() else None
+
+    async def use(self) -> Stats | None:
+        """See `Frame.use`."""
+        return await self.container.use()
+
+    async def freeze(self) -> None:
+        """See `Frame.freeze`."""
+        await self.container.pause()
+
+    async def thaw(self) -> None:
+        """See `Frame.thaw`."""
+        await self.container.resume()
+
+    async def exec(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> Ran:
+        """See `Frame.exec`."""
+        return await self.container.exec(argv, env, timeout_s)
+
+    async def bury(self) -> None:
+        """Destroy the container: it is used once."""
+        await self._bury(self.container)

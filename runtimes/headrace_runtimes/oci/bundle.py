@@ -1,0 +1,93 @@
+"""The configuration of one container, as a pure function of what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace_runtimes.containers.driver import DOOR_DIR, ENGINE, SECRETS, ContainerSpec
+
+CAPABILITY_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/proc/interrupts", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)  # fmt: skip
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+ID_COUNT = 65_536
+PIDS_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are on the host, and what its sandbox runs as."""
+
+    root: Path
+    engine: Path
+    cgroup: str
+    uid: int
+    """The host's uid of the container's uid 0."""
+    seccomp: Mapping[str, Any] | None = None
+    netns: str | None = None
+    devices: Sequence[Mapping[str, Any]] = field(default=())
+
+
+def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
+    """``config.json`` of the OCI runtime specification, version 1.0.2."""
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} | dict(spec.env)
+    mapping = [{"containerID": 0, "hostID": place.uid, "size": ID_COUNT}]
+    namespaces: list[dict[str, Any]] = [
+        {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user", "cgroup")
+    ]
+    if place.netns is not None:
+        namespaces.append({"type": "network", "path": place.netns})
+    elif spec.network.mode != "host":
+        namespaces.append({"type": "network"})
+    linux: dict[str, Any] = {
+        "namespaces": namespaces, "uidMappings": mapping, "gidMappings": mapping,
+        "maskedPaths": list(MASKED), "readonlyPaths": list(READ_ONLY),
+        "cgroupsPath": place.cgroup, "rootfsPropagation": "private",
+        "resources": {"pids": {"limit": PIDS_LIMIT}, "devices": [{"allow": False, "access": "rwm"}]},
+    }  # fmt: skip
+    if place.seccomp is not None:
+        linux["seccomp"] = dict(place.seccomp)
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": "sandbox",
+        "process": {
+            "terminal": False, "user": {"uid": 0, "gid": 0}, "args": list(spec.argv), "cwd": "/",
+            "env": [f"{name}={value}" for name, value in env.items()],
+            "noNewPrivileges": True, "capabilities": {kind: [] for kind in CAPABILITY_SETS},
+            "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}],
+            "oomScoreAdj": 100,
+        },
+        "root": {"path": str(place.root), "readonly": False},
+        "mounts": _mounts(spec, place),
+        "linux": linux,
+    }  # fmt: skip
+
+
+def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
+    quiet = ("nosuid", "noexec", "nodev")
+    return [
+        _mount("/proc", "proc", "proc", *quiet),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=64k"),
+        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"),
+        _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108
+        _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
+        _mount("/sys", "none", "/sys", "rbind", "rro", *quiet) if spec.network.mode == "host"
+        else _mount("/sys", "sysfs", "sysfs", *quiet, "ro"),
+        _mount(SECRETS, "tmpfs", "secrets", *quiet, "mode=700", "size=4m"),
+        _mount(ENGINE, "bind", str(place.engine), "bind", "ro", "nosuid", "nodev"),
+        _mount(DOOR_DIR, "bind", str(spec.door_dir), "bind", "ro", *quiet),
+        *(
+            _mount(target, "bind", str(source), "rbind", "ro", "nosuid", "nodev")
+            for source, target in spec.root.binds
+        ),
+    ]  # fmt: skip
+
+
+def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": target, "type": kind, "source": source, "options": list(options)}

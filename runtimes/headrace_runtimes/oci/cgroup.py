@@ -1,0 +1,142 @@
+"""One container's cgroup, on version 1, version 2 or both side by side: limits, use, freezing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from headrace_runtimes.spec import Stats
+
+ROOT = Path("/sys/fs/cgroup")
+CPU_PERIOD_US = 100_000
+
+
+class Cgroup:
+    """The cgroup ``path`` (as in ``cgroupsPath``) in all hierarchies."""
+
+    def __init__(self, path: str, root: Path = ROOT) -> None:
+        self._path = path.lstrip("/")
+        self._root = root
+        self._unified = (root / "cgroup.controllers").exists()
+
+    def _dir(self, controller: str) -> Path:
+        return self._root / self._path if self._unified else self._root / controller / self._path
+
+    def directories(self) -> list[Path]:
+        """All that exist."""
+        if self._unified:
+            return [p for p in [self._root / self._path] if p.is_dir()]
+        with contextlib.suppress(OSError):
+            return [p for h in self._root.iterdir() if (p := h / self._path).is_dir()]
+        return []
+
+    def limit_memory(self, count: int) -> None:
+        """Bytes, swap included. Raises ``OSError``."""
+        if self._unified:
+            self._write("memory", "memory.max", count)
+            with contextlib.suppress(OSError):
+                self._write("memory", "memory.swap.max", 0)
+        else:
+            self._write("memory", "memory.limit_in_bytes", count)
+            with contextlib.suppress(OSError):
+                self._write("memory", "memory.memsw.limit_in_bytes", count)
+
+    def limit_cpu(self, cores: float) -> None:
+        """Raises ``OSError``."""
+        quota = max(1000, int(cores * CPU_PERIOD_US))
+        if self._unified:
+            self._write("cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}")
+        else:
+            self._write("cpu", "cpu.cfs_period_us", CPU_PERIOD_US)
+            self._write("cpu", "cpu.cfs_quota_us", quota)
+
+    def limit_pids(self, count: int) -> None:
+        """Raises ``OSError``."""
+        self._write("pids", "pids.max", count)
+
+    def limit_io(self, bytes_s: int, devices: Sequence[str]) -> None:
+        """Reading and writing each, on block devices ``major:minor``. Raises ``OSError``."""
+        for device in devices:
+            if self._unified:
+                self._write("io", "io.max", f"{device} rbps={bytes_s} wbps={bytes_s}")
+            else:
+                for name in ("read", "write"):
+                    self._write("blkio", f"blkio.throttle.{name}_bps_device", f"{device} {bytes_s}")
+
+    def oom_killed(self) -> bool:
+        """Whether the kernel has killed in it for memory."""
+        name = "memory.events" if self._unified else "memory.oom_control"
+        pairs = (line.split() for line in self._read("memory", name).splitlines())
+        return any(p[0] == "oom_kill" and p[1] != "0" for p in pairs if len(p) == 2)
+
+    def use(self) -> Stats | None:
+        """What all of its processes use; None when it is gone. Page cache that can go is not counted."""
+        if self._unified:
+            held = self._number("memory", "memory.current")
+            pairs = dict(
+                p for line in self._read("cpu", "cpu.stat").splitlines() if len(p := line.split()) == 2
+            )
+            cpu_s = int(pairs.get("usage_usec", 0)) / 1e6
+        else:
+            held = self._number("memory", "memory.usage_in_bytes")
+            cpu_s = (self._number("cpuacct", "cpuacct.usage") or 0) / 1e9
+        if held is None:
+            return None
+        stat = dict(
+            p for line in self._read("memory", "memory.stat").splitlines() if len(p := line.split()) == 2
+        )
+        cache = int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
+        return Stats(max(0, held - cache), cpu_s, io_bytes=self._io())
+
+    def freeze(self, on: bool) -> None:
+        """Stop or go on. Raises ``OSError``."""
+        if self._unified:
+            self._write("freezer", "cgroup.freeze", int(on))
+        else:
+            self._write("freezer", "freezer.state", "FROZEN" if on else "THAWED")
+
+    def frozen(self) -> bool:
+        """Whether all of its processes stand still."""
+        if self._unified:
+            return "frozen 1" in self._read("freezer", "cgroup.events")
+        return self._read("freezer", "freezer.state").strip() == "FROZEN"
+
+    def pids(self) -> list[int]:
+        """Its processes."""
+        for controller in ("pids", "memory", "freezer"):
+            with contextlib.suppress(OSError):
+                return [int(x) for x in (self._dir(controller) / "cgroup.procs").read_text().split()]
+        return []
+
+    def remove(self) -> bool:
+        """Whether it is gone from all hierarchies."""
+        for path in self.directories():
+            for inner in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
+                with contextlib.suppress(OSError):
+                    inner.rmdir()
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        return not self.directories()
+
+    def _io(self) -> int | None:
+        name = "io.stat" if self._unified else "blkio.throttle.io_service_bytes"
+        text = self._read("io" if self._unified else "blkio", name)
+        if self._unified:
+            fields = (f.partition("=") for line in text.splitlines() for f in line.split()[1:])
+            return sum(int(v) for k, _, v in fields if k in {"rbytes", "wbytes"})
+        rows = (line.split() for line in text.splitlines())
+        return sum(int(r[2]) for r in rows if len(r) == 3 and r[1] in {"Read", "Write"})
+
+    def _number(self, controller: str, name: str) -> int | None:
+        text = self._read(controller, name).strip()
+        return int(text) if text.isdigit() else None
+
+    def _read(self, controller: str, name: str) -> str:
+        try:
+            return (self._dir(controller) / name).read_text()
+        except OSError:
+            return ""
+
+    def _write(self, controller: str, name: str, value: object) -> None:
+        (self._dir(controller) / name).write_text(str(value))
