@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -259,7 +260,11 @@ class OciDriver:
         with contextlib.suppress(OSError):
             mounts.unmount(directory / "root")
         remove_tree(self._dir / ".state" / directory.name)
-        Cgroup(self.cgroup_path(directory.name)).remove()
+        cgroup = Cgroup(self.cgroup_path(directory.name))
+        # A process that has died leaves its cgroup when its parent has reaped it.
+        deadline = time.monotonic() + DEAD_WAIT_S
+        while not cgroup.remove() and time.monotonic() < deadline:
+            time.sleep(0.005)
         remove_tree(directory)
 
     def _lay_out(self, spec: ContainerSpec, directory: Path, slot: int) -> None:
@@ -289,12 +294,14 @@ class OciDriver:
 
     def _sweep(self) -> None:
         for directory in self._containers():
-            Cgroup(self.cgroup_path(directory.name))
             for pid in Cgroup(self.cgroup_path(directory.name)).pids():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             self.sweep_one(directory)
         Cgroup(f"/headrace/{self._tag}").remove()
+        for path in Cgroup("/headrace").directories():
+            with contextlib.suppress(OSError):
+                path.rmdir()
         remove_tree(self._dir)
 
     def _containers(self) -> list[Path]:
