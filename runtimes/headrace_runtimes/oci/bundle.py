@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.containers.driver import DOOR_DIR, ENGINE, SECRETS, ContainerSpec
+from headrace_runtimes.oci.slots import ID_COUNT
 
 CAPABILITY_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 MASKED = (
@@ -16,8 +17,9 @@ MASKED = (
     "/sys/devices/virtual/powercap",
 )  # fmt: skip
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-ID_COUNT = 65_536
-PIDS_LIMIT = 4096
+PIDS_LIMIT = 1024
+"""Processes and threads, when nobody says otherwise."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ class Place:
 
 def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
     """``config.json`` of the OCI runtime specification, version 1.0.2."""
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} | dict(spec.env)
     mapping = [{"containerID": 0, "hostID": place.uid, "size": ID_COUNT}]
     namespaces: list[dict[str, Any]] = [
         {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user", "cgroup")
@@ -56,16 +57,21 @@ def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
     return {
         "ociVersion": "1.0.2",
         "hostname": "sandbox",
-        "process": {
-            "terminal": False, "user": {"uid": 0, "gid": 0}, "args": list(spec.argv), "cwd": "/",
-            "env": [f"{name}={value}" for name, value in env.items()],
-            "noNewPrivileges": True, "capabilities": {kind: [] for kind in CAPABILITY_SETS},
-            "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}],
-            "oomScoreAdj": 100,
-        },
+        "process": process_of(spec.argv, spec.env, "/"),
         "root": {"path": str(place.root), "readonly": False},
         "mounts": _mounts(spec, place),
         "linux": linux,
+    }  # fmt: skip
+
+
+def process_of(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> dict[str, Any]:
+    """``process`` of the specification: root of its own namespace, without a capability, for good."""
+    return {
+        "terminal": False, "user": {"uid": 0, "gid": 0}, "args": list(argv), "cwd": cwd,
+        "env": [f"{name}={value}" for name, value in ({"PATH": PATH} | dict(env)).items()],
+        "noNewPrivileges": True, "capabilities": {kind: [] for kind in CAPABILITY_SETS},
+        "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}],
+        "oomScoreAdj": 100,
     }  # fmt: skip
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from headrace_runtimes.spec import Stats
 
 ROOT = Path("/sys/fs/cgroup")
 CPU_PERIOD_US = 100_000
+BLOCK_DEVICES = Path("/sys/dev/block")
 
 
 class Cgroup:
@@ -23,13 +25,18 @@ class Cgroup:
     def _dir(self, controller: str) -> Path:
         return self._root / self._path if self._unified else self._root / controller / self._path
 
+    def places(self) -> list[Path]:
+        """Where it is, or would be: one directory of each hierarchy."""
+        if self._unified:
+            return [self._root / self._path]
+        with contextlib.suppress(OSError):
+            # ``cpu`` may be a link to ``cpu,cpuacct``.
+            return [h / self._path for h in sorted(self._root.iterdir()) if h.is_dir() and not h.is_symlink()]
+        return []
+
     def directories(self) -> list[Path]:
         """All that exist."""
-        if self._unified:
-            return [p for p in [self._root / self._path] if p.is_dir()]
-        with contextlib.suppress(OSError):
-            return [p for h in self._root.iterdir() if (p := h / self._path).is_dir()]
-        return []
+        return [path for path in self.places() if path.is_dir()]
 
     def limit_memory(self, count: int) -> None:
         """Bytes, swap included. Raises ``OSError``."""
@@ -37,10 +44,16 @@ class Cgroup:
             self._write("memory", "memory.max", count)
             with contextlib.suppress(OSError):
                 self._write("memory", "memory.swap.max", 0)
-        else:
-            self._write("memory", "memory.limit_in_bytes", count)
             with contextlib.suppress(OSError):
-                self._write("memory", "memory.memsw.limit_in_bytes", count)
+                # One who is killed for memory leaves the others broken: all of them go.
+                self._write("memory", "memory.oom.group", 1)
+            return
+        # With swap is never less than without: whichever way it goes, one of them has to be first.
+        with contextlib.suppress(OSError):
+            self._write("memory", "memory.memsw.limit_in_bytes", count)
+        self._write("memory", "memory.limit_in_bytes", count)
+        with contextlib.suppress(OSError):
+            self._write("memory", "memory.memsw.limit_in_bytes", count)
 
     def limit_cpu(self, cores: float) -> None:
         """Raises ``OSError``."""
@@ -55,8 +68,12 @@ class Cgroup:
         """Raises ``OSError``."""
         self._write("pids", "pids.max", count)
 
-    def limit_io(self, bytes_s: int, devices: Sequence[str]) -> None:
-        """Reading and writing each, on block devices ``major:minor``. Raises ``OSError``."""
+    def limit_io(self, bytes_s: int, devices: Iterable[str]) -> None:
+        """Reading and writing each, on block devices ``major:minor``. Raises ``OSError``.
+
+        Version 1 counts what is written through the page cache for nobody: there only reads, and writes
+        that go to the device at once, are held back.
+        """
         for device in devices:
             if self._unified:
                 self._write("io", "io.max", f"{device} rbps={bytes_s} wbps={bytes_s}")
@@ -109,16 +126,6 @@ class Cgroup:
                 return [int(x) for x in (self._dir(controller) / "cgroup.procs").read_text().split()]
         return []
 
-    def remove(self) -> bool:
-        """Whether it is gone from all hierarchies."""
-        for path in self.directories():
-            for inner in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
-                with contextlib.suppress(OSError):
-                    inner.rmdir()
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        return not self.directories()
-
     def _io(self) -> int | None:
         name = "io.stat" if self._unified else "blkio.throttle.io_service_bytes"
         text = self._read("io" if self._unified else "blkio", name)
@@ -140,3 +147,21 @@ class Cgroup:
 
     def _write(self, controller: str, name: str, value: object) -> None:
         (self._dir(controller) / name).write_text(str(value))
+
+
+def disk_of(device: int, known: Path = BLOCK_DEVICES) -> str:
+    """``major:minor`` of the whole disk that ``device`` (of ``st_dev``) is on; empty when it is on none."""
+    try:
+        place = (known / f"{os.major(device)}:{os.minor(device)}").resolve(strict=True)
+        return ((place.parent if (place / "partition").exists() else place) / "dev").read_text().strip()
+    except OSError:
+        return ""
+
+
+def inner_path(parent: Path | None, root: Path = ROOT) -> str:
+    """What a delegated cgroup directory is called within its hierarchy; empty for none."""
+    if parent is None or not parent.is_relative_to(root):
+        return ""
+    parts = parent.relative_to(root).parts
+    unified = (root / "cgroup.controllers").exists()
+    return "".join(f"/{part}" for part in (parts if unified else parts[1:]))

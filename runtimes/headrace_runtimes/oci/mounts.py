@@ -1,54 +1,32 @@
-"""Mounts: overlays on the host, and directories shown in a running container. System calls by ctypes."""
+"""Mounts: overlays on the host with their layers owned as the image says, directories shown in a container."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
-
-MS_NOSUID, MS_NODEV = 2, 4
-MNT_DETACH = 2
-CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
-AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
-OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-MOVE_MOUNT_F_EMPTY_PATH = 4
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
-SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
-"""The same numbers on all architectures (they were added after the tables were joined)."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("set", ctypes.c_uint64),
-        ("clear", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns", ctypes.c_uint64),
-    )
-
-
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-    return result
+from headrace_runtimes.oci import syscalls
+from headrace_runtimes.oci.syscalls import ATTR_IDMAP, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, MS_NODEV
 
 
 def overlay(lower: list[Path], upper: Path, work: Path, target: Path) -> None:
     """Mount ``lower`` (top first) with a writable ``upper`` at ``target``. Raises ``OSError``."""
     data = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={work}"
-    _check(
-        _libc.mount(b"overlay", os.fsencode(target), b"overlay", MS_NODEV, data.encode()), f"mount {target}"
-    )
+    syscalls.mount("overlay", target, "overlay", MS_NODEV, data)
 
 
-def unmount(target: Path) -> None:
-    """Take a mount away, also while it is in use. Raises ``OSError``."""
-    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+def mapped(source: Path, target: Path, userns: int) -> None:
+    """Mount ``source`` read-only at ``target``, its owners shifted into a user namespace.
+
+    Raises ``OSError``: where the kernel or the file system cannot.
+    """
+    tree = syscalls.open_tree(source)
+    try:
+        syscalls.set_attributes(tree, ATTR_RDONLY | ATTR_NODEV | ATTR_IDMAP, userns, deep=False)
+        syscalls.attach(tree, target)
+    finally:
+        os.close(tree)
 
 
 def show(pid: int, source: Path, target: str) -> None:
@@ -57,34 +35,11 @@ def show(pid: int, source: Path, target: str) -> None:
     Must run in a thread of its own that ends afterwards: it leaves the file system context of the process.
     """
     try:
-        tree = _check(
-            _libc.syscall(
-                SYS_OPEN_TREE, AT_FDCWD, os.fsencode(source),
-                OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE,
-            ),
-            f"open_tree {source}",
-        )  # fmt: skip
+        tree = syscalls.open_tree(source)
         try:
-            attr = _MountAttr(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, 0, 0)
-            _check(
-                _libc.syscall(
-                    SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH | AT_RECURSIVE,
-                    ctypes.byref(attr), ctypes.sizeof(attr),
-                ),
-                "mount_setattr",
-            )  # fmt: skip
-            space = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _check(_libc.unshare(CLONE_FS), "unshare")
-                _check(_libc.setns(space, CLONE_NEWNS), "setns")
-            finally:
-                os.close(space)
-            _check(
-                _libc.syscall(
-                    SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
-                ),
-                f"move_mount {target}",
-            )
+            syscalls.set_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
+            syscalls.enter_mounts_of(pid)
+            syscalls.attach(tree, target)
         finally:
             os.close(tree)
     except OSError as error:

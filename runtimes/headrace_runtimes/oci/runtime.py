@@ -1,4 +1,4 @@
-"""`OciRuntime`: containers by runc."""
+"""`OciRuntime`: containers by runc or its kin."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from typing import ClassVar
 
 from headrace_runtimes.containers.runtime import ContainerRuntime
 from headrace_runtimes.oci.driver import OciDriver
+from headrace_runtimes.oci.network import Networks
 
 
 class OciRuntime(ContainerRuntime):
-    """Sandboxes in namespaces of their own; see `containers.runtime`."""
+    """Sandboxes in namespaces of their own; see `containers.runtime`.
+
+    ``binary``: the low-level runtime, a name or a path; None takes the first of runc, crun and youki that is
+    installed. ``networks``: who makes network namespaces for ``egress``.
+    """
 
     name: ClassVar[str] = "oci"
 
-    def __init__(self, binary: str | None = None) -> None:
-        super().__init__(OciDriver(binary))
+    def __init__(self, binary: str | None = None, networks: Networks | None = None) -> None:
+        super().__init__(OciDriver(binary, networks))

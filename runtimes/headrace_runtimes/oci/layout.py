@@ -1,0 +1,101 @@
+"""What one container is on disk before its binary is called: layers, a disk, a configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SECRETS, ContainerSpec
+from headrace_runtimes.oci import mounts, syscalls
+from headrace_runtimes.oci.bundle import Place, configuration
+from headrace_runtimes.oci.disk import Disk
+from headrace_runtimes.oci.slots import ID_COUNT
+
+TMP = "/tmp"  # noqa: S108 - of the container, on its own disk
+OWN = (HOME, CODE, ENGINE, DOOR_DIR, SECRETS, TMP)
+"""Directories that every container has, whatever its image holds."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all containers of a driver stand on. ``template``: the empty disk, None for one in memory."""
+
+    engine: Path
+    template: Path | None
+    seccomp: Mapping[str, Any] | None
+    idmap: bool
+    """Whether layers can be shown with their owners shifted; else those appear as nobody's."""
+
+
+def disk_in(directory: Path, ground: Ground) -> Disk:
+    """The writable layer of the container in ``directory``."""
+    return Disk(directory / "disk", directory / "image" if ground.template is not None else None)
+
+
+def lay_out(
+    ground: Ground, spec: ContainerSpec, directory: Path, first_id: int, cgroup: str, netns: str | None
+) -> None:
+    """Fill ``directory``. Blocks for milliseconds. Raises ``OSError``: part of it may be there then."""
+    directory.mkdir(mode=0o711)
+    directory.chmod(0o711)
+    for name in ("root", "disk", "lower"):
+        (directory / name).mkdir()
+    disk = disk_in(directory, ground)
+    disk.mount(ground.template or Path())
+    upper, work = disk.path / "upper", disk.path / "work"
+    upper.mkdir()
+    work.mkdir()
+    for path in OWN:
+        (upper / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for path in (upper, *upper.rglob("*")):
+        os.chown(path, first_id, first_id)
+        path.chmod(0o755)
+    (upper / TMP.lstrip("/")).chmod(0o1777)
+    lower = _lower(ground, [Path(layer) for layer in spec.root.reference.split(":")], directory, first_id)
+    mounts.overlay(lower, upper, work, directory / "root")
+    place = Place(
+        root=directory / "root", engine=ground.engine, cgroup=cgroup, uid=first_id, seccomp=ground.seccomp,
+        netns=netns,
+    )  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(configuration(spec, place)))
+
+
+def can_map(layer: Path, directory: Path) -> bool:
+    """Whether ``layer`` can be shown with its owners shifted. Blocks; ``directory`` is made and removed."""
+    directory.mkdir()
+    try:
+        _mapped(layer, directory, os.geteuid())
+        syscalls.unmount(directory)
+    except OSError:
+        return False
+    finally:
+        directory.rmdir()
+    return True
+
+
+def _lower(ground: Ground, layers: list[Path], directory: Path, first_id: int) -> list[Path]:
+    if not ground.idmap:
+        return layers
+    userns = syscalls.user_namespace(first_id, ID_COUNT)
+    try:
+        shown = []
+        for number, layer in enumerate(layers):
+            target = directory / "lower" / str(number)
+            target.mkdir()
+            mounts.mapped(layer, target, userns)
+            shown.append(target)
+    finally:
+        os.close(userns)
+    return shown
+
+
+def _mapped(layer: Path, target: Path, first_id: int) -> None:
+    userns = syscalls.user_namespace(first_id + 1, ID_COUNT)
+    try:
+        mounts.mapped(layer, target, userns)
+    finally:
+        os.close(userns)

@@ -1,0 +1,63 @@
+"""What the driver asks of who makes networks for its containers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from headrace_runtimes.spec import Network, Owned, RuntimeSettings
+
+
+class Networks(Protocol):
+    """Network namespaces, one for a container; `open` and `close` with the driver's."""
+
+    async def open(self, settings: RuntimeSettings, tag: str) -> None:
+        """Sweep what a predecessor with the same ``tag`` left. Raises `PrepareFailed`."""
+        ...
+
+    async def close(self) -> None:
+        """Leave nothing."""
+        ...
+
+    async def make(self, id: str, first_id: int, network: Network) -> str | None:
+        """The path of a namespace for a container; None: one of its own that reaches nothing, or the host's.
+
+        Raises `PrepareFailed`.
+        """
+        ...
+
+    async def remove(self, id: str) -> None:
+        """The container is gone, or was never made."""
+        ...
+
+    def sweep_commands(self) -> tuple[tuple[str, ...], ...]:
+        """Commands that take all of it away when this process cannot any more (`containers.sweep`)."""
+        ...
+
+    async def list_owned(self) -> list[Owned]:
+        """Interfaces and namespaces that exist."""
+        ...
+
+
+class LoopbackOnly:
+    """Nothing is made: a container has the host's network or reaches nothing."""
+
+    async def open(self, settings: RuntimeSettings, tag: str) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def make(self, id: str, first_id: int, network: Network) -> str | None:
+        """See `Networks.make`."""
+        return None
+
+    async def remove(self, id: str) -> None:
+        """Nothing to do."""
+
+    def sweep_commands(self) -> tuple[tuple[str, ...], ...]:
+        """None."""
+        return ()
+
+    async def list_owned(self) -> list[Owned]:
+        """None."""
+        return []
