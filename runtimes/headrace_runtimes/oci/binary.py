@@ -17,8 +17,8 @@ from headrace_runtimes.spec import Ran
 BINARIES = ("runc", "crun", "youki")
 """What is looked for, in this order, when nobody chooses."""
 NOT_POSSIBLE = {
-    "runsc": "its containers have a kernel of their own, which takes no sockets and no directories of the host "
-    "while they run",
+    "runsc": "its containers have a kernel of their own, which takes neither sockets nor directories of the "
+    "host while they run",
 }
 RUN_TIMEOUT_S = 30.0
 VERSION_TIMEOUT_S = 10.0
@@ -28,7 +28,7 @@ _CHUNK = 65_536
 
 
 def find(chosen: str | None) -> tuple[str, str]:
-    """The program's path, and one line of why there is none (one of them is empty). ``chosen``: name or path."""
+    """The program's path, and one line of why there is none: one is empty. ``chosen``: a name or path."""
     if chosen is not None and os.path.basename(chosen) in NOT_POSSIBLE:
         name = os.path.basename(chosen)
         return "", f"{name} cannot be used: {NOT_POSSIBLE[name]}; choose one of {', '.join(BINARIES)}"
@@ -74,12 +74,13 @@ class Binary:
         return (done.stdout.splitlines() or [""])[0]
 
     async def run(self, id: str, bundle: Path) -> None:
-        """Start a container; its pid is in ``bundle/pid`` then. Raises `PrepareFailed` with its last words."""
+        """Start a container; its pid is in ``bundle/pid`` then. Raises `PrepareFailed`."""
         words = bundle / "words"
         # Its output is a file: the container's first process keeps what the binary was given.
         with open(words, "wb") as file:  # noqa: ASYNC230 - a small file
             process = await asyncio.create_subprocess_exec(
-                *self.start, "run", "--detach", "--pid-file", str(bundle / "pid"), "--bundle", str(bundle), id,
+                *self.start, "run", "--detach", "--pid-file", str(bundle / "pid"),
+                "--bundle", str(bundle), id,
                 stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
             )  # fmt: skip
         try:
@@ -120,7 +121,7 @@ class Binary:
         except BaseException:
             # The command has no parent to take it along: the binary cannot pass SIGKILL on.
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(pid_file.read_text()), signal.SIGKILL)
+                os.kill(int(pid_file.read_text()), signal.SIGKILL)  # noqa: ASYNC240 - a few digits
             raise
         finally:
             for pump in pumps:

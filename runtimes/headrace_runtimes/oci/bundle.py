@@ -80,7 +80,7 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
     return [
         _mount("/proc", "proc", "proc", *quiet),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=64k"),
-        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"),
+        _mount("/dev/pts", "devpts", "devpts", *quiet[:2], "newinstance", "ptmxmode=0666", "mode=0620"),
         _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
         _mount("/sys", "none", "/sys", "rbind", "rro", *quiet) if spec.network.mode == "host"

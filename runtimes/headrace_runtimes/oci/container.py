@@ -18,7 +18,8 @@ from headrace_runtimes.oci import mounts
 from headrace_runtimes.oci.binary import Binary
 from headrace_runtimes.oci.bundle import process_of
 from headrace_runtimes.oci.cgroup import Cgroup, disk_of
-from headrace_runtimes.oci.disk import DISK_BYTES, Disk
+from headrace_runtimes.oci.disk import DISK_BYTES
+from headrace_runtimes.oci.layout import Own
 from headrace_runtimes.spec import Assignment, Ran, Stats
 
 DEAD_WAIT_S = 10.0
@@ -29,15 +30,13 @@ Remove = Callable[["OciContainer"], Awaitable[None]]
 
 
 class OciContainer:
-    """See `containers.driver.Container`. ``first_id`` is the host's id of its root."""
+    """See `containers.driver.Container`."""
 
-    def __init__(
-        self, spec: ContainerSpec, directory: Path, first_id: int, cgroup: Cgroup, disk: Disk, binary: Binary,
-        remove: Remove,
-    ) -> None:  # fmt: skip
-        self.id, self.pid = spec.id, 0
-        self.directory, self.first_id, self.cgroup, self.disk = directory, first_id, cgroup, disk
-        self._spec, self._binary, self._clean_up = spec, binary, remove
+    def __init__(self, spec: ContainerSpec, place: Own, binary: Binary, remove: Remove) -> None:
+        self.id, self.pid, self.place = spec.id, 0, place
+        self.directory, self.disk = place.directory, place.disk
+        self.cgroup = Cgroup(place.cgroup)
+        self._binary, self._clean_up = binary, remove
         self._env: dict[str, str] = dict(spec.env)
         self._pidfd = -1
         self._execs = 0
@@ -119,7 +118,7 @@ class OciContainer:
         return self.cgroup.use()
 
     async def pause(self) -> None:
-        """See `Container.pause`. Raises ``OSError`` when something in it cannot be stopped; it runs on then."""
+        """See `Container.pause`. Raises ``OSError`` when something in it does not stop; it runs on then."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + FREEZE_WAIT_S
         again = 0.0
@@ -148,10 +147,7 @@ class OciContainer:
         self._execs += 1
         told, pid_file = (self.directory / f"exec{self._execs}.{kind}" for kind in ("json", "pid"))
         process = process_of(argv, self._env | {"HOME": f"{HOME}/home"} | dict(env), HOME)
-        # A file, not arguments: whoever may look at processes on the host would read the variables.
-        fd = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(process, file)
+        await asyncio.to_thread(_write_private, told, json.dumps(process))
         try:
             return await self._binary.exec(self.id, told, pid_file, timeout_s)
         finally:
@@ -170,9 +166,16 @@ class OciContainer:
         self.signal(signal.SIGKILL)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DEAD_WAIT_S
-        while self.cgroup.pids() and loop.time() < deadline:
+        while self.cgroup.pids() and loop.time() < deadline:  # noqa: ASYNC110 - the kernel tells nobody
             await asyncio.sleep(0.005)
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
         await self._clean_up(self)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """A file, not arguments: whoever may look at processes on the host would read the variables."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(text)

@@ -1,4 +1,4 @@
-"""The driver's directory, held by a lock that the watchdog holds as well: nobody begins before it has swept."""
+"""The driver's directory, under a lock that the watchdog holds as well: nobody begins before it has swept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Directory:
         self._lock = -1
 
     def open(self, wait_s: float = LOCK_WAIT_S) -> int:
-        """Lock; the lock's descriptor. Blocks while a predecessor's watchdog sweeps. Raises `PrepareFailed`."""
+        """Lock; gives the lock's descriptor. Blocks while a watchdog sweeps. Raises `PrepareFailed`."""
         self.path.parent.mkdir(0o711, parents=True, exist_ok=True)
         deadline = time.monotonic() + wait_s
         while True:

@@ -48,7 +48,7 @@ def why_no_loop() -> str:
 
 
 def make_template(path: Path, size: int = DISK_BYTES) -> None:
-    """An empty file system of ``size`` bytes in a sparse file, to be copied. Blocks. Raises `PrepareFailed`."""
+    """An empty file system of ``size`` bytes in a sparse file, to copy. Blocks. Raises `PrepareFailed`."""
     try:
         with path.open("wb") as file:
             file.truncate(size)

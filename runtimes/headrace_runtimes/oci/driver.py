@@ -24,7 +24,7 @@ from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
 from headrace_runtimes.oci.container import OciContainer
 from headrace_runtimes.oci.directory import Directory
-from headrace_runtimes.oci.layout import Ground, can_map, disk_in, lay_out
+from headrace_runtimes.oci.layout import Ground, can_map, lay_out, own_of
 from headrace_runtimes.oci.network import LoopbackOnly, Networks
 from headrace_runtimes.oci.slots import Slots
 from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
@@ -114,17 +114,12 @@ class OciDriver:
         assert self._watchdog is not None
         await self._watchdog.ensure()
         first_id = await asyncio.to_thread(self._slots.take)
-        directory = self._directory.path / spec.id
-        cgroup = Cgroup(f"{self._cgroups}/{spec.id}")
-        container = OciContainer(
-            spec, directory, first_id, cgroup, disk_in(directory, self._ground), self._binary, self._clean_up
-        )
+        own = own_of(self._ground, self._directory.path / spec.id, f"{self._cgroups}/{spec.id}", first_id)
+        container = OciContainer(spec, own, self._binary, self._clean_up)
         try:
             netns = await self._networks.make(spec.id, first_id, spec.network)
-            await asyncio.to_thread(
-                lay_out, self._ground, spec, directory, first_id, f"{self._cgroups}/{spec.id}", netns
-            )
-            await self._binary.run(spec.id, directory)
+            await asyncio.to_thread(lay_out, self._ground, spec, own, netns)
+            await self._binary.run(spec.id, own.directory)
             container.started()
         except OSError as error:
             await asyncio.shield(container.remove())
@@ -145,7 +140,7 @@ class OciDriver:
         await asyncio.to_thread(remove_tree, self._binary.state / container.id)
         await self._networks.remove(container.id)
         if gone:
-            self._slots.give_back(container.first_id)
+            self._slots.give_back(container.place.first_id)
 
     def _prepare_ground(self) -> None:
         self._sweep()

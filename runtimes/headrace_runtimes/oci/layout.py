@@ -13,7 +13,7 @@ from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SE
 from headrace_runtimes.oci import mounts, syscalls
 from headrace_runtimes.oci.bundle import Place, configuration
 from headrace_runtimes.oci.disk import Disk
-from headrace_runtimes.oci.slots import ID_COUNT
+from headrace_runtimes.oci.slots import FIRST_ID, ID_COUNT
 
 TMP = "/tmp"  # noqa: S108 - of the container, on its own disk
 OWN = (HOME, CODE, ENGINE, DOOR_DIR, SECRETS, TMP)
@@ -31,35 +31,44 @@ class Ground:
     """Whether layers can be shown with their owners shifted; else those appear as nobody's."""
 
 
-def disk_in(directory: Path, ground: Ground) -> Disk:
-    """The writable layer of the container in ``directory``."""
-    return Disk(directory / "disk", directory / "image" if ground.template is not None else None)
+@dataclass(frozen=True)
+class Own:
+    """What one container has of its own."""
+
+    directory: Path
+    disk: Disk
+    cgroup: str
+    """As in ``cgroupsPath``."""
+    first_id: int
+    """The host's id of its root."""
 
 
-def lay_out(
-    ground: Ground, spec: ContainerSpec, directory: Path, first_id: int, cgroup: str, netns: str | None
-) -> None:
-    """Fill ``directory``. Blocks for milliseconds. Raises ``OSError``: part of it may be there then."""
+def own_of(ground: Ground, directory: Path, cgroup: str, first_id: int) -> Own:
+    """Names only; nothing is made."""
+    image = directory / "image" if ground.template is not None else None
+    return Own(directory, Disk(directory / "disk", image), cgroup, first_id)
+
+
+def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) -> None:
+    """Fill its directory. Blocks for milliseconds. Raises ``OSError``: part of it may be there then."""
+    directory, first_id = own.directory, own.first_id
     directory.mkdir(mode=0o711)
     directory.chmod(0o711)
     for name in ("root", "disk", "lower"):
         (directory / name).mkdir()
-    disk = disk_in(directory, ground)
-    disk.mount(ground.template or Path())
-    upper, work = disk.path / "upper", disk.path / "work"
-    upper.mkdir()
-    work.mkdir()
-    for path in OWN:
-        (upper / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    own.disk.mount(ground.template or Path())
+    upper, work = own.disk.path / "upper", own.disk.path / "work"
+    for made in (upper, work, *(upper / name.lstrip("/") for name in OWN)):
+        made.mkdir(parents=True, exist_ok=True)
     for path in (upper, *upper.rglob("*")):
         os.chown(path, first_id, first_id)
         path.chmod(0o755)
     (upper / TMP.lstrip("/")).chmod(0o1777)
-    lower = _lower(ground, [Path(layer) for layer in spec.root.reference.split(":")], directory, first_id)
-    mounts.overlay(lower, upper, work, directory / "root")
+    layers = [Path(layer) for layer in spec.root.reference.split(":")]
+    mounts.overlay(_lower(ground, layers, directory, first_id), upper, work, directory / "root")
     place = Place(
-        root=directory / "root", engine=ground.engine, cgroup=cgroup, uid=first_id, seccomp=ground.seccomp,
-        netns=netns,
+        root=directory / "root", engine=ground.engine, cgroup=own.cgroup, uid=first_id,
+        seccomp=ground.seccomp, netns=netns,
     )  # fmt: skip
     (directory / "config.json").write_text(json.dumps(configuration(spec, place)))
 
@@ -68,7 +77,11 @@ def can_map(layer: Path, directory: Path) -> bool:
     """Whether ``layer`` can be shown with its owners shifted. Blocks; ``directory`` is made and removed."""
     directory.mkdir()
     try:
-        _mapped(layer, directory, os.geteuid())
+        userns = syscalls.user_namespace(FIRST_ID, ID_COUNT)
+        try:
+            mounts.mapped(layer, directory, userns)
+        finally:
+            os.close(userns)
         syscalls.unmount(directory)
     except OSError:
         return False
@@ -91,11 +104,3 @@ def _lower(ground: Ground, layers: list[Path], directory: Path, first_id: int) -
     finally:
         os.close(userns)
     return shown
-
-
-def _mapped(layer: Path, target: Path, first_id: int) -> None:
-    userns = syscalls.user_namespace(first_id + 1, ID_COUNT)
-    try:
-        mounts.mapped(layer, target, userns)
-    finally:
-        os.close(userns)

@@ -1,4 +1,4 @@
-"""Mounts: overlays on the host with their layers owned as the image says, directories shown in a container."""
+"""Mounts: overlays on the host, layers owned as the image says, directories shown in a container."""
 
 from __future__ import annotations
 
