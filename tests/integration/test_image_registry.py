@@ -1,0 +1,505 @@
+"""Images from registries: a real one with and without passwords, and one that does everything wrong."""
+
+import asyncio
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import tarfile
+
+import pytest
+from aiohttp import web
+from headrace_runtimes.errors import ImageFailed, RegistryFailed
+from headrace_runtimes.images import gc
+from headrace_runtimes.images.auth import Credentials
+from headrace_runtimes.images.reference import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Descriptor,
+    parse,
+)
+from headrace_runtimes.images.registry import Registry
+from headrace_runtimes.images.store import Store
+from headrace_runtimes.images.wire import Patience
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers have owners and whiteouts")
+QUICK = Patience(attempts=3, pause_s=0.01, pause_max_s=0.05, stall_s=1.0, slow_s=0.3, slow_bytes_s=1 << 30)
+PASSWORD = "open sesame"
+HTPASSWD = "ali:$2b$05$y4a1nFs4NTXS.Ht8U31h/epdFF5CWO896bwudlwoIrjLTPcUVjM1W\n"
+
+
+def tar(**files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def sha(data):
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def made_image(size=2_000_000):
+    """Blobs by digest, and the manifest's."""
+    raws = [tar(a=b"lower", big=os.urandom(size)), tar(a=b"upper")]
+    layers = [gzip.compress(raw, 1) for raw in raws]
+    config = json.dumps(
+        {"architecture": "amd64", "os": "linux", "config": {"Env": ["X=1"]},
+         "rootfs": {"type": "layers", "diff_ids": [sha(raw) for raw in raws]}}
+    ).encode()  # fmt: skip
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+            "config": Descriptor(OCI_CONFIG, sha(config), len(config)).encode(),
+            "layers": [Descriptor(OCI_LAYER + "+gzip", sha(b), len(b)).encode() for b in layers],
+        }
+    ).encode()  # fmt: skip
+    return {sha(blob): blob for blob in (*layers, config, manifest)}, sha(manifest)
+
+
+async def fill(store, blobs, manifest):
+    for digest, data in blobs.items():
+        assert (await store.put(data, OCI_MANIFEST)).digest == digest
+    await store.name("mine", manifest)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    store = Store(tmp_path / "images")
+    await store.open()
+    return store
+
+
+@contextlib.asynccontextmanager
+async def real_registry(tmp_path, htpasswd=None):
+    """Debian's docker-registry on loopback."""
+    binary = shutil.which("docker-registry")
+    assert binary, "apt-get install docker-registry"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = {
+        "version": "0.1", "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }  # fmt: skip
+    if htpasswd:
+        (tmp_path / "htpasswd").write_text(htpasswd)
+        config["auth"] = {"htpasswd": {"realm": "here", "path": str(tmp_path / "htpasswd")}}
+    (tmp_path / "registry.yml").write_text(json.dumps(config))
+    process = await asyncio.create_subprocess_exec(
+        binary, "serve", str(tmp_path / "registry.yml"),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    break
+                await asyncio.sleep(0.02)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_what_is_pushed_comes_back_and_is_unpacked_once(store, tmp_path):
+    blobs, manifest = made_image()
+    await fill(store, blobs, manifest)
+    seen = []
+    async with real_registry(tmp_path) as host:
+        reference = parse(f"{host}/some/where:v1")
+        async with Registry(reference, patience=QUICK) as registry:
+            assert await registry.push(store, manifest, lambda *a: seen.append(a)) == manifest
+            assert await registry.push(store, manifest) == manifest
+            assert await registry.resolve() == manifest
+        other = Store(tmp_path / "other")
+        await other.open()
+        pulled = []
+        async with Registry(reference, patience=QUICK) as registry:
+            found = await registry.pull(other, lambda *a: pulled.append(a))
+        pinned = parse(f"{host}/some/where@{manifest}")
+        async with Registry(pinned, patience=QUICK) as registry:
+            assert (await registry.pull(other)).digest == manifest
+    assert found.digest == manifest
+    for told in (seen, pulled):
+        big = max(total for _, _, total in told)
+        assert [done for _, done, total in told if total == big][-1] == big
+        assert len({what for what, _, _ in told}) >= 2
+    assert other.find(str(reference)).digest == manifest
+    config = other.document(found.manifest.config.digest)
+    tops = [
+        await other.layer(layer, diff_id)
+        for layer, diff_id in zip(found.manifest.layers, config["rootfs"]["diff_ids"], strict=True)
+    ]
+    assert [(top / "a").read_text() for top in tops] == ["lower", "upper"]
+    assert list((other.directory / "part").iterdir()) == []
+    assert list((other.directory / "locks").iterdir()) == []
+
+
+async def test_passwords_are_given_or_found_where_docker_keeps_them(store, tmp_path, caplog):
+    blobs, manifest = made_image(1000)
+    await fill(store, blobs, manifest)
+    async with real_registry(tmp_path, HTPASSWD) as host:
+        reference = parse(f"{host}/closed:v1")
+        for wrong in (None, Credentials("ali", "wrong")):
+            async with Registry(reference, credentials=wrong, patience=QUICK) as registry:
+                with pytest.raises(RegistryFailed, match="Log in") as failed:
+                    await registry.pull(store)
+                assert failed.value.status == 401
+                assert "wrong" not in str(failed.value)
+        async with Registry(reference, credentials=Credentials("ali", PASSWORD)) as registry:
+            await registry.push(store, manifest)
+        word = "YWxpOm9wZW4gc2VzYW1l"
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({"auths": {host: {"auth": word}}}))
+        async with Registry(reference, docker_config=config, patience=QUICK) as registry:
+            assert (await registry.pull(store)).digest == manifest
+    assert PASSWORD not in repr(Credentials("ali", PASSWORD))
+    assert PASSWORD not in caplog.text
+    assert word not in caplog.text
+
+
+class Bad:
+    """A registry that serves an image and misbehaves as told."""
+
+    def __init__(self, size=2_000_000):
+        self.blobs, self.manifest = made_image(size)
+        self.asked, self.ranges, self.tricks = [], [], {}
+        self.big = max(self.blobs, key=lambda d: len(self.blobs[d]))
+
+    async def answer(self, request):
+        kind, wanted = request.path.split("/")[-2:]
+        self.asked.append((kind, wanted))
+        trick = self.tricks.get(kind)
+        if trick and (response := await trick(request, wanted)):
+            return response
+        if kind == "manifests":
+            return web.Response(body=self.blobs[self.manifest], content_type=OCI_MANIFEST)
+        return web.Response(body=self.blobs[wanted])
+
+
+@contextlib.asynccontextmanager
+async def bad_registry(bad):
+    app = web.Application()
+    app.router.add_get("/{path:.*}", bad.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def pull(bad, store, **more):
+    async with bad_registry(bad) as host, Registry(parse(f"{host}/x:v"), patience=QUICK, **more) as registry:
+        return await registry.pull(store)
+
+
+def nothing_half(store):
+    """No name, no blob under a wrong name, no layer that is not whole."""
+    for blob in (store.directory / "blobs/sha256").iterdir():
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+    layers = {p.name for p in (store.directory / "l").iterdir()}
+    assert layers == {p.name for p in (store.directory / "done").iterdir()}
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "Log in"), (403, "right"), (404, "Check the name")])
+@pytest.mark.parametrize("kind", ["manifests", "blobs"])
+async def test_what_is_refused_is_asked_once_and_said(store, status, words, kind):
+    bad = Bad()
+
+    async def refuse(request, wanted):
+        return web.Response(status=status)
+
+    bad.tricks[kind] = refuse
+    with pytest.raises(RegistryFailed, match=words) as failed:
+        await pull(bad, store)
+    assert failed.value.status == status
+    assert len(bad.asked) == len(set(bad.asked))
+    assert store.references() == {}
+    nothing_half(store)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_who_is_busy_is_asked_again_but_not_for_ever(store, status):
+    bad, times = Bad(), {}
+
+    async def busy(request, wanted):
+        times[wanted] = times.get(wanted, 0) + 1
+        return web.Response(status=status, headers={"Retry-After": "0"}) if times[wanted] < 3 else None
+
+    bad.tricks = {"manifests": busy, "blobs": busy}
+    assert (await pull(bad, store)).digest == bad.manifest
+
+    async def always(request, wanted):
+        times[wanted] = times.get(wanted, 0) + 1
+        return web.Response(status=status)
+
+    times.clear()
+    bad.tricks = {"manifests": always}
+    with pytest.raises(RegistryFailed, match="after 3 attempts") as failed:
+        await pull(bad, store)
+    assert failed.value.status == status
+    assert times == {"v": 3}
+
+
+async def test_a_download_that_is_cut_goes_on_where_it_was(store):
+    bad, sent = Bad(), []
+
+    async def cut(request, wanted):
+        data = bad.blobs[wanted]
+        start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if wanted != bad.big:
+            return None
+        piece = data[start : start + 300_000]
+        response = web.StreamResponse(status=206 if start else 200)
+        response.content_length = len(data) - start
+        if start:
+            response.headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        await response.prepare(request)
+        await response.write(piece)
+        sent.append((start, len(piece)))
+        if start + len(piece) < len(data):
+            request.transport.close()
+        return response
+
+    bad.tricks["blobs"] = cut
+    assert (await pull(bad, store)).digest == bad.manifest
+    assert len(sent) >= 7, "more cuts than attempts without progress"
+    assert sum(size for _, size in sent) < 2 * len(bad.blobs[bad.big])
+    nothing_half(store)
+
+
+async def test_a_download_that_stops_is_given_up_and_goes_on_the_next_time(store):
+    bad, stop = Bad(), True
+
+    async def stall(request, wanted):
+        if wanted != bad.big or not stop:
+            start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+            bad.ranges.append(start)
+            return web.Response(
+                body=bad.blobs[wanted][start:], status=206 if start else 200,
+                headers={"Content-Range": f"bytes {start}-/*"} if start else {},
+            )  # fmt: skip
+        start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        response = web.StreamResponse(
+            status=206 if start else 200, headers={"Content-Range": f"bytes {start}-/*"}
+        )
+        response.content_length = len(bad.blobs[wanted]) - start
+        await response.prepare(request)
+        if not start:
+            await response.write(bad.blobs[wanted][:500_000])
+        await asyncio.sleep(5)
+        return response
+
+    bad.tricks["blobs"] = stall
+    with pytest.raises(RegistryFailed, match="in time"):
+        await pull(bad, store)
+    nothing_half(store)
+    stop = False
+    assert (await pull(bad, store)).digest == bad.manifest
+    assert 500_000 in bad.ranges
+    nothing_half(store)
+
+
+async def test_a_trickle_is_no_download(store):
+    bad = Bad()
+
+    async def trickle(request, wanted):
+        response = web.StreamResponse()
+        response.content_length = len(bad.blobs[wanted])
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for byte in bad.blobs[wanted][:30]:
+                await response.write(bytes([byte]))
+                await asyncio.sleep(0.1)
+        return response
+
+    bad.tricks["blobs"] = trickle
+    with pytest.raises(RegistryFailed, match="bytes a second"):
+        await pull(bad, store)
+    nothing_half(store)
+
+
+@pytest.mark.parametrize("how", ["changed", "longer", "manifest"])
+async def test_what_is_not_what_its_digest_says_is_not_kept(store, how):
+    bad = Bad()
+
+    async def wrong(request, wanted):
+        if how == "manifest" and wanted != "v":
+            return web.Response(body=bad.blobs[bad.manifest] + b" ", content_type=OCI_MANIFEST)
+        if how == "manifest":
+            index = {
+                "mediaType": OCI_INDEX,
+                "manifests": [Descriptor(OCI_MANIFEST, bad.manifest, 1).encode()],
+            }
+            return web.Response(body=json.dumps(index), content_type=OCI_INDEX)
+        data = bytearray(bad.blobs[wanted])
+        data[len(data) // 2] ^= 1
+        return web.Response(body=bytes(data) + (b"more" if how == "longer" else b""))
+
+    bad.tricks["manifests" if how == "manifest" else "blobs"] = wrong
+    with pytest.raises(RegistryFailed, match=r"damaged|more than"):
+        await pull(bad, store)
+    assert store.references() == {}
+    nothing_half(store)
+
+
+async def test_a_layer_that_is_not_what_the_configuration_says_is_not_used(store):
+    bad = Bad()
+    layer = bad.blobs.pop(bad.big)
+    raw = bytearray(gzip.decompress(layer))
+    raw[-1] ^= 1
+    other = gzip.compress(bytes(raw))
+    bad.blobs[sha(other)] = other
+    manifest = json.loads(bad.blobs.pop(bad.manifest))
+    manifest["layers"][0] = Descriptor(OCI_LAYER, sha(other), len(other)).encode()
+    data = json.dumps(manifest).encode()
+    bad.blobs[sha(data)], bad.manifest = data, sha(data)
+    with pytest.raises(ImageFailed, match="something else"):
+        await pull(bad, store)
+    nothing_half(store)
+
+
+async def test_passwords_do_not_follow_to_another_place(store):
+    bad, heard = Bad(1000), []
+
+    async def elsewhere(request):
+        heard.append(request.headers.get("Authorization"))
+        return web.Response(body=bad.blobs[request.path.rpartition("/")[2]])
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", elsewhere)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+
+    async def send_on(request, wanted):
+        if "Authorization" not in request.headers:
+            return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+        return web.Response(status=307, headers={"Location": f"http://127.0.0.1:{port}/{wanted}"})
+
+    bad.tricks["blobs"] = send_on
+    try:
+        await pull(bad, store, credentials=Credentials("ali", PASSWORD))
+    finally:
+        await runner.cleanup()
+    assert heard
+    assert set(heard) == {None}
+    for place in ("http://example.com/x", "ftp://127.0.0.1/", "file:///etc/passwd", ""):
+
+        async def away(request, wanted, place=place):
+            return web.Response(status=307, headers={"Location": place})
+
+        fresh = Bad(1000)
+        fresh.tricks["blobs"] = away
+        with pytest.raises(RegistryFailed, match="sends us"):
+            await pull(fresh, store)
+
+
+async def test_tokens_are_fetched_where_the_registry_says_if_that_is_safe(store):
+    bad, asked = Bad(1000), []
+
+    async def closed(request, wanted):
+        if request.headers.get("Authorization") == "Bearer ticket":
+            return None
+        realm = f"http://{request.host}/token/give"
+        return web.Response(
+            status=401,
+            headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="s",scope="repository:x:pull"'},
+        )
+
+    async def give(request, wanted):
+        asked.append((request.headers.get("Authorization"), dict(request.query)))
+        return web.json_response({"token": "ticket", "expires_in": 300})
+
+    bad.tricks = {"manifests": closed, "blobs": closed, "token": give}
+    credentials = Credentials("ali", PASSWORD)
+    await pull(bad, store, credentials=credentials)
+    assert asked == [(credentials.header(), {"service": "s", "scope": "repository:x:pull"})]
+
+    async def unsafe(request, wanted):
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Bearer realm="http://example.com/t"'})
+
+    bad.tricks = {"manifests": unsafe}
+    with pytest.raises(RegistryFailed, match="not safe"):
+        await pull(bad, store, credentials=credentials)
+
+
+async def test_two_who_want_the_same_image_bring_it_once(store, tmp_path):
+    bad = Bad()
+    second = Store(store.directory)
+    await second.open()
+    async with bad_registry(bad) as host:
+
+        async def one(where):
+            async with Registry(parse(f"{host}/x:v"), patience=QUICK) as registry:
+                return await registry.pull(where)
+
+        found = await asyncio.gather(one(store), one(second), one(store))
+    assert {f.digest for f in found} == {bad.manifest}
+    blobs = [wanted for kind, wanted in bad.asked if kind == "blobs"]
+    assert len(blobs) == len(set(blobs))
+
+
+async def test_what_is_old_or_too_much_goes_and_what_is_used_stays(store):
+    images = [Bad(1_000_000) for _ in range(3)]
+    for number, bad in enumerate(images):
+        await pull(bad, store)
+        os.utime(store.blob(bad.manifest), (1e9 + number, 1e9 + number))
+    names = {digest: name for name, digest in store.references().items()}
+    first, second, third = (bad.manifest for bad in images)
+    with store.pin(first):
+        gone = await gc.collect(store, 5_000_000, 1e12, grace_s=-1)
+        assert gone == [names[second]]
+        assert store.find(names[first]) is not None
+        assert store.find(names[second]) is None
+        assert store.find(names[third]) is not None
+        nothing_half(store)
+    os.utime(store.blob(third), (1e9, 1e9))
+    await gc.collect(store, 1 << 40, 3600.0, grace_s=-1)
+    assert list(store.references()) == [names[first]]
+    os.utime(store.blob(first), (1e9, 1e9))
+    await gc.collect(store, 1 << 40, 3600.0, grace_s=-1)
+    assert list((store.directory / "l").iterdir()) == []
+    assert list((store.directory / "blobs/sha256").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "UPPER/x", "a b", "x:", "x@sha256:12", "http://a/b", "-x/y", "a/../b", "x" * 600]
+)
+def test_what_is_no_reference_is_refused(text):
+    with pytest.raises(ImageFailed, match="reference"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "repository", "wanted", "scheme"),
+    [
+        ("python", "registry-1.docker.io", "library/python", "latest", "https"),
+        ("me/x:1", "registry-1.docker.io", "me/x", "1", "https"),
+        ("localhost/x", "localhost", "x", "latest", "http"),
+        ("127.0.0.1:5000/a/b:t", "127.0.0.1:5000", "a/b", "t", "http"),
+        ("[::1]:5000/a", "[::1]:5000", "a", "latest", "http"),
+        ("127.0.0.1.evil.com/a", "127.0.0.1.evil.com", "a", "latest", "https"),
+        (f"ghcr.io/o/n:t@sha256:{'a' * 64}", "ghcr.io", "o/n", f"sha256:{'a' * 64}", "https"),
+    ],
+)
+def test_references_are_read_as_everybody_reads_them(text, host, repository, wanted, scheme):
+    found = parse(text)
+    assert (found.host, found.repository, found.wanted, found.scheme) == (host, repository, wanted, scheme)
