@@ -62,8 +62,9 @@ class Maker:
         if root is None:
             raise PrepareFailed(f"The image {base.image[:12] or '(plain)'} is not here: prepare it first.")
         name = f"{self._tag}-{next(self._numbers)}"
+        # Not in a thread: who is cancelled there would leave an open door behind.
+        door = Door(self._doors / name)
         child = ContainerChild(name)
-        door = await asyncio.to_thread(Door, self._doors / name)
         frame: ContainerFrame | None = None
         try:
             container = await self._driver.create(
