@@ -1,7 +1,7 @@
 """The environment of an endpoint as a value: what to start from and which layers to add.
 
-An image is only described here. Layers are built by the container runtimes; until those exist, an
-endpoint with a layered image is refused when it is decorated.
+An image is only described here; `headrace_runtimes.images` builds it. Until deploys carry images, an endpoint
+with a layered one is refused when it is decorated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from typing import Any
 
 import msgspec
+from headrace_runtimes.errors import ImageFailed
+from headrace_runtimes.images import definition as definitions
 
 from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.spec import ImageSpec
@@ -81,6 +83,11 @@ class Image:
         return self._with("env", tuple(f"{name}={value}" for name, value in sorted(variables.items())))
 
     @property
+    def definition(self) -> definitions.Image:
+        """The value that runtimes build; ``images.context.pack`` adds the digests of the files it names."""
+        return definitions.Image(python=self.spec.python, steps=self.spec.layers)
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the definition."""
         return hashlib.sha256(msgspec.json.encode(self.spec, order="deterministic")).hexdigest()
@@ -89,7 +96,12 @@ class Image:
         if not arguments:
             raise SpecError(f"Image.{step}(): give it at least one argument.")
         words = tuple(_word(step, argument) for argument in arguments)
-        return Image(ImageSpec(python=self.spec.python, layers=(*self.spec.layers, (step, words))))
+        image = Image(ImageSpec(python=self.spec.python, layers=(*self.spec.layers, (step, words))))
+        try:
+            definitions.check(image.definition)
+        except ImageFailed as error:
+            raise SpecError(f"Image.{step}(): {error}") from error
+        return image
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and self.spec == other.spec
@@ -108,7 +120,8 @@ def image_of_option(value: Any) -> ImageSpec:
     if not isinstance(value, Image):
         raise SpecError(f'image={value!r}: use headrace.Image, such as headrace.Image.python("3.11").')
     if value.spec.layers:
-        raise UnsupportedOption(_NOT_BUILT)
+        reason = definitions.refused_by_process(value.definition)
+        raise UnsupportedOption(f"image: {reason}; these are not built yet." if reason else _NOT_BUILT)
     own = sys.version_info
     wanted = value.spec.python
     if wanted is not None and tuple(map(int, wanted.split(".")[:2])) != own[:2]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from headrace_runtimes.errors import ImageFailed
+from headrace_runtimes.images.reference import parse
 
 StepKind = Literal["from_registry", "from_dockerfile", "pip", "apt", "run", "copy", "env"]
 STEPS: frozenset[str] = frozenset({"from_registry", "from_dockerfile", "pip", "apt", "run", "copy", "env"})
 STARTS: frozenset[str] = frozenset({"from_registry", "from_dockerfile"})
 """Steps that say where the image starts: at most one, and the first."""
+
+_VERSION = re.compile(r"\d\.\d{1,2}(\.\d{1,2})?")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,47 @@ def check(image: Image) -> None:
             raise ImageFailed(f"Image step {kind!r} is unknown: use one of {', '.join(sorted(STEPS))}.")
         if not words:
             raise ImageFailed(f"Image step {kind!r} has no arguments: give it at least one.")
-        if kind in STARTS and number:
+        if kind in STARTS and (number or image.python is not None):
             raise ImageFailed(f"{kind} must come first: an image starts from one place.")
+        _check_words(kind, words)
+    if image.python is not None and not _VERSION.fullmatch(image.python):
+        raise ImageFailed(f'python({image.python!r:.50}): use a version such as "3.11".')
+
+
+def refused_by_process(image: Image) -> str:
+    """Why the process runtime cannot have this image, in one line; empty when it can."""
+    for kind, words in image.steps:
+        if kind in ("apt", "run", *STARTS):
+            return (
+                f"{kind} changes a file system, and the process runtime shares the host's: "
+                'use runtime="oci" or "docker"'
+            )
+        if kind == "copy" and words[1].startswith("/"):
+            return (
+                f"copy to {words[1]!r} would write into the host's file system: give a relative target, "
+                "which is found below $HEADRACE_FILES"
+            )
+    return ""
+
+
+def _check_words(kind: str, words: tuple[str, ...]) -> None:
+    """Raises `ImageFailed` for words that a tool would take for something else."""
+    if any("\0" in word or not word.strip() for word in words):
+        raise ImageFailed(f"Image step {kind!r} has an empty word: leave it out.")
+    if kind == "pip" and any(word.lstrip().startswith("-") for word in words):
+        raise ImageFailed("pip takes requirements, no options: set those for the host.")
+    if kind == "apt" and not all(_PACKAGE.fullmatch(word) for word in words):
+        raise ImageFailed("apt takes names of packages, such as ffmpeg or ffmpeg=7:5.1.6-0+deb12u1.")
+    if kind == "env" and not all(_VARIABLE.match(word) for word in words):
+        raise ImageFailed("env takes NAME=value, the name of letters, digits and underscores.")
+    if kind in ("copy", "from_dockerfile") and len(words) != 2:
+        raise ImageFailed(f"{kind} takes two paths.")
+    if kind == "copy" and ".." in words[1].split("/"):
+        raise ImageFailed(f"copy to {words[1]!r:.200} leads outside: name the target plainly.")
+    if kind == "from_registry":
+        if len(words) != 1:
+            raise ImageFailed("from_registry takes one reference.")
+        parse(words[0])
 
 
 def _text(value: Any) -> str:
