@@ -23,14 +23,17 @@ from headrace_runtimes.oci.syscalls import MS_NOATIME, MS_NODEV, MS_NOSUID
 DISK_BYTES = 4 << 30
 """What a container may write when nobody says otherwise."""
 LEAST_BYTES = 1 << 20
-OVERHEAD = 64 << 20
-"""What a grown file system is made larger than asked for: its own tables; what is too much is taken away."""
+MOST_BYTES = 60 << 30
+SIZE_BYTES = 64 << 30
+"""Of the file system. What nobody may use of it is taken by a file outside of what the container sees, as
+blocks reserved and not written: so a limit is set in milliseconds (growing takes CAP_SYS_RESOURCE)."""
+INODES = 1 << 18
+TAKEN = "taken"
 BLOCK = 4096
 CONTROL = Path("/dev/loop-control")
 LOOP_MAJOR = 7
-LOOP_CTL_GET_FREE, LOOP_CONFIGURE, LOOP_SET_CAPACITY = 0x4C82, 0x4C0A, 0x4C07
+LOOP_CTL_GET_FREE, LOOP_CONFIGURE = 0x4C82, 0x4C0A
 LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO = 4, 16
-EXT4_IOC_RESIZE_FS = 0x4008_6610
 LOOP_TRIES = 64
 MS_REMOUNT = 32
 MKFS_TIMEOUT_S = 30.0
@@ -47,16 +50,25 @@ def why_no_loop() -> str:
     return "" if CONTROL.exists() else "there is no /dev/loop-control: modprobe loop"
 
 
-def make_template(path: Path, size: int = DISK_BYTES) -> None:
-    """An empty file system of ``size`` bytes in a sparse file, to copy. Blocks. Raises `PrepareFailed`."""
+def make_template(path: Path) -> None:
+    """An empty file system in a sparse file, with `DISK_BYTES` free. Blocks. Raises `PrepareFailed`."""
     try:
         with path.open("wb") as file:
-            file.truncate(size)
+            file.truncate(SIZE_BYTES)
         subprocess.run(
             ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode,meta_bg",
-             "-E", "lazy_itable_init=1,nodiscard", str(path)],
+             "-E", "lazy_itable_init=1,nodiscard", "-N", str(INODES), str(path)],
             check=True, capture_output=True, timeout=MKFS_TIMEOUT_S,
         )  # fmt: skip
+        place = path.with_name(path.name + ".at")
+        place.mkdir()
+        disk = Disk(place, path)
+        disk.mount(None)
+        try:
+            disk.limit(DISK_BYTES)
+        finally:
+            syscalls.unmount(place)
+            place.rmdir()
     except (OSError, subprocess.SubprocessError) as error:
         raise PrepareFailed(f"No file system can be made in {path}: {error}.") from error
 
@@ -68,12 +80,13 @@ class Disk:
     path: Path
     image: Path | None
 
-    def mount(self, template: Path) -> None:
-        """Make and mount it. Blocks for milliseconds. Raises ``OSError``."""
+    def mount(self, template: Path | None) -> None:
+        """Make it as a copy (None: it is there) and mount it. Blocks for milliseconds. Raises ``OSError``."""
         if self.image is None:
             syscalls.mount("disk", self.path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={DISK_BYTES},mode=711")
             return
-        copy_sparse(template, self.image)
+        if template is not None:
+            copy_sparse(template, self.image)
         number, loop = _attach(self.image)
         try:
             node = f"/dev/loop{number}"
@@ -88,13 +101,13 @@ class Disk:
         if self.image is None:
             syscalls.mount("disk", self.path, "tmpfs", MS_NOSUID | MS_NODEV | MS_REMOUNT, f"size={count}")
             return
-        if self._free() < count:
-            self._grow(count)
-        spare = self._free() - count
-        if spare > 0:
-            # A file outside of what the container sees; reserved blocks are not written.
-            with (self.path / "taken").open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, spare)
+        if count > MOST_BYTES:
+            raise OSError(f"at most {MOST_BYTES >> 30} GiB can be had")
+        with (self.path / TAKEN).open("ab") as file:
+            size = max(0, os.fstat(file.fileno()).st_size + self._free() - count)
+            file.truncate(size)
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
 
     def device(self) -> str:
         """``major:minor``; empty for memory."""
@@ -106,22 +119,6 @@ class Disk:
     def _free(self) -> int:
         found = os.statvfs(self.path)
         return found.f_bavail * found.f_frsize
-
-    def _grow(self, count: int) -> None:
-        assert self.image is not None
-        size = self.image.stat().st_size + count - self._free()
-        size = (size + size // 64 + OVERHEAD) // BLOCK * BLOCK
-        os.truncate(self.image, size)
-        loop = os.open(f"/dev/loop{os.minor(self.path.stat().st_dev)}", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.ioctl(loop, LOOP_SET_CAPACITY, 0)
-        finally:
-            os.close(loop)
-        root = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.ioctl(root, EXT4_IOC_RESIZE_FS, struct.pack("Q", size // BLOCK))
-        finally:
-            os.close(root)
 
 
 def copy_sparse(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -113,12 +113,12 @@ class OciDriver:
         """See `Driver.create`."""
         assert self._watchdog is not None
         await self._watchdog.ensure()
-        first_id = await asyncio.to_thread(self._slots.take)
+        first_id = self._slots.take()
         own = own_of(self._ground, self._directory.path / spec.id, f"{self._cgroups}/{spec.id}", first_id)
         container = OciContainer(spec, own, self._binary, self._clean_up)
         try:
             netns = await self._networks.make(spec.id, first_id, spec.network)
-            await asyncio.to_thread(lay_out, self._ground, spec, own, netns)
+            await _to_the_end(lay_out, self._ground, spec, own, netns)
             await self._binary.run(spec.id, own.directory)
             container.started()
         except OSError as error:
@@ -183,3 +183,13 @@ class OciDriver:
         for place in Cgroup(self._cgroups).directories():
             found += [Owned("cgroup", str(p)) for p in place.iterdir() if p.is_dir()]
         return found
+
+
+async def _to_the_end(work: Callable[..., None], *arguments: object) -> None:
+    """In a thread; who is cancelled waits for it all the same: what it makes must be there to be removed."""
+    task = asyncio.create_task(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

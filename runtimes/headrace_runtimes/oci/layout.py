@@ -56,7 +56,7 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) ->
     directory.chmod(0o711)
     for name in ("root", "disk", "lower"):
         (directory / name).mkdir()
-    own.disk.mount(ground.template or Path())
+    own.disk.mount(ground.template)
     upper, work = own.disk.path / "upper", own.disk.path / "work"
     for made in (upper, work, *(upper / name.lstrip("/") for name in OWN)):
         made.mkdir(parents=True, exist_ok=True)
