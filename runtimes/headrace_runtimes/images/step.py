@@ -1,0 +1,190 @@
+"""Runs one step of a build: runc, a writable overlay over the layers so far, and what it wrote is the layer.
+
+The container has the host's network, and the rights that package managers need (its root is the machine's,
+with few capabilities): builds are for those who may deploy. A build that a dead host has left is removed by
+`sweep`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace_runtimes.base import Progress
+from headrace_runtimes.errors import ImageFailed, PrepareFailed
+from headrace_runtimes.images.locks import try_lock
+from headrace_runtimes.images.pack import write_tree
+from headrace_runtimes.images.tool import run_tool
+from headrace_runtimes.images.view import look
+from headrace_runtimes.trees import remove_tree
+
+CAPABILITIES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETFCAP", "CAP_SETGID",
+    "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+)  # fmt: skip
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TOOLS = "headrace/build"
+"""Where what a step needs of the host appears, read-only; never part of a layer."""
+HOST_FILES = ("etc/resolv.conf", "etc/hosts")
+MADE = ("proc", "dev", "sys", "run", "tmp", "headrace")
+PIDS_LIMIT = 4096
+CLEAN_S = 30.0
+_MASKED = (
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/sys/firmware",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_ALIVE = "alive"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command on top of ``layers`` (top first)."""
+
+    what: str
+    argv: Sequence[str]
+    layers: Sequence[Path]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = "/"
+    binds: tuple[tuple[Path, str], ...] = ()
+    """Of the host, read-only; targets below `TOOLS`."""
+
+
+async def run_step(
+    step: Step, runc: str, scratch: Path, timeout_s: float, progress: Progress | None
+) -> tuple[Path, str]:
+    """The layer's file in ``scratch``, and its diff_id (hex). Raises `ImageFailed` with its last words."""
+    alive = os.open(scratch / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    name = f"headrace-build-{scratch.name}"
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        await asyncio.to_thread(_lay_out, step, scratch)
+        argv = [runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
+        code, words = await run_tool(
+            argv, env={"PATH": PATH}, cwd=scratch, what=step.what, timeout_s=timeout_s, progress=progress
+        )
+        if code != 0:
+            raise ImageFailed(f"The image's step {step.what!r:.200} failed with exit code {code}: {words}")
+        await asyncio.to_thread(_unmount, scratch / "root")
+        layer = scratch / "layer"
+        made = await asyncio.to_thread(_left_by_runc, step, scratch)
+        return layer, await asyncio.to_thread(write_tree, scratch / "upper", layer, made)
+    except TimeoutError as error:
+        raise ImageFailed(f"The image's step {step.what!r:.200} took more than {timeout_s:g} s.") from error
+    except OSError as error:
+        raise PrepareFailed(f"The image's step {step.what!r:.200} cannot be run here: {error}.") from error
+    finally:
+        await asyncio.shield(asyncio.to_thread(_clean, scratch, runc))
+        os.close(alive)
+
+
+def sweep(part: Path, runc: str) -> None:
+    """Remove the builds below ``part`` whose builder has died: containers, mounts, directories. Blocks."""
+    for scratch in part.glob("w-*"):
+        try:
+            alive = os.open(scratch / _ALIVE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if try_lock(alive):
+                _clean(scratch, runc)
+                remove_tree(scratch)
+        finally:
+            os.close(alive)
+
+
+def configuration(step: Step) -> dict[str, Any]:
+    """``config.json`` of the OCI runtime specification."""
+    quiet = ["nosuid", "noexec", "nodev"]
+
+    def mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+        return {"destination": target, "type": kind, "source": source, "options": list(options)}
+
+    shown = [f"/{path}" for path in HOST_FILES]
+    return {
+        "ociVersion": "1.0.2", "hostname": "build",
+        "process": {
+            "terminal": False, "user": {"uid": 0, "gid": 0}, "args": list(step.argv), "cwd": step.cwd,
+            "env": [f"{k}={v}" for k, v in ({"PATH": PATH, "HOME": "/root"} | dict(step.env)).items()],
+            "noNewPrivileges": True,
+            "capabilities": {k: list(CAPABILITIES) for k in ("bounding", "effective", "permitted")},
+            "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}], "oomScoreAdj": 200,
+        },
+        "root": {"path": "root", "readonly": False},
+        "mounts": [
+            mount("/proc", "proc", "proc", *quiet),
+            mount("/dev", "tmpfs", "tmpfs", "nosuid", "mode=755", "size=64k"),
+            mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666"),
+            mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108
+            mount("/sys", "sysfs", "sysfs", *quiet, "ro"),
+            mount("/tmp", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=1777"),  # noqa: S108
+            *(mount(f, "bind", f, "bind", "ro", *quiet) for f in shown if Path(f).exists()),
+            *(mount(t, "bind", str(s), "rbind", "ro", "nosuid", "nodev") for s, t in step.binds),
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")],
+            "maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY), "rootfsPropagation": "private",
+            "resources": {
+                "pids": {"limit": PIDS_LIMIT}, "devices": [{"allow": False, "access": "rwm"}],
+            },
+        },
+    }  # fmt: skip
+
+
+def _lay_out(step: Step, scratch: Path) -> None:
+    for name in ("root", "upper", "work", "state"):
+        (scratch / name).mkdir(mode=0o755)
+    lower = step.layers or [scratch / "empty"]
+    if not step.layers:
+        (scratch / "empty").mkdir()
+    data = (
+        f"lowerdir={':'.join(map(str, lower))},upperdir={scratch / 'upper'},workdir={scratch / 'work'},"
+        "redirect_dir=off,metacopy=off,index=off"
+    )
+    if len(data) > 4000:
+        raise PrepareFailed("The image has too many layers to build upon: join some of its run steps.")
+    if _libc.mount(b"overlay", os.fsencode(scratch / "root"), b"overlay", 4, data.encode()) != 0:
+        raise OSError(ctypes.get_errno(), "overlay cannot be mounted")
+    (scratch / "config.json").write_text(json.dumps(configuration(step)))
+
+
+def _left_by_runc(step: Step, scratch: Path) -> set[str]:
+    """Places of mounts: runc makes them where the image has none."""
+    found = {TOOLS}
+    for path in (*HOST_FILES, *MADE, "dev/pts", "dev/shm", "dev/mqueue"):
+        here = scratch / "upper" / path
+        if look(step.layers, path) is None and here.exists():
+            empty = here.stat().st_size == 0 if here.is_file() else not set(os.listdir(here)) - {"build"}
+            if empty:
+                found.add(path)
+    return found
+
+
+def _clean(scratch: Path, runc: str) -> None:
+    name = f"headrace-build-{scratch.name}"
+    if (scratch / "state" / name).exists():
+        with contextlib.suppress(subprocess.SubprocessError, OSError):
+            subprocess.run(
+                [runc, "--root", str(scratch / "state"), "delete", "--force", name],
+                capture_output=True, timeout=CLEAN_S, check=False,
+            )  # fmt: skip
+    _unmount(scratch / "root")
+
+
+def _unmount(path: Path) -> None:
+    if os.path.ismount(path):
+        _libc.umount2(os.fsencode(path), 2)

@@ -1,0 +1,67 @@
+"""Runs a tool to its end: its lines are told as they come, its last words kept, and nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from headrace_runtimes.base import Progress
+
+LAST_LINES = 12
+MAX_LINE = 400
+
+
+async def run_tool(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    what: str,
+    timeout_s: float,
+    progress: Progress | None = None,
+) -> tuple[int, str]:
+    """Exit code and last words. Its group is killed when it takes longer, or we are cancelled.
+
+    Raises ``TimeoutError``, ``OSError`` when it cannot be started.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv, env=dict(env), cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _listen(process.stdout, last, what, progress)
+            code = await process.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    return code, " | ".join(last) or "it said nothing"
+
+
+async def _listen(
+    stream: asyncio.StreamReader, last: deque[str], what: str, progress: Progress | None
+) -> None:
+    rest = ""
+    while data := await stream.read(1 << 14):
+        rest = (rest + data.decode("utf-8", "replace")).replace("\r", "\n")
+        *lines, rest = rest.split("\n")
+        rest = rest[-MAX_LINE:]
+        for line in lines:
+            _tell(line, last, what, progress)
+    _tell(rest, last, what, progress)
+
+
+def _tell(line: str, last: deque[str], what: str, progress: Progress | None) -> None:
+    text = "".join(c for c in line.strip() if c.isprintable())[:MAX_LINE]
+    if text:
+        last.append(text)
+        if progress:
+            progress(f"{what}: {text}", 0, 0)

@@ -1,0 +1,299 @@
+"""Images built step by step: what they hold, what is built again, what failed, and that nothing stays."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from headrace_runtimes.errors import ImageFailed
+from headrace_runtimes.images import step as steps
+from headrace_runtimes.images.build import BuildSettings
+from headrace_runtimes.images.context import pack, unpack
+from headrace_runtimes.images.definition import Image
+from headrace_runtimes.images.pack import write_tree
+from headrace_runtimes.images.prepare import prepare
+from headrace_runtimes.images.reference import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from headrace_runtimes.images.store import Store
+from headrace_runtimes.images.view import look
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="builds need root")
+TOOLS = ("sh", "cat", "mkdir", "rm", "ln", "chmod", "ls", "mv", "id", "sleep")
+HERE = "127.0.0.1:1/tools@"
+
+
+def wheel(folder, name="tinything", version="1.0"):
+    """A wheel made by hand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": b"ANSWER = 42\n",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{about}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = [
+        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}"
+        for path, data in files.items()
+    ]
+    files[f"{about}/RECORD"] = "\n".join([*record, f"{about}/RECORD,,", ""]).encode()
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
+    return folder
+
+
+@pytest.fixture
+async def store(tmp_path):
+    store = Store(tmp_path / "images")
+    await store.open()
+    yield store
+    with open("/proc/self/mounts") as mounts:
+        assert str(tmp_path) not in mounts.read()
+    assert [p for p in (store.directory / "part").iterdir() if p.is_dir()] == []
+    assert list((store.directory / "locks").iterdir()) == []
+    assert list((store.directory / "pins").iterdir()) == []
+
+
+@pytest.fixture
+async def base(store, tmp_path):
+    """An image with a shell, taken from this machine, under a pinned reference."""
+    root = tmp_path / "tools"
+    for directory in ("usr/bin", "tmp", "etc", "proc", "dev", "sys", "var/log"):
+        (root / directory).mkdir(parents=True)
+    (root / "bin").symlink_to("usr/bin")
+    (root / "tmp").chmod(0o1777)
+    (root / "var/log").chmod(0o2770)
+    (root / "etc/old").write_text("old")
+    for tool in TOOLS:
+        binary = os.path.realpath(shutil.which(tool))
+        shutil.copy2(binary, root / "usr/bin" / tool)
+        out = subprocess.run(["ldd", binary], check=True, capture_output=True, text=True).stdout
+        for library in re.findall(r"(?:=> )?(/\S+) \(0x", out):
+            target = root / library.removeprefix("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(library, target)
+    diff_id = await asyncio.to_thread(write_tree, root, tmp_path / "layer")
+    layer = await store.put_file(tmp_path / "layer", OCI_LAYER + "+gzip")
+    config = {
+        "architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/usr/bin", "OLD=1"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
+    }  # fmt: skip
+    about = await store.put(json.dumps(config).encode(), OCI_CONFIG)
+    manifest = {
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": about.encode(), "layers": [layer.encode()],
+    }  # fmt: skip
+    digest = (await store.put(json.dumps(manifest).encode(), OCI_MANIFEST)).digest
+    await store.name(HERE + digest, digest)
+    shutil.rmtree(root)
+    return HERE + digest
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return BuildSettings(host_python=sys.executable, timeout_s=60.0)
+
+
+async def shown(store, image, settings, **more):
+    """The image with a python, for `prepare` to find."""
+    return await prepare(store, image, settings=settings, **more)
+
+
+PYTHON = "printf 1 > /usr/bin/python3; chmod 755 /usr/bin/python3"
+
+
+async def test_each_step_is_a_layer_and_is_made_once(store, base, settings, tmp_path):
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "data/a").write_text("a")
+    (project / "tool").write_text("x")
+    (project / "tool").chmod(0o755)
+    image = Image(
+        steps=(
+            ("from_registry", (base,)),
+            ("run", (PYTHON, "rm /etc/old; mkdir -p /opt/x", "cat /proc/1/comm > /opt/x/pid1; ln /opt/x/pid1 /opt/x/l")),
+            ("env", ("NEW=two words", "OLD=2")),
+            ("copy", ("data", "/var/log/data")),
+            ("copy", ("tool", "/bin/")),
+            ("copy", ("tool", "mine/tool")),
+        )
+    )  # fmt: skip
+    whole, data = pack(image, project)
+    context = tmp_path / "context"
+    context.mkdir()
+    assert unpack(data, context) == whole
+    told = []
+    found = await shown(store, whole, settings, context=context, progress=lambda *a: told.append(a[0]))
+    assert len(found.layers) == 5
+    assert found.python == "/usr/bin/python3"
+    assert (found.env["NEW"], found.env["OLD"]) == ("two words", "2")
+    assert found.env["HEADRACE_FILES"] == "/opt/headrace/files"
+    assert look(found.layers, "/etc/old") is None
+    assert look(found.layers, "/opt/x/pid1").places[0].read_text() == "sh\n"
+    assert look(found.layers, "/opt/x/l").stat.st_nlink == 2
+    assert look(found.layers, "/var/log/data/a").places[0].read_text() == "a"
+    assert stat.S_IMODE(look(found.layers, "/var/log").stat.st_mode) == 0o2770
+    assert look(found.layers, "/bin/tool").path == ("usr", "bin", "tool")
+    assert look(found.layers, "/opt/headrace/files/mine/tool").stat.st_mode & 0o111
+    assert look(found.layers, "/etc/resolv.conf") is None
+    assert look(found.layers, "/headrace") is None
+    assert next(line.split(":")[0] for line in told if line.startswith("step")) == "step 1 of 5"
+    before = len(list((store.directory / "blobs/sha256").iterdir()))
+    again = await shown(store, whole, settings, context=None)
+    assert again == found
+    more = Image(steps=(*whole.steps, ("run", ("rm -r /opt/x; mkdir /opt/x",))), files=whole.files)
+    grown = await shown(store, more, settings, context=context)
+    assert grown.layers[1:] == found.layers
+    assert look(grown.layers, "/opt/x") is not None
+    assert look(grown.layers, "/opt/x/l") is None
+    assert len(list((store.directory / "blobs/sha256").iterdir())) == before + 3
+
+
+async def test_what_fails_says_its_step_and_its_last_words(store, base, settings):
+    image = Image(
+        steps=(("from_registry", (base,)), ("run", ("echo working", "echo no such model >&2; exit 3")))
+    )
+    with pytest.raises(ImageFailed, match=r"run echo working.*exit code 3.*no such model"):
+        await shown(store, image, settings)
+    slow = BuildSettings(host_python=sys.executable, timeout_s=0.5)
+    with pytest.raises(ImageFailed, match=r"more than 0\.5 s"):
+        await shown(store, Image(steps=(("from_registry", (base,)), ("run", ("sleep 600",)))), slow)
+    with pytest.raises(ImageFailed, match="no python3 or python"):
+        await shown(store, Image(steps=(("from_registry", (base,)),)), settings)
+    assert not any(name.startswith("image/") and "plain" in name for name in store.references())
+
+
+async def test_a_step_is_not_the_hosts_root(store, base, settings, tmp_path):
+    tries = (
+        "cat /proc/1/root/etc/shadow", "ls /root/../../../work", "echo 1 > /proc/sys/kernel/panic",
+        "cat /dev/vda", "cat /proc/kcore", "echo b > /proc/sysrq-trigger", "cat /sys/firmware/*/*",
+    )  # fmt: skip
+    for attempt in tries:
+        image = Image(steps=(("from_registry", (base,)), ("run", (attempt,))))
+        with pytest.raises(ImageFailed):
+            await shown(store, image, settings)
+
+
+async def test_a_step_that_is_cancelled_leaves_nothing(store, base, settings):
+    image = Image(steps=(("from_registry", (base,)), ("run", ("echo up; sleep 600",))))
+    up = asyncio.Event()
+    task = asyncio.create_task(
+        shown(store, image, settings, progress=lambda what, *_: up.set() if what.endswith(": up") else None)
+    )
+    await asyncio.wait_for(up.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    out = subprocess.run(["ps", "axo", "args"], check=True, capture_output=True, text=True).stdout
+    assert "sleep 600" not in out.splitlines()
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from headrace_runtimes.images.build import BuildSettings
+from headrace_runtimes.images.definition import Image
+from headrace_runtimes.images.prepare import prepare
+from headrace_runtimes.images.store import Store
+async def main():
+    store = Store(Path(sys.argv[1]))
+    await store.open()
+    image = Image(steps=(("from_registry", (sys.argv[2],)), ("run", ("echo up; sleep 601",))))
+    tell = lambda what, *_: print(what, flush=True)
+    await prepare(store, image, tell, settings=BuildSettings(host_python=sys.executable))
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_builder_left_is_swept(store, base, settings):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(store.directory), base, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(30):
+        while not (await process.stdout.readline()).endswith(b": up\n"):
+            pass
+    process.kill()
+    await process.wait()
+    await asyncio.to_thread(steps.sweep, store.directory / "part", "runc")
+    out = subprocess.run(["ps", "axo", "args"], check=True, capture_output=True, text=True).stdout
+    assert "sleep 601" not in out.splitlines()
+    for path in (*(store.directory / "locks").iterdir(), *(store.directory / "pins").iterdir()):
+        path.unlink()
+
+
+async def test_python_packages_are_installed_over_the_hosts_python(store, tmp_path):
+    wheels = wheel(tmp_path / "wheels")
+    inside = "/headrace/build/wheels"
+    settings = BuildSettings(
+        host_python=sys.executable, binds=((wheels, inside),), timeout_s=120.0,
+        step_env={"UV_FIND_LINKS": inside, "UV_OFFLINE": "1"},
+    )  # fmt: skip
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    image = Image(version, (("pip", ("tinything==1.0",)),))
+    found = await shown(store, image, settings)
+    assert len(found.layers) == 2
+    assert found.python == os.path.realpath(sys.executable)
+    module = next(found.layers[0].rglob("tinything.py"))
+    assert list(module.parent.glob("__pycache__/tinything.*.pyc"))
+    assert look(found.layers, "/headrace/build") is None
+    missing = Image(version, (("pip", ("nosuchthing==9",)),))
+    with pytest.raises(ImageFailed, match="nosuchthing"):
+        await shown(store, missing, settings)
+    with pytest.raises(ImageFailed, match=r"The host's Python is"):
+        await shown(store, Image("3.2"), settings)
+
+
+async def test_a_dockerfile_is_built_by_buildah(store, settings, tmp_path):
+    project = tmp_path / "project"
+    (project / "ctx").mkdir(parents=True)
+    (project / "ctx/python3").write_text("#!")
+    (project / "ctx/python3").chmod(0o755)
+    (project / "ctx/Dockerfile").write_text(
+        'FROM scratch\nCOPY python3 /usr/bin/python3\nENV A=1\nWORKDIR /w\nENTRYPOINT ["/x"]\n'
+    )
+    image, data = pack(
+        Image(steps=(("from_dockerfile", ("ctx/Dockerfile", "ctx")), ("env", ("B=2",)))), project
+    )
+    context = tmp_path / "context"
+    context.mkdir()
+    unpack(data, context)
+    found = await shown(store, image, settings, context=context)
+    assert (found.env["A"], found.env["B"], found.workdir) == ("1", "2", "/w")
+    assert found.config["Entrypoint"] == ["/x"]
+    assert found.python == "/usr/bin/python3"
+    (project / "ctx/Dockerfile").write_text("FROM scratch\nCOPY nothing /x\n")
+    image, data = pack(Image(steps=(("from_dockerfile", ("ctx/Dockerfile", "ctx")),)), project)
+    unpack(data, context)
+    with pytest.raises(ImageFailed, match="nothing"):
+        await shown(store, image, settings, context=context)
+
+
+def test_looking_into_layers_sees_what_an_overlay_shows(tmp_path):
+    top, low = tmp_path / "top", tmp_path / "low"
+    for path in ("top/d", "top/o", "low/d", "low/o", "low/real/deep"):
+        (tmp_path / path).mkdir(parents=True)
+    (low / "d/kept").write_text("1")
+    (low / "d/gone").write_text("1")
+    (low / "o/hidden").write_text("1")
+    (low / "real/deep/f").write_text("deep")
+    (low / "way").symlink_to("/real")
+    (low / "up").symlink_to("../../../../real/deep")
+    (low / "circle").symlink_to("circle")
+    os.mknod(top / "d/gone", stat.S_IFCHR)
+    os.setxattr(top / "o", "trusted.overlay.opaque", b"y")
+    both = (top, low)
+    assert look(both, "/d/kept") is not None
+    assert look(both, "/d/gone") is None
+    assert look(both, "/o/hidden") is None
+    assert look(both, "way/deep/f").path == ("real", "deep", "f")
+    assert look(both, "/up/f").places == (low / "real/deep/f",)
+    assert look(both, "/etc/passwd") is None
+    assert look(both, "way", follow=False).path == ("way",)
+    with pytest.raises(ImageFailed, match="circle"):
+        look(both, "circle/x")
