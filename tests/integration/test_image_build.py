@@ -117,7 +117,8 @@ async def test_each_step_is_a_layer_and_is_made_once(store, base, settings, tmp_
     image = Image(
         steps=(
             ("from_registry", (base,)),
-            ("run", (PYTHON, "rm /etc/old; mkdir -p /opt/x", "cat /proc/1/comm > /opt/x/pid1; ln /opt/x/pid1 /opt/x/l")),
+            ("run", (PYTHON, "rm /etc/old; mkdir -p /opt/x")),
+            ("run", ("cat /proc/1/comm > /opt/x/pid1; ln /opt/x/pid1 /opt/x/l")),
             ("env", ("NEW=two words", "OLD=2")),
             ("copy", ("data", "/var/log/data")),
             ("copy", ("tool", "/bin/")),
@@ -130,7 +131,7 @@ async def test_each_step_is_a_layer_and_is_made_once(store, base, settings, tmp_
     assert unpack(data, context) == whole
     told = []
     found = await shown(store, whole, settings, context=context, progress=lambda *a: told.append(a[0]))
-    assert len(found.layers) == 5
+    assert len(found.layers) == 6
     assert found.python == "/usr/bin/python3"
     assert (found.env["NEW"], found.env["OLD"]) == ("two words", "2")
     assert found.env["HEADRACE_FILES"] == "/opt/headrace/files"
@@ -143,7 +144,7 @@ async def test_each_step_is_a_layer_and_is_made_once(store, base, settings, tmp_
     assert look(found.layers, "/opt/headrace/files/mine/tool").stat.st_mode & 0o111
     assert look(found.layers, "/etc/resolv.conf") is None
     assert look(found.layers, "/headrace") is None
-    assert next(line.split(":")[0] for line in told if line.startswith("step")) == "step 1 of 5"
+    assert next(line.split(":")[0] for line in told if line.startswith("step")) == "step 1 of 6"
     before = len(list((store.directory / "blobs/sha256").iterdir()))
     again = await shown(store, whole, settings, context=None)
     assert again == found
