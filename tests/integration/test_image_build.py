@@ -118,7 +118,7 @@ async def test_each_step_is_a_layer_and_is_made_once(store, base, settings, tmp_
         steps=(
             ("from_registry", (base,)),
             ("run", (PYTHON, "rm /etc/old; mkdir -p /opt/x")),
-            ("run", ("cat /proc/1/comm > /opt/x/pid1; ln /opt/x/pid1 /opt/x/l")),
+            ("run", ("cat /proc/1/comm > /opt/x/pid1; ln /opt/x/pid1 /opt/x/l",)),
             ("env", ("NEW=two words", "OLD=2")),
             ("copy", ("data", "/var/log/data")),
             ("copy", ("tool", "/bin/")),
