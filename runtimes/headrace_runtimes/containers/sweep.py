@@ -40,6 +40,8 @@ class Plan:
     """Processes whose arguments begin so are killed: makers of containers that outlived their host."""
     hooks: tuple[tuple[str, ...], ...] = ()
     """Commands that take away what else there may be: interfaces, rules. Their failure stops nothing."""
+    emptied: tuple[str, ...] = ()
+    """Directories that lose what is in them, and stay: a successor may have them already, still empty."""
 
 
 def sweep(plan: Plan, deadline_s: float = SWEEP_S) -> bool:
@@ -54,6 +56,8 @@ def sweep(plan: Plan, deadline_s: float = SWEEP_S) -> bool:
     # A process that has died leaves its cgroup when its parent has reaped it.
     while not (gone := remove_cgroups(plan.cgroups)) and time.monotonic() < deadline:
         time.sleep(0.005)
+    for path in plan.emptied:
+        _empty(path)
     if mounted_below(directory):
         return False
     shutil.rmtree(directory, ignore_errors=True)
@@ -104,6 +108,16 @@ def unmount_below(directory: Path) -> None:
         libc.umount2(os.fsencode(where), _MNT_DETACH)
 
 
+def _empty(path: str) -> None:
+    with contextlib.suppress(OSError), os.scandir(path) as found:
+        for entry in list(found):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
 def _thaw(root: Path) -> list[int]:
     """Processes in a cgroup and below it, which can die from now on: who is frozen does not."""
     found: list[int] = []
@@ -141,6 +155,7 @@ def main() -> int:
     plan = Plan(
         directory=told["directory"], cgroups=tuple(told["cgroups"]),
         commands=tuple(map(tuple, told["commands"])), hooks=tuple(map(tuple, told["hooks"])),
+        emptied=tuple(told["emptied"]),
     )  # fmt: skip
     return 0 if sweep(plan) else 1
 

@@ -19,6 +19,7 @@ from headrace_runtimes.containers.watchdog import Watchdog
 from headrace_runtimes.errors import NotSupported, PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.hostroot import make_host_root
+from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.oci import disk, seccomp
 from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
@@ -160,11 +161,13 @@ class OciDriver:
         )
 
     def _plan(self) -> Plan:
+        run_dir = RunDir(self._settings.run_dir)
         return Plan(
             directory=str(self._directory.path),
             cgroups=tuple(map(str, Cgroup(self._cgroups).places())),
             commands=(self._binary.start,),
             hooks=self._networks.sweep_commands(),
+            emptied=(str(run_dir.sandboxes), str(run_dir.sockets)),
         )
 
     def _sweep(self) -> None:
