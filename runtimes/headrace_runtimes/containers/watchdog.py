@@ -26,6 +26,7 @@ class Watchdog:
     def __init__(self, python: str, plan: Plan, keep: Sequence[int] = ()) -> None:
         self._python, self._plan, self._keep = python, plan, tuple(keep)
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -34,14 +35,16 @@ class Watchdog:
 
     async def ensure(self) -> None:
         """Start it, or start it again when somebody has ended it. Raises ``OSError``."""
-        if self._process is None or self._process.poll() is not None:
-            await asyncio.to_thread(self._start)
+        async with self._starting:
+            if self._process is None or self._process.poll() is not None:
+                await asyncio.to_thread(self._start)
 
     async def close(self) -> None:
         """It ends and touches nothing."""
         await asyncio.to_thread(self._close)
 
     def _start(self) -> None:
+        self._close()
         # The descriptors that it keeps are locks: nobody else begins here before it has swept.
         self._process = subprocess.Popen(
             [self._python, "-I", "-S", sweep.__file__], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
