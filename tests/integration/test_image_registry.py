@@ -26,7 +26,7 @@ from headrace_runtimes.images.reference import (
 )
 from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.store import Store
-from headrace_runtimes.images.wire import Patience
+from headrace_runtimes.images.wire import Patience, Refused, Wire
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers have owners and whiteouts")
 QUICK = Patience(attempts=3, pause_s=0.01, pause_max_s=0.05, stall_s=1.0, slow_s=0.3, slow_bytes_s=1 << 30)
@@ -401,7 +401,13 @@ async def test_passwords_do_not_follow_to_another_place(store):
         await runner.cleanup()
     assert heard
     assert set(heard) == {None}
-    for place in ("http://example.com/x", "ftp://127.0.0.1/", "file:///etc/passwd", ""):
+    for place in (
+        "http://example.com/x",
+        "http://169.254.169.254/x",
+        "ftp://127.0.0.1/",
+        "file:///etc/passwd",
+        "",
+    ):
 
         async def away(request, wanted, place=place):
             return web.Response(status=307, headers={"Location": place})
@@ -503,3 +509,43 @@ def test_what_is_no_reference_is_refused(text):
 def test_references_are_read_as_everybody_reads_them(text, host, repository, wanted, scheme):
     found = parse(text)
     assert (found.host, found.repository, found.wanted, found.scheme) == (host, repository, wanted, scheme)
+
+
+async def test_a_registry_elsewhere_sends_nobody_to_this_machine():
+    wire = Wire("https://registry.example")
+    for place in (
+        "http://127.0.0.1/x",
+        "https://localhost:8700/x",
+        "http://[::1]/x",
+        "http://registry.example/x",
+    ):
+        with pytest.raises(Refused, match="not safe"):
+            wire.follow(wire.base, place)
+    assert str(wire.follow(wire.base, "https://cdn.example/x")) == "https://cdn.example/x"
+    assert str(wire.follow(wire.base, "/y")) == "https://registry.example/y"
+
+
+async def test_other_tools_read_our_layout_and_we_read_theirs(store, tmp_path):
+    blobs, manifest = made_image(100_000)
+    await fill(store, blobs, manifest)
+
+    async def skopeo(*arguments):
+        binary = shutil.which("skopeo")
+        assert binary, "apt-get install skopeo"
+        process = await asyncio.create_subprocess_exec(
+            binary, "copy", "--src-tls-verify=false", "--dest-tls-verify=false", *arguments,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        out, _ = await process.communicate()
+        assert process.returncode == 0, out
+
+    async with real_registry(tmp_path) as host:
+        await skopeo(f"oci:{store.directory}:mine", f"docker://{host}/theirs:1")
+        await skopeo("--format=v2s2", f"docker://{host}/theirs:1", f"docker://{host}/docker:1")
+        for name in ("theirs", "docker"):
+            other = Store(tmp_path / name)
+            await other.open()
+            async with Registry(parse(f"{host}/{name}:1"), patience=QUICK) as registry:
+                found = await registry.pull(other)
+            assert len(found.manifest.layers) == 2
+            assert len(list((other.directory / "l").iterdir())) == 2

@@ -40,7 +40,7 @@ from headrace_runtimes.images.reference import (
     variables,
 )
 from headrace_runtimes.images.registry import Registry
-from headrace_runtimes.images.step import PATH, TOOLS, Step, run_step
+from headrace_runtimes.images.step import PATH, TOOLS, Step, run_step, sweep
 from headrace_runtimes.images.store import Store, Stored
 from headrace_runtimes.images.wire import Patience
 from headrace_runtimes.trees import remove_tree
@@ -83,18 +83,25 @@ class Builder:
     def __init__(self, store: Store, settings: BuildSettings) -> None:
         self.store, self._settings = store, settings
 
-    async def build(self, image: Image, context: Path | None, progress: Progress | None = None) -> Stored:
+    async def build(
+        self,
+        image: Image,
+        context: Path | None,
+        progress: Progress | None = None,
+        hold: contextlib.ExitStack | None = None,
+    ) -> Stored:
         """The image, built now or before. ``context`` holds the files of `context.unpack`.
 
+        ``hold`` gets the image's pin (`Store.pin`), so that it stays until that is closed.
         Raises `ImageFailed` with the step and its last words, `RegistryFailed`, `PrepareFailed`.
         """
         check(image)
         name = f"image/{image.digest or 'plain'}"
-        if found := self.store.find(name):
+        if found := self._pinned(name, hold):
             return found
         lock = self.store.directory / "locks" / f"build-{image.digest[:16]}"
         async with alone(lock, f"image {image.digest[:12]}"):
-            if found := self.store.find(name):
+            if found := self._pinned(name, hold):
                 return found
             with contextlib.ExitStack() as pins:
                 stored, steps = await self._start(image, context, progress)
@@ -107,7 +114,21 @@ class Builder:
                     )
                     pins.enter_context(self.store.pin(stored.digest))
                 await self.store.name(name, stored.digest)
+                if hold is not None:
+                    hold.enter_context(self.store.pin(stored.digest))
         return stored
+
+    def _pinned(self, name: str, hold: contextlib.ExitStack | None) -> Stored | None:
+        found = self.store.find(name)
+        if found is None or hold is None:
+            return found
+        hold.enter_context(self.store.pin(found.digest))
+        # Between the first look and the pin it may have been collected.
+        return self.store.find(name)
+
+    async def sweep(self) -> None:
+        """Remove what builders that died have left: containers, mounts, directories. For the start."""
+        await asyncio.to_thread(sweep, self.store.directory / "part", self._settings.runc)
 
     async def layers(self, stored: Stored) -> tuple[Path, ...]:
         """The unpacked layers, top first."""

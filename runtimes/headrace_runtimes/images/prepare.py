@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ class Prepared:
     """An image that is here."""
 
     digest: str
-    """Of its manifest: what `Store.pin` takes while containers use it."""
+    """Of its manifest: what `Store.pin` takes."""
     layers: tuple[Path, ...]
     """Lower directories, top first, as overlayfs wants them."""
     env: Mapping[str, str]
@@ -39,19 +40,23 @@ async def prepare(
     *,
     settings: BuildSettings,
     context: Path | None = None,
+    hold: contextlib.ExitStack | None = None,
 ) -> Prepared:
     """Have the image here, pulled or built, and unpacked; quick when it is.
 
-    ``context`` is the directory that `context.unpack` filled, for definitions with files. The caller pins
-    ``digest`` before it mounts. Raises `ImageFailed`, `RegistryFailed`, `PrepareFailed`.
+    ``context`` is the directory that `context.unpack` filled, for definitions with files. ``hold`` gets the
+    image's pin: nothing of it is collected until that is closed, when no container uses it any more.
+    Raises `ImageFailed`, `RegistryFailed`, `PrepareFailed`.
     """
     builder = Builder(store, settings)
-    stored = await builder.build(image, context, progress)
-    with store.pin(stored.digest):
+    with contextlib.ExitStack() as pins:
+        stored = await builder.build(image, context, progress, pins)
         layers = await builder.layers(stored)
         about = settings_of(stored.config)
         python = await builder.python_of(stored, layers, image.python)
-    env = variables(about.get("Env"))
-    if any(kind == "copy" and not words[1].startswith("/") for kind, words in image.steps):
-        env["HEADRACE_FILES"] = FILES_DIR
+        env = variables(about.get("Env"))
+        if any(kind == "copy" and not words[1].startswith("/") for kind, words in image.steps):
+            env["HEADRACE_FILES"] = FILES_DIR
+        if hold is not None:
+            hold.enter_context(pins.pop_all())
     return Prepared(stored.digest, layers, env, python, about.get("WorkingDir") or "/", about)

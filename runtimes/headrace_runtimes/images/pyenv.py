@@ -137,8 +137,14 @@ class Environments:
         return (self.directory / name / WHOLE).exists()
 
     async def collect(self, limit_bytes: int, max_age_s: float, pins: Collection[str] = ()) -> list[str]:
-        """Remove what nobody has used for ``max_age_s``, then the longest unused until all fits."""
-        return await asyncio.to_thread(self._collect, limit_bytes, max_age_s, frozenset(pins))
+        """Remove what nobody has used for ``max_age_s``, then the longest unused until all fits.
+
+        uv's cache goes as a whole when it alone is more. Raises `ImageFailed` when uv cannot.
+        """
+        gone = await asyncio.to_thread(self._collect, limit_bytes, max_age_s, frozenset(pins))
+        if await asyncio.to_thread(_size, self.directory / "cache") > limit_bytes:
+            await self._uv("cache clean", None, "cache", "clean")
+        return gone
 
     def _name(self, image: Image) -> str:
         about = probe(self._settings.host_python)
@@ -198,7 +204,9 @@ class Environments:
         env = {
             k: v for k, v in os.environ.items() if k in KEPT or k.startswith("UV_") or k.endswith("_PROXY")
         }
-        env |= {"UV_CACHE_DIR": str(self.directory / "cache"), "UV_NO_PROGRESS": "1", **self._settings.env}
+        env |= {"UV_CACHE_DIR": str(self.directory / "cache"), "UV_NO_PROGRESS": "1"}
+        # Where sandboxes may read it, not below somebody's home.
+        env |= {"UV_PYTHON_INSTALL_DIR": str(self.directory / "pythons"), **self._settings.env}
         try:
             code, words = await run_tool(
                 [uv, *arguments], env=env, cwd=self.directory, what=what,
@@ -250,8 +258,9 @@ class Environments:
                 continue
             lock = os.open(self.directory / "locks" / path.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                if try_lock(lock) and not (path / WHOLE).exists():
-                    remove_tree(path)
+                if try_lock(lock):
+                    if not (path / WHOLE).exists():
+                        remove_tree(path)
                     (self.directory / "locks" / path.name).unlink(missing_ok=True)
             finally:
                 os.close(lock)

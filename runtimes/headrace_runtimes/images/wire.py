@@ -80,6 +80,12 @@ class Wire:
         self._basic = False
 
     async def __aenter__(self) -> Self:
+        if self._credentials is None:
+            host = self.base.host or ""
+            port = f":{self.base.explicit_port}" if self.base.explicit_port else ""
+            self._credentials = await asyncio.to_thread(
+                from_docker_config, f"{host}{port}", self._docker_config
+            )
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=self.patience.connect_s, sock_read=self.patience.stall_s
         )
@@ -87,12 +93,6 @@ class Wire:
             timeout=limits, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
             connector=aiohttp.TCPConnector(limit=8), headers={"User-Agent": "headrace"},
         )  # fmt: skip
-        if self._credentials is None:
-            host = self.base.host or ""
-            port = f":{self.base.explicit_port}" if self.base.explicit_port else ""
-            self._credentials = await asyncio.to_thread(
-                from_docker_config, f"{host}{port}", self._docker_config
-            )
         return self
 
     async def __aexit__(
@@ -204,9 +204,16 @@ class Wire:
             target = url.join(URL(location))
         except ValueError as error:
             raise Refused(f"sends us to {location!r:.200}") from error
-        if not location or not _safe(target):
-            raise Refused(f"sends us to {target.scheme}://{target.host}, which is not https")
+        if not location or not self._safe(target):
+            raise Refused(f"sends us to {target.scheme}://{target.host}, where it is not safe to go")
         return target
+
+    def _safe(self, url: URL) -> bool:
+        """Encrypted, and not this machine's own services, unless the registry is one of them."""
+        host = url.host or ""
+        if is_loopback(host):
+            return url.scheme in ("http", "https") and is_loopback(self.base.host or "")
+        return bool(host) and url.scheme == "https"
 
     def _authorization(self, scope: str) -> str | None:
         if self._basic and self._credentials:
@@ -229,8 +236,8 @@ class Wire:
             realm = URL(challenge.realm)
         except ValueError as error:
             raise Refused(f"asks for a token of {challenge.realm!r:.200}", 401) from error
-        if not _safe(realm):
-            raise Refused("asks for a password where it is not safe: its token service is not https", 401)
+        if not self._safe(realm):
+            raise Refused("asks for a password where it is not safe: its token service is not on https", 401)
         wanted = {"service": challenge.service, "scope": challenge.scope or scope}
         headers = {"Authorization": self._credentials.header()} if self._credentials else {}
         url = realm.update_query({k: v for k, v in wanted.items() if v})
@@ -262,11 +269,6 @@ async def _short(answer: aiohttp.ClientResponse) -> bytes:
         if len(data) > MAX_ANSWER:
             raise Refused(f"sends more than {MAX_ANSWER >> 20} MiB where a document should be")
     return bytes(data)
-
-
-def _safe(url: URL) -> bool:
-    host = url.host or ""
-    return bool(host) and (url.scheme == "https" or (url.scheme == "http" and is_loopback(host)))
 
 
 def _proxy(url: URL) -> str | None:
