@@ -243,6 +243,16 @@ async def test_python_packages_are_installed_over_the_hosts_python(store, tmp_pa
     module = next(found.layers[0].rglob("tinything.py"))
     assert list(module.parent.glob("__pycache__/tinything.*.pyc"))
     assert look(found.layers, "/headrace/build") is None
+    root = tmp_path / "root"
+    root.mkdir()
+    lower = ":".join(map(str, found.layers))
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower}", root], check=True)
+    try:
+        code = "import tinything, ssl, sqlite3; print(tinything.ANSWER)"
+        ran = subprocess.run(["chroot", root, found.python, "-c", code], capture_output=True, check=True)
+    finally:
+        subprocess.run(["umount", root], check=True)
+    assert ran.stdout == b"42\n"
     missing = Image(version, (("pip", ("nosuchthing==9",)),))
     with pytest.raises(ImageFailed, match="nosuchthing"):
         await shown(store, missing, settings)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import tarfile
 
 import pytest
@@ -549,3 +550,52 @@ async def test_other_tools_read_our_layout_and_we_read_theirs(store, tmp_path):
                 found = await registry.pull(other)
             assert len(found.manifest.layers) == 2
             assert len(list((other.directory / "l").iterdir())) == 2
+
+
+PULL = """
+import asyncio, sys
+from pathlib import Path
+from headrace_runtimes.images.reference import parse
+from headrace_runtimes.images.registry import Registry
+from headrace_runtimes.images.store import Store
+async def main():
+    store = Store(Path(sys.argv[1]))
+    await store.open()
+    print("begin", flush=True)
+    async with Registry(parse(sys.argv[2])) as registry:
+        await registry.pull(store)
+asyncio.run(main())
+"""
+
+
+async def test_who_is_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(store):
+    bad = Bad(12_000_000)
+    async with bad_registry(bad) as host:
+        reference = parse(f"{host}/x:v")
+        for tenths in range(1, 12, 2):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                PULL,
+                str(store.directory),
+                str(reference),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            await process.stdout.readline()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), tenths * 0.05)
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            marks = {p.name for p in (store.directory / "done").iterdir()}
+            assert marks <= {p.name for p in (store.directory / "l").iterdir()}
+            found = store.find(str(reference))
+            if found is not None:
+                assert len(marks) == 2
+        async with Registry(reference, patience=QUICK) as registry:
+            found = await registry.pull(store)
+    top, low = list((store.directory / "l").iterdir())
+    assert sorted(len(list(p.iterdir())) for p in (top, low)) == [1, 2]
+    nothing_half(store)
+    assert await gc.collect(store, 0, 0.0, grace_s=-1) == [str(reference)]
+    assert list((store.directory / "l").iterdir()) == []

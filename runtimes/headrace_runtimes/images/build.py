@@ -1,7 +1,7 @@
 """Builds images from their definitions, step by step, without a daemon; every step is kept as an image.
 
 ``pip``, ``apt``, ``run`` and ``copy`` become layers that we make ourselves (`step`, `pack`); a Dockerfile is
-buildah's. Measured: a step costs 0.1 s beyond its command, where buildah costs 0.5 s and a copy of the base.
+buildah's. Measured: a step costs 0.06 s beyond its command, buildah 0.5 s for a file on nothing.
 """
 
 from __future__ import annotations
