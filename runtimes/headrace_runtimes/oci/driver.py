@@ -16,9 +16,12 @@ from headrace_runtimes.base import Progress
 from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.containers.sweep import Plan, mounted_below, sweep
 from headrace_runtimes.containers.watchdog import Watchdog
-from headrace_runtimes.errors import NotSupported, PrepareFailed
+from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.hostroot import make_host_root
+from headrace_runtimes.images.prepare import prepare
+from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.oci import disk, seccomp
 from headrace_runtimes.oci.binary import Binary, find
@@ -35,12 +38,21 @@ from headrace_runtimes.trees import remove_tree
 class OciDriver:
     """See `containers.driver.Driver`. ``binary``: a name or path, None for the first that is installed.
 
-    ``networks`` makes network namespaces; without it ``egress`` reaches nothing.
+    ``networks`` makes network namespaces; without it ``egress`` reaches nothing. ``build`` says with what
+    images are built; None: on the host's own Python.
     """
 
     name: ClassVar[str] = "oci"
 
-    def __init__(self, binary: str | None = None, networks: Networks | None = None) -> None:
+    def __init__(
+        self,
+        binary: str | None = None,
+        networks: Networks | None = None,
+        build: BuildSettings | None = None,
+    ) -> None:
+        self._build = build
+        self._store: Store | None = None
+        self._pins = contextlib.ExitStack()
         self._chosen = binary
         self._networks: Networks = networks or LoopbackOnly()
         self._watchdog: Watchdog | None = None
@@ -94,6 +106,8 @@ class OciDriver:
         if self._watchdog is not None:
             await self._watchdog.close()
             self._watchdog = None
+        self._pins.close()
+        self._store = None
         self._slots.close()
         self._directory.close()
         if self._settings.images_dir is None:
@@ -101,14 +115,28 @@ class OciDriver:
 
     async def prepare(self, image: Image, progress: Progress | None) -> Root:
         """See `Driver.prepare`."""
-        if not image.plain:
-            raise NotSupported("Images with layers are not built yet.")
+        if image.digest:
+            return await self._built(image, progress)
         target = self._images / "host"
         if not target.exists():
             await asyncio.to_thread(make_host_root, self._settings.python, target)
         prefix = Path(self._settings.python).parent.parent
         binds = ((prefix, str(prefix)),) if (prefix / "pyvenv.cfg").exists() else ()
         return Root(image.digest, self._settings.python, reference=str(target), binds=binds)
+
+    async def _built(self, image: Image, progress: Progress | None) -> Root:
+        """Files of the definition lie where `context_dir` says."""
+        if self._store is None:
+            self._store = Store(self._images)
+            await self._store.open()
+        settings = self._build or BuildSettings(host_python=self._settings.python, runc=self._binary.path)
+        context = context_dir(self._images, image)
+        made = await prepare(
+            self._store, image, progress, settings=settings, hold=self._pins,
+            context=context if await asyncio.to_thread(context.is_dir) else None,
+        )  # fmt: skip
+        reference = ":".join(map(str, made.layers))
+        return Root(image.digest, made.python, env=dict(made.env), reference=reference)
 
     async def create(self, spec: ContainerSpec) -> OciContainer:
         """See `Driver.create`."""
@@ -186,6 +214,11 @@ class OciDriver:
         for place in Cgroup(self._cgroups).directories():
             found += [Owned("cgroup", str(p)) for p in place.iterdir() if p.is_dir()]
         return found
+
+
+def context_dir(images: Path, image: Image) -> Path:
+    """Where the files that a definition names are, as `images.context.unpack` lays them out."""
+    return images / "contexts" / image.digest
 
 
 async def _to_the_end(work: Callable[..., None], *arguments: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from headrace_runtimes.containers.runtime import ContainerRuntime
+from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.oci.driver import OciDriver
 from headrace_runtimes.oci.network import Networks
 
@@ -13,10 +14,15 @@ class OciRuntime(ContainerRuntime):
     """Sandboxes in namespaces of their own; see `containers.runtime`.
 
     ``binary``: the low-level runtime, a name or a path; None takes the first of runc, crun and youki that is
-    installed. ``networks``: who makes network namespaces for ``egress``.
+    installed. ``networks`` makes network namespaces for ``egress``; ``build``: with what images are built.
     """
 
     name: ClassVar[str] = "oci"
 
-    def __init__(self, binary: str | None = None, networks: Networks | None = None) -> None:
-        super().__init__(OciDriver(binary, networks))
+    def __init__(
+        self,
+        binary: str | None = None,
+        networks: Networks | None = None,
+        build: BuildSettings | None = None,
+    ) -> None:
+        super().__init__(OciDriver(binary, networks, build))
