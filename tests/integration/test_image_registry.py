@@ -597,5 +597,7 @@ async def test_who_is_killed_in_the_middle_leaves_nothing_that_is_taken_for_whol
     top, low = list((store.directory / "l").iterdir())
     assert sorted(len(list(p.iterdir())) for p in (top, low)) == [1, 2]
     nothing_half(store)
+    await store.open()
+    assert list((store.directory / "part").iterdir()) == []
     assert await gc.collect(store, 0, 0.0, grace_s=-1) == [str(reference)]
     assert list((store.directory / "l").iterdir()) == []

@@ -43,7 +43,6 @@ from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.step import PATH, TOOLS, Step, run_step, sweep
 from headrace_runtimes.images.store import Store, Stored
 from headrace_runtimes.images.wire import Patience
-from headrace_runtimes.trees import remove_tree
 
 FILES_DIR = "/opt/headrace/files"
 """Where copies with a relative target are; ``$HEADRACE_FILES`` names it."""
@@ -291,11 +290,12 @@ class Builder:
 
     @contextlib.asynccontextmanager
     async def _scratch(self) -> AsyncIterator[Path]:
-        path = await asyncio.to_thread(self.store.scratch)
+        scratch = self.store.scratch()
+        path = await asyncio.to_thread(scratch.__enter__)
         try:
             yield path
         finally:
-            await asyncio.shield(asyncio.to_thread(remove_tree, path))
+            await asyncio.shield(asyncio.to_thread(scratch.__exit__, None, None, None))
 
 
 def find_uv(given: str | None) -> str | None:

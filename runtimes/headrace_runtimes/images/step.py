@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import subprocess
@@ -21,8 +20,8 @@ from typing import Any
 
 from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
-from headrace_runtimes.images.locks import try_lock
 from headrace_runtimes.images.pack import write_tree
+from headrace_runtimes.images.store import dead_scratches
 from headrace_runtimes.images.tool import run_tool
 from headrace_runtimes.images.view import look
 from headrace_runtimes.trees import remove_tree
@@ -47,7 +46,6 @@ _MASKED = (
     "/sys/firmware",
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-_ALIVE = "alive"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,10 +66,8 @@ async def run_step(
     step: Step, runc: str, scratch: Path, timeout_s: float, progress: Progress | None
 ) -> tuple[Path, str]:
     """The layer's file in ``scratch``, and its diff_id (hex). Raises `ImageFailed` with its last words."""
-    alive = os.open(scratch / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     name = f"headrace-build-{scratch.name}"
     try:
-        fcntl.flock(alive, fcntl.LOCK_EX)
         await asyncio.to_thread(_lay_out, step, scratch)
         argv = [runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
         code, words = await run_tool(
@@ -89,22 +85,13 @@ async def run_step(
         raise PrepareFailed(f"The image's step {step.what!r:.200} cannot be run here: {error}.") from error
     finally:
         await asyncio.shield(asyncio.to_thread(_clean, scratch, runc))
-        os.close(alive)
 
 
 def sweep(part: Path, runc: str) -> None:
     """Remove the builds below ``part`` whose builder has died: containers, mounts, directories. Blocks."""
-    for scratch in part.glob("w-*"):
-        try:
-            alive = os.open(scratch / _ALIVE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            if try_lock(alive):
-                _clean(scratch, runc)
-                remove_tree(scratch)
-        finally:
-            os.close(alive)
+    for scratch in dead_scratches(part):
+        _clean(scratch, runc)
+        remove_tree(scratch)
 
 
 def configuration(step: Step) -> dict[str, Any]:

@@ -271,11 +271,23 @@ class Store:
                 os.close(file)
         return found
 
-    def scratch(self) -> Path:
-        """A new directory for what is being made; on the same file system as everything else."""
-        path = self._part / f"w-{os.urandom(8).hex()}"
-        path.mkdir(mode=0o700)
-        return path
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory for what is being made, on the same file system as everything else. Blocks at its end.
+
+        It is locked: `dead_scratches` finds those whose makers have died.
+        """
+        name = f"w-{os.urandom(8).hex()}"
+        hidden, path = self._part / f".{name}", self._part / name
+        hidden.mkdir(mode=0o700)
+        lock = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try_lock(lock)
+            hidden.rename(path)
+            yield path
+        finally:
+            remove_tree(path)
+            os.close(lock)
 
     def _whole(self, short: str, diff_id: str) -> bool:
         try:
@@ -289,8 +301,7 @@ class Store:
         return (self._layers / short).is_dir()
 
     def _unpack(self, descriptor: Descriptor, diff_id: str, target: Path) -> None:
-        part = self.scratch()
-        try:
+        with self.scratch() as part:
             inner = part / "l"
             inner.mkdir(mode=0o755)
             blob = self.blob(descriptor.digest)
@@ -309,8 +320,6 @@ class Store:
             os.rename(inner, target)
             marker = {"diff_id": diff_id, "bytes": found.bytes, "left_out": found.left_out}
             write_whole(self._done / target.name, json.dumps(marker).encode(), part / "done")
-        finally:
-            remove_tree(part)
 
     def _index(self) -> dict[str, str]:
         try:
@@ -347,7 +356,13 @@ class Store:
             path.mkdir(mode=0o700, exist_ok=True)
             path.chmod(0o700)
         write_whole(self.directory / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}', self._part / ".layout")
-        for path in self._part.iterdir():
+        for path in self._part.glob("gone-*"):
+            remove_tree(path)
+        for path in dead_scratches(self._part):
+            # A build's is `step.sweep`'s: there may be a container in it.
+            if not (path / "state").exists():
+                remove_tree(path)
+        for path in (p for p in self._part.iterdir() if not p.name.startswith("w-")):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > KEEP_PART_S:
                     remove_tree(path)
@@ -361,6 +376,20 @@ def sync(directory: Path) -> None:
             raise OSError(ctypes.get_errno(), "syncfs")
     finally:
         os.close(file)
+
+
+def dead_scratches(part: Path) -> Iterator[Path]:
+    """Directories of `Store.scratch` whose makers have died, each locked while it is looked at. Blocks."""
+    for path in part.glob("w-*"):
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if try_lock(lock):
+                yield path
+        finally:
+            os.close(lock)
 
 
 def write_whole(path: Path, data: bytes, part: Path) -> None:
