@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import contextlib
 import hashlib
 import os
@@ -177,6 +178,8 @@ class OciDriver:
         self._slots.open()
         self._images.mkdir(0o711, parents=True, exist_ok=True)
         self._binary.state.mkdir(0o711)
+        # Containers see the engine read-only: what is not compiled here, each of them compiles anew.
+        compileall.compile_dir(str(self._settings.engine_dir), maxlevels=0, quiet=2)
         template: Path | None = None
         if not disk.why_no_loop():
             template = self._directory.path / ".disk"
