@@ -14,8 +14,7 @@ import zipfile
 
 import pytest
 from headrace_runtimes.errors import ImageFailed
-from headrace_runtimes.images import step as steps
-from headrace_runtimes.images.build import BuildSettings
+from headrace_runtimes.images.build import Builder, BuildSettings
 from headrace_runtimes.images.context import pack, unpack
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.pack import write_tree
@@ -91,7 +90,6 @@ async def base(store, tmp_path):
     }  # fmt: skip
     digest = (await store.put(json.dumps(manifest).encode(), OCI_MANIFEST)).digest
     await store.name(HERE + digest, digest)
-    shutil.rmtree(root)
     return HERE + digest
 
 
@@ -181,49 +179,84 @@ async def test_a_step_is_not_the_hosts_root(store, base, settings, tmp_path):
             await shown(store, image, settings)
 
 
-async def test_a_step_that_is_cancelled_leaves_nothing(store, base, settings):
-    image = Image(steps=(("from_registry", (base,)), ("run", ("echo up; sleep 600",))))
-    up = asyncio.Event()
-    task = asyncio.create_task(
-        shown(store, image, settings, progress=lambda what, *_: up.set() if what.endswith(": up") else None)
+def made_of(kind, base, project, seconds):
+    """An image whose step says that it is up and then sleeps."""
+    if kind == "run":
+        return Image(steps=(("from_registry", (base,)), ("run", (f"echo up; sleep {seconds}",)))), None
+    names = " ".join(f"{p}" for p in ("usr", "lib", "lib64") if (project / "tools" / p).exists())
+    copies = "".join(f"COPY tools/{name} /{name}\n" for name in names.split())
+    (project / "Dockerfile").write_text(
+        f'FROM scratch\n{copies}RUN ["/usr/bin/sh", "-c", "echo up; sleep {seconds}"]\n'
     )
+    return Image(steps=(("from_dockerfile", ("Dockerfile", ".")),)), project
+
+
+async def running(command):
+    """Whether a process of exactly that command line is there, after a while given to it to go."""
+    for _ in range(100):
+        out = subprocess.run(["ps", "axo", "args"], check=True, capture_output=True, text=True).stdout
+        if command not in out.splitlines():
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("kind", ["run", "dockerfile"])
+async def test_a_step_that_is_cancelled_leaves_nothing(store, base, settings, tmp_path, kind):
+    image, context = made_of(kind, base, tmp_path, 600)
+    up = asyncio.Event()
+
+    def tell(what, *_):
+        if what.endswith(": up"):
+            up.set()
+
+    task = asyncio.create_task(shown(store, image, settings, context=context, progress=tell))
     await asyncio.wait_for(up.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    out = subprocess.run(["ps", "axo", "args"], check=True, capture_output=True, text=True).stdout
-    assert "sleep 600" not in out.splitlines()
+    assert not await running("sleep 600")
 
 
 KILLED = """
 import asyncio, sys
 from pathlib import Path
 from headrace_runtimes.images.build import BuildSettings
-from headrace_runtimes.images.definition import Image
+from headrace_runtimes.images.definition import decode
 from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.store import Store
 async def main():
     store = Store(Path(sys.argv[1]))
     await store.open()
-    image = Image(steps=(("from_registry", (sys.argv[2],)), ("run", ("echo up; sleep 601",))))
+    image, context = decode(sys.argv[2].encode()), Path(sys.argv[3])
     tell = lambda what, *_: print(what, flush=True)
-    await prepare(store, image, tell, settings=BuildSettings(host_python=sys.executable))
+    await prepare(store, image, tell, settings=BuildSettings(host_python=sys.executable), context=context)
 asyncio.run(main())
 """
 
 
-async def test_what_a_killed_builder_left_is_swept(store, base, settings):
+@pytest.mark.parametrize("kind", ["run", "dockerfile"])
+async def test_a_killed_builder_takes_its_step_along_and_the_rest_is_swept(
+    store, base, settings, tmp_path, kind
+):
+    image, context = made_of(kind, base, tmp_path, 601)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", KILLED, str(store.directory), base, stdout=asyncio.subprocess.PIPE
-    )
+        sys.executable, "-c", KILLED, str(store.directory), image.encode().decode(), str(context),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
     async with asyncio.timeout(30):
         while not (await process.stdout.readline()).endswith(b": up\n"):
             pass
     process.kill()
     await process.wait()
-    await asyncio.to_thread(steps.sweep, store.directory / "part", "runc")
-    out = subprocess.run(["ps", "axo", "args"], check=True, capture_output=True, text=True).stdout
-    assert "sleep 601" not in out.splitlines()
+    assert not await running("sleep 601")
+    assert list((store.directory / "part").glob("w-*"))
+    await store.open()
+    await Builder(store, settings).sweep()
+    cgroups = subprocess.run(
+        ["find", "/sys/fs/cgroup", "-name", "*headrace-build*"], capture_output=True, check=True
+    )
+    assert cgroups.stdout == b""
     for path in (*(store.directory / "locks").iterdir(), *(store.directory / "pins").iterdir()):
         path.unlink()
 

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 from headrace_runtimes.errors import ImageFailed, RegistryFailed
 from headrace_runtimes.images import gc
+from headrace_runtimes.images.archive import write_docker_archive
 from headrace_runtimes.images.auth import Credentials
 from headrace_runtimes.images.reference import (
     OCI_CONFIG,
@@ -540,10 +541,12 @@ async def test_other_tools_read_our_layout_and_we_read_theirs(store, tmp_path):
         out, _ = await process.communicate()
         assert process.returncode == 0, out
 
+    await write_docker_archive(store, store.load(manifest), "some/name:1", tmp_path / "archive.tar")
     async with real_registry(tmp_path) as host:
+        await skopeo(f"docker-archive:{tmp_path / 'archive.tar'}:some/name:1", f"docker://{host}/loaded:1")
         await skopeo(f"oci:{store.directory}:mine", f"docker://{host}/theirs:1")
         await skopeo("--format=v2s2", f"docker://{host}/theirs:1", f"docker://{host}/docker:1")
-        for name in ("theirs", "docker"):
+        for name in ("theirs", "docker", "loaded"):
             other = Store(tmp_path / name)
             await other.open()
             async with Registry(parse(f"{host}/{name}:1"), patience=QUICK) as registry:

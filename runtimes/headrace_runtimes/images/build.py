@@ -284,7 +284,8 @@ class Builder:
         async with self._scratch() as scratch:
             out = await run_buildah(
                 self._settings.buildah, context / words[0], context / words[1], scratch,
-                credentials=self._settings.credentials, timeout_s=self._settings.timeout_s, progress=progress,
+                credentials=self._settings.credentials, docker_config=self._settings.docker_config,
+                timeout_s=self._settings.timeout_s, progress=progress,
             )  # fmt: skip
             return await adopt_layout(self.store, out, name)
 

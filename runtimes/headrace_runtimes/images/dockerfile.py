@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from headrace_runtimes.images.auth import Credentials
 from headrace_runtimes.images.reference import Descriptor, is_digest, manifest_of
 from headrace_runtimes.images.step import PATH
 from headrace_runtimes.images.store import Store, Stored
-from headrace_runtimes.images.tool import run_tool
+from headrace_runtimes.images.tool import LEASH, run_tool
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,21 +30,25 @@ async def run_buildah(
     scratch: Path,
     *,
     credentials: Mapping[str, Credentials],
+    docker_config: Path | None,
     timeout_s: float,
     progress: Progress | None,
 ) -> Path:
     """The OCI layout that was built, below ``scratch``. Raises `ImageFailed`, `PrepareFailed`."""
+    if shutil.which(buildah) is None:
+        raise PrepareFailed(f"{buildah} is not installed, which builds Dockerfiles: apt-get install buildah.")
     out, auth = scratch / "out", scratch / "auth.json"
-    await asyncio.to_thread(_write_auth, auth, credentials)
+    await asyncio.to_thread(_write_auth, auth, credentials, docker_config)
     (scratch / "tmp").mkdir()
     storage = [
-        "--root", str(scratch / "storage"), "--runroot", str(scratch / "runroot"), "--storage-driver", "vfs",
+        "--root", str(scratch / "storage"), "--runroot", str(scratch / "runroot"),
+        "--storage-driver", "overlay",
     ]  # fmt: skip
     build = [
-        buildah, *storage, "bud", "--isolation", "chroot", "--network", "host", "--layers=false",
+        *LEASH, buildah, *storage, "bud", "--isolation", "chroot", "--network", "host", "--layers=false",
         "--authfile", str(auth), "--tag", "built:latest", "--file", str(dockerfile), str(context),
     ]  # fmt: skip
-    push = [buildah, *storage, "push", "built:latest", f"oci:{out}:built"]
+    push = [*LEASH, buildah, *storage, "push", "built:latest", f"oci:{out}:built"]
     env = {"PATH": PATH, "HOME": str(scratch), "TMPDIR": str(scratch / "tmp")}
     try:
         for argv in (build, push):
@@ -84,8 +90,12 @@ def _blob(blobs: Path, digest: str) -> Path:
     return blobs / digest.removeprefix("sha256:")
 
 
-def _write_auth(path: Path, credentials: Mapping[str, Credentials]) -> None:
-    auths = {host: {"auth": c.header().removeprefix("Basic ")} for host, c in credentials.items()}
+def _write_auth(path: Path, credentials: Mapping[str, Credentials], docker_config: Path | None) -> None:
+    found: Any = {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((docker_config or Path.home() / ".docker/config.json").read_bytes())
+    auths = dict(found.get("auths") or {}) if isinstance(found, dict) else {}
+    auths |= {host: {"auth": c.header().removeprefix("Basic ")} for host, c in credentials.items()}
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(file, "w") as out:
         json.dump({"auths": auths}, out)

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
 from headrace_runtimes.images.pack import write_tree
 from headrace_runtimes.images.store import dead_scratches
-from headrace_runtimes.images.tool import run_tool
+from headrace_runtimes.images.tool import LEASH, run_tool
 from headrace_runtimes.images.view import look
 from headrace_runtimes.trees import remove_tree
 
@@ -66,10 +67,12 @@ async def run_step(
     step: Step, runc: str, scratch: Path, timeout_s: float, progress: Progress | None
 ) -> tuple[Path, str]:
     """The layer's file in ``scratch``, and its diff_id (hex). Raises `ImageFailed` with its last words."""
+    if shutil.which(runc) is None or os.geteuid() != 0:
+        raise PrepareFailed("Images are built by runc and root: apt-get install runc, run the host as root.")
     name = f"headrace-build-{scratch.name}"
     try:
         await asyncio.to_thread(_lay_out, step, scratch)
-        argv = [runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
+        argv = [*LEASH, runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
         code, words = await run_tool(
             argv, env={"PATH": PATH}, cwd=scratch, what=step.what, timeout_s=timeout_s, progress=progress
         )

@@ -14,6 +14,10 @@ from headrace_runtimes.base import Progress
 
 LAST_LINES = 12
 MAX_LINE = 400
+LEASH = (
+    "setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--pid", "--kill-child", "--mount", "--mount-proc",
+)  # fmt: skip
+"""Before a command, as root: whatever it starts ends with it and with us, and so do its mounts."""
 
 
 async def run_tool(
