@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -25,7 +27,9 @@ HOOK_S = 10.0
 SETTLED = 2
 """So many looks without a process in between: who was just being started is found by the second."""
 BYE = b"bye\n"
+LOOP = "/dev/loop"
 _MNT_DETACH = 2
+_FS_IOC_SHUTDOWN, _NO_FLUSH = 0x8004587D, 2
 
 
 @dataclass(frozen=True)
@@ -89,20 +93,22 @@ def remove_cgroups(paths: Sequence[str]) -> bool:
     return not any(os.path.isdir(path) for path in paths)
 
 
-def mounted_below(directory: Path) -> list[str]:
-    """Mount points below ``directory``, the last one first."""
+def mounted_below(directory: Path, source: str = "") -> list[str]:
+    """Mount points below ``directory``, the last one first; of sources that begin with ``source``."""
     prefix = os.path.realpath(directory) + "/"
     found = []
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as file:
         for line in file:
             where = line.split()[4].encode().decode("unicode_escape")
-            if where.startswith(prefix):
+            if where.startswith(prefix) and line.partition(" - ")[2].split()[1].startswith(source):
                 found.append(where)
     return found[::-1]
 
 
 def unmount_below(directory: Path) -> None:
     """Take away all mounts below ``directory``, also those in use."""
+    for where in mounted_below(directory, LOOP):
+        _forget(where)
     libc = ctypes.CDLL(None, use_errno=True)
     for where in mounted_below(directory):
         libc.umount2(os.fsencode(where), _MNT_DETACH)
@@ -116,6 +122,16 @@ def _empty(path: str) -> None:
             else:
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
+
+
+def _forget(where: str) -> None:
+    """What was written there and is not on the disk yet never goes there: the file is removed next."""
+    with contextlib.suppress(OSError):
+        place = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(place, _FS_IOC_SHUTDOWN, struct.pack("I", _NO_FLUSH))
+        finally:
+            os.close(place)
 
 
 def _thaw(root: Path) -> list[int]:
