@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -22,7 +24,8 @@ async def write_docker_archive(store: Store, stored: Stored, name: str, target: 
         try:
             await asyncio.to_thread(_write, store, stored, name, target)
         except OSError as error:
-            target.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                os.unlink(target)
             raise PrepareFailed(f"The image cannot be written to {target}: {error}.") from error
 
 

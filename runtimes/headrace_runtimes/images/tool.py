@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from headrace_runtimes.base import Progress
 
 LAST_LINES = 12
 MAX_LINE = 400
+_PASSWORD = re.compile(r"://[^/@\s]+@")
 LEASH = (
     "setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--pid", "--kill-child", "--mount", "--mount-proc",
 )  # fmt: skip
@@ -65,6 +67,7 @@ async def _listen(
 
 def _tell(line: str, last: deque[str], what: str, progress: Progress | None) -> None:
     text = "".join(c for c in line.strip() if c.isprintable())[:MAX_LINE]
+    text = _PASSWORD.sub("://***@", text)
     if text:
         last.append(text)
         if progress:
