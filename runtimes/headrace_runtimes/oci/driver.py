@@ -178,6 +178,10 @@ class OciDriver:
         self._slots.open()
         self._images.mkdir(0o711, parents=True, exist_ok=True)
         self._binary.state.mkdir(0o711)
+        for place in Cgroup(self._cgroups).places():
+            # Ours from now on: another host that closes must not remove what is above it under our hands.
+            with contextlib.suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
         # Containers see the engine read-only: what is not compiled here, each of them compiles anew.
         compileall.compile_dir(str(self._settings.engine_dir), maxlevels=0, quiet=2)
         template: Path | None = None
