@@ -433,3 +433,18 @@ result = time.monotonic() - began
 """
     assert await tell(sandbox, write) > 1.0
     await sandbox.stop(0.0)
+
+
+async def test_the_hosts_network_is_all_that_is_shared(cell: Cell) -> None:
+    sandbox = await cell.start(base=Base(key="host", network=Network("host")), fresh=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connect = "socket.create_connection(('127.0.0.1', arguments[0]), 5).close(); result = 'connected'"
+        assert await tell(sandbox, connect, listener.getsockname()[1]) == "connected"
+        refused = str(await tell(cell.prisoner, connect, listener.getsockname()[1]))
+        assert refused.startswith("ConnectionRefusedError"), "others have a loopback of their own"
+    mounts = await tell(sandbox, "result = open('/proc/self/mountinfo').read()")
+    below = [line.split() for line in mounts.splitlines() if line.split()[4].startswith("/sys")]
+    assert below
+    assert [fields[4] for fields in below if "ro" not in fields[5].split(",")] == []
+    assert str(await tell(sandbox, "socket.socket(17, 3, 768)")).startswith("PermissionError")
+    await sandbox.stop(0.0)
