@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -22,6 +23,7 @@ from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.reference import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.images.view import look
+from headrace_runtimes.oci.seccomp import profile
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="builds need root")
 TOOLS = ("sh", "cat", "mkdir", "rm", "ln", "chmod", "ls", "mv", "id", "sleep")
@@ -95,7 +97,7 @@ async def base(store, tmp_path):
 
 @pytest.fixture
 def settings(tmp_path):
-    return BuildSettings(host_python=sys.executable, timeout_s=60.0)
+    return BuildSettings(host_python=sys.executable, timeout_s=60.0, seccomp=profile(platform.machine()))
 
 
 async def shown(store, image, settings, **more):
@@ -266,6 +268,7 @@ async def test_python_packages_are_installed_over_the_hosts_python(store, tmp_pa
     inside = "/headrace/build/wheels"
     settings = BuildSettings(
         host_python=sys.executable, binds=((wheels, inside),), timeout_s=120.0,
+        seccomp=profile(platform.machine()),
         step_env={"UV_FIND_LINKS": inside, "UV_OFFLINE": "1"},
     )  # fmt: skip
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -73,6 +73,8 @@ class BuildSettings:
     """Of the host, for the steps only; targets below ``/headrace/build``."""
     timeout_s: float = 1800.0
     """Of one step."""
+    seccomp: Mapping[str, Any] | None = None
+    """Filter of system calls for the steps: what the driver gives its containers."""
     patience: Patience = field(default_factory=Patience)
 
 
@@ -102,6 +104,7 @@ class Builder:
         async with alone(lock, f"image {image.digest[:12]}"):
             if found := self._pinned(name, hold):
                 return found
+            await self.sweep()
             with contextlib.ExitStack() as pins:
                 stored, steps = await self._start(image, context, progress)
                 pins.enter_context(self.store.pin(stored.digest))
@@ -126,7 +129,7 @@ class Builder:
         return self.store.find(name)
 
     async def sweep(self) -> None:
-        """Remove what builders that died have left: containers, mounts, directories. For the start."""
+        """Remove what builders that died have left: containers, mounts, directories. At a start, too."""
         await asyncio.to_thread(sweep, self.store.directory / "part", self._settings.runc)
 
     async def layers(self, stored: Stored) -> tuple[Path, ...]:
@@ -243,7 +246,7 @@ class Builder:
             argv = ["/bin/sh", "-c", _APT, "apt", *words]
         else:
             argv = ["/bin/sh", "-ec", "\n".join(words)]
-        return Step(f"{kind} {' '.join(words)}", argv, layers, env, cwd, binds)
+        return Step(f"{kind} {' '.join(words)}", argv, layers, env, cwd, binds, self._settings.seccomp)
 
     async def _env(self, name: str, below: Stored, words: tuple[str, ...]) -> Stored:
         about = dict(settings(below.config))

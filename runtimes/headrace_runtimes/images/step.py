@@ -61,6 +61,8 @@ class Step:
     cwd: str = "/"
     binds: tuple[tuple[Path, str], ...] = ()
     """Of the host, read-only; targets below `TOOLS`."""
+    seccomp: Mapping[str, Any] | None = None
+    """``linux.seccomp`` of the OCI runtime specification."""
 
 
 async def run_step(
@@ -104,6 +106,7 @@ def configuration(step: Step) -> dict[str, Any]:
     def mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:
         return {"destination": target, "type": kind, "source": source, "options": list(options)}
 
+    filter_ = {} if step.seccomp is None else {"seccomp": dict(step.seccomp)}
     shown = [f"/{path}" for path in HOST_FILES]
     return {
         "ociVersion": "1.0.2", "hostname": "build",
@@ -125,7 +128,7 @@ def configuration(step: Step) -> dict[str, Any]:
             *(mount(f, "bind", f, "bind", "ro", *quiet) for f in shown if Path(f).exists()),
             *(mount(t, "bind", str(s), "rbind", "ro", "nosuid", "nodev") for s, t in step.binds),
         ],
-        "linux": {
+        "linux": filter_ | {
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")],
             "maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY), "rootfsPropagation": "private",
             "resources": {
