@@ -50,8 +50,10 @@ def why_no_loop() -> str:
     return "" if CONTROL.exists() else "there is no /dev/loop-control: modprobe loop"
 
 
-def make_template(path: Path) -> None:
+def make_template(path: Path) -> Path:
     """An empty file system in a sparse file, with `DISK_BYTES` free. Blocks. Raises `PrepareFailed`."""
+    if why := why_no_loop():
+        raise PrepareFailed(f"No file system can be made in a file: {why}.")
     try:
         with path.open("wb") as file:
             file.truncate(SIZE_BYTES)
@@ -63,14 +65,17 @@ def make_template(path: Path) -> None:
         place = path.with_name(path.name + ".at")
         place.mkdir()
         disk = Disk(place, path)
-        disk.mount(None)
         try:
-            disk.limit(DISK_BYTES)
+            disk.mount(None)
+            try:
+                disk.limit(DISK_BYTES)
+            finally:
+                syscalls.unmount(place)
         finally:
-            syscalls.unmount(place)
             place.rmdir()
     except (OSError, subprocess.SubprocessError) as error:
         raise PrepareFailed(f"No file system can be made in {path}: {error}.") from error
+    return path
 
 
 @dataclass(frozen=True)

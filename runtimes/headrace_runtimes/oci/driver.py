@@ -6,6 +6,7 @@ import asyncio
 import compileall
 import contextlib
 import hashlib
+import logging
 import os
 import platform
 import sys
@@ -34,6 +35,8 @@ from headrace_runtimes.oci.network import LoopbackOnly, Networks
 from headrace_runtimes.oci.slots import Slots
 from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
 from headrace_runtimes.trees import remove_tree
+
+log = logging.getLogger("headrace.runtimes")
 
 
 class OciDriver:
@@ -185,9 +188,10 @@ class OciDriver:
         # Containers see the engine read-only: what is not compiled here, each of them compiles anew.
         compileall.compile_dir(str(self._settings.engine_dir), maxlevels=0, quiet=2)
         template: Path | None = None
-        if not disk.why_no_loop():
-            template = self._directory.path / ".disk"
-            disk.make_template(template)
+        try:
+            template = disk.make_template(self._directory.path / ".disk")
+        except PrepareFailed as failed:
+            log.warning("%s Containers write to memory instead, which counts for their limit.", failed)
         self._ground = Ground(
             engine=self._settings.engine_dir,
             template=template,
