@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -245,7 +246,8 @@ class Store:
         path = self.directory / "pins" / f"{digest.removeprefix('sha256:')}.{os.urandom(8).hex()}"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            try_lock(file)
+            # Waits for `pinned`, which may hold it for a moment to see whether we live.
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
         finally:
             path.unlink(missing_ok=True)
