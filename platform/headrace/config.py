@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -18,6 +19,7 @@ from headrace.errors import SettingsError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Amount = Annotated[int, msgspec.Meta(ge=0)]
+LogLevel = Literal["debug", "info", "warning", "error"]
 DEFAULT_URL = "http://127.0.0.1:8700"
 UNIX_PATH_BOUND = 104
 """Bytes of a unix socket's path that work everywhere (Linux takes 107)."""
@@ -57,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Whether webhooks may go to private, loopback and link-local addresses."""
     webhook_ca: str = ""
     """PEM file of authorities that may have signed receivers' certificates, beside those of the system."""
-    log_level: str = "info"
+    log_level: LogLevel = "info"
 
     @property
     def data(self) -> Path:
@@ -80,14 +82,18 @@ def load_settings(
     cli: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     toml: Path | None = None,
+    *,
+    starting: bool = False,
 ) -> Settings:
     """Merge the sources. Raises `SettingsError` naming the source and the setting.
 
     ``cli`` values that are None were not given. ``toml`` defaults to ``headrace.toml`` in the
-    current directory, when there is one.
+    current directory, when there is one. ``starting``: files that the platform reads at its start must be
+    there; without it (`headrace down`) they are not looked at.
     """
     environ = os.environ if environ is None else environ
     merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     path = toml or Path("headrace.toml")
     if path.is_file():
         try:
@@ -96,13 +102,18 @@ def load_settings(
             raise SettingsError(f"{path}: {error}.", hint="Correct the file or remove it.") from error
         # `[bundle]` in the same file is about the project's code (headrace.sdk.bundle), no setting.
         table.pop("bundle", None)
-        merged.update(_checked(table, lambda name: f"{path}: {name}"))
+        _take(merged, sources, table, lambda name: f"{path}: {name}")
     fields = {f.name for f in msgspec.structs.fields(Settings)}
     given = {name: environ.get(f"HEADRACE_{name.upper()}") for name in fields}
     from_env = {name: value for name, value in given.items() if value}
-    merged.update(_checked(from_env, lambda name: f"HEADRACE_{name.upper()}"))
+    _take(merged, sources, from_env, lambda name: f"HEADRACE_{name.upper()}")
     given_here = {k: v for k, v in (cli or {}).items() if v is not None}
-    merged.update(_checked(given_here, lambda name: f"--{name.replace('_', '-')}"))
+    _take(merged, sources, given_here, lambda name: f"--{name.replace('_', '-')}")
+    if starting and (why := _unreadable_ca(merged.get("webhook_ca", ""))):
+        raise SettingsError(
+            f"{sources['webhook_ca']}={merged['webhook_ca']}: {why}.",
+            hint="Name a PEM file with one or more certificates.",
+        )
     data = Path(merged.get("data_dir", Settings.__struct_defaults__[0])).expanduser().absolute()
     merged["data_dir"] = str(data)
     if not merged.get("run_dir"):
@@ -110,21 +121,71 @@ def load_settings(
     return msgspec.convert(merged, Settings)
 
 
-def _checked(values: Mapping[str, Any], source: Callable[[str], str]) -> dict[str, Any]:
-    """Convert one source's values, each by itself, so that an error can name it."""
-    found: dict[str, Any] = {}
+def _take(
+    merged: dict[str, Any],
+    sources: dict[str, str],
+    values: Mapping[str, Any],
+    source: Callable[[str], str],
+) -> None:
+    """Convert one source's values, each by itself, so that an error names it. They win over earlier ones."""
     for name, value in values.items():
         try:
-            found[name] = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
+            merged[name] = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
+            why = wrong_address(name, merged[name])
         except msgspec.ValidationError as error:
+            why = _why_wrong(name, error)
+        if why:
             known = name in Settings.__struct_fields__
             # Addresses may hold a password.
-            shown = f"={str(value)[:80]}" if known and name not in ("store", "blobs") else ""
-            why = str(error).partition(" - at ")[0] if known else "there is no such setting"
+            shown = f"={str(value)[:80]}" if known and name not in _ADDRESSES else ""
             raise SettingsError(
                 f"{source(name)}{shown}: {why}.", hint="`headrace up --help` lists the settings."
-            ) from error
-    return found
+            )
+        sources[name] = source(name)
+
+
+_ADDRESSES = {
+    "store": (r"postgres(ql)?://.*", "postgresql://user@host/database", "SQLite in the data directory"),
+    "blobs": (r"s3://[^/?#@]+(/[^?#]*)?", "s3://bucket/prefix", "a directory in the data directory"),
+}
+"""Setting -> what its values look like, an example, and what an empty one means."""
+
+
+def wrong_address(name: str, value: str) -> str:
+    """Why ``value`` cannot be the setting ``store`` or ``blobs``, without showing what may be a password.
+
+    Empty: it can, or ``name`` is another setting.
+    """
+    if name not in _ADDRESSES or not value:
+        return ""
+    pattern, example, default = _ADDRESSES[name]
+    if re.fullmatch(pattern, value):
+        return ""
+    return f"not an address like {example}; leave it empty for {default}"
+
+
+def _why_wrong(name: str, error: msgspec.ValidationError) -> str:
+    if name not in Settings.__struct_fields__:
+        return "there is no such setting"
+    if name == "log_level":
+        *others, last = get_args(LogLevel)
+        return f"use {', '.join(others)} or {last}"
+    return str(error).partition(" - at ")[0]
+
+
+def _unreadable_ca(path: str) -> str:
+    """Why certificates cannot be read from ``path``; empty: they can, or there is no path."""
+    if not path:
+        return ""
+    import ssl  # noqa: PLC0415 - only a start with this setting needs it
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return "it holds no certificate"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
 
 
 def default_run_dir(data: Path) -> Path:

@@ -90,7 +90,9 @@ def test_no_command_imports_ray() -> None:
         (["nodes", "add", "--gpu", "H100=none"], "whole number"),
         (["nodes", "add", "--memory", "much"], "--memory"),
         (["nodes", "drop"], "drop"),
-        (["up", "--store", "mysql://somewhere"], "no address of a store"),
+        (["up", "--store", "mysql://somewhere"], "'--store': not an address like postgresql://"),
+        (["up", "--blobs", "ftp://somewhere"], "'--blobs': not an address like s3://"),
+        (["up", "--log-level", "loud"], "'--log-level': 'loud' is not one of"),
         (["up", "--port", "70000"], "--port"),
         (["list", "--url", "nonsense"], "is not an address"),
         (["deploy", "missing.py"], "missing.py"),
@@ -106,6 +108,33 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert shown.err.startswith("headrace: ")
     assert shown.err.count("\n") == 1
     assert said in shown.err
+
+
+@pytest.mark.parametrize("command", [["up"], ["dev", "app.py"]])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("log_level", "loud"), ("store", "mysql://x"), ("blobs", "ftp://x"), ("webhook_ca", "/nope.pem")],
+)
+def test_a_wrong_setting_is_one_line_that_names_its_source_before_anything_starts(
+    command: list[str],
+    setting: str,
+    value: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    toml = tmp_path / "headrace.toml"
+    toml.write_text(f'{setting} = "{value}"\n')
+    assert run(command) == 1
+    from_file = capsys.readouterr().err
+    toml.unlink()
+    monkeypatch.setenv(f"HEADRACE_{setting.upper()}", value)
+    assert run(command) == 1
+    from_environment = capsys.readouterr().err
+    assert from_file.startswith(f"headrace: headrace.toml: {setting}")
+    assert from_environment.startswith(f"headrace: HEADRACE_{setting.upper()}")
+    assert from_file.count("\n") == from_environment.count("\n") == 1
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_file_whose_import_fails_is_shown_with_its_traceback(

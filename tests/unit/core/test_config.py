@@ -36,6 +36,54 @@ def test_a_wrong_value_names_its_source_and_setting(tmp_path: Path) -> None:
         load_settings({}, {}, toml)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("log_level", "loud", "use debug, info, warning or error"),
+        ("store", "mysql://u:geheim@h/d", "postgresql://user@host/database"),
+        ("store", "jobs.db", "SQLite"),
+        ("blobs", "ftp://geheim@x", "s3://bucket/prefix"),
+        ("blobs", "s3://", "s3://bucket/prefix"),
+        ("webhook_ca", "/nope.pem", "No such file or directory"),
+        ("webhook_ca", "headrace.toml", "it holds no certificate"),
+    ],
+)
+def test_what_would_end_a_start_is_refused_with_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toml = tmp_path / "headrace.toml"
+    toml.write_text(f'{name} = "{value}"\n')
+    sources: dict[str, tuple[dict[str, str], dict[str, str], Path]] = {
+        f"{toml}: {name}": ({}, {}, toml),
+        f"HEADRACE_{name.upper()}": ({}, {f"HEADRACE_{name.upper()}": value}, tmp_path / "none.toml"),
+        f"--{name.replace('_', '-')}": ({name: value}, {}, tmp_path / "none.toml"),
+    }
+    for source, (cli, environ, file) in sources.items():
+        with pytest.raises(SettingsError) as wrong:
+            load_settings(cli, environ, file, starting=True)
+        assert wrong.value.message.startswith(source)
+        assert why in wrong.value.message
+        assert "geheim" not in str(wrong.value)
+        assert "\n" not in str(wrong.value)
+
+
+def test_a_file_that_is_gone_keeps_nobody_from_stopping_the_platform(tmp_path: Path) -> None:
+    settings = load_settings({}, {"HEADRACE_WEBHOOK_CA": "/nope.pem"}, tmp_path / "none.toml")
+    assert settings.webhook_ca == "/nope.pem"
+
+
+def test_values_that_are_right_are_taken(tmp_path: Path) -> None:
+    given = {
+        "store": "postgresql://u:p@h/d?sslmode=require",
+        "blobs": "s3://bucket/a/prefix",
+        "log_level": "error",
+    }
+    settings = load_settings(given, {}, tmp_path / "none.toml", starting=True)
+    assert {name: getattr(settings, name) for name in given} == given
+    assert load_settings({"store": "postgres://", "blobs": "s3://b"}, {}, tmp_path / "none.toml")
+
+
 def test_the_run_directory_follows_the_data_directory(tmp_path: Path) -> None:
     one = load_settings({"data_dir": str(tmp_path / "a")}, {}, tmp_path / "none")
     two = load_settings({"data_dir": str(tmp_path / "b")}, {}, tmp_path / "none")
