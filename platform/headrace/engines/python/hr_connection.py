@@ -200,13 +200,13 @@ class Connection(asyncio.Protocol):
         self.site.connections.add(self)
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
-        """Called by the loop: whatever runs for this connection is cancelled."""
+        """Called by the loop: whatever runs for this connection is cancelled; who took it over sees to it."""
         self.site.gone(self)
         self._deaf = True
         x, self.current = self.current, None
         if x is not None and not x.done:
             x.done = x.cancelled = True
-            if x.cancel is not None:
+            if x.cancel is not None and self._upgraded is None:
                 x.cancel()
         if self._upgraded is not None:
             self._upgraded.lost()

@@ -1,4 +1,10 @@
-"""WebSocket (RFC 6455) for ASGI apps: handshake, frames, close; no extensions."""
+"""WebSocket (RFC 6455) for ASGI apps: handshake, frames, close; no extensions.
+
+A client that leaves is told to the app as `websocket.disconnect`. An app that has not returned
+`Server.cancel_grace_s` later (it may never ask for its next event) is cancelled, and from then on it is work
+that was cancelled, as in a plain request: it holds its slot until it stops, and an instance in which nothing
+else runs ends for it.
+"""
 
 from __future__ import annotations
 
@@ -129,6 +135,8 @@ class Session:
     """One WebSocket: the app's receive and send, and the connection's feed."""
 
     def __init__(self, x: Exchange, key: bytes, limit: int) -> None:
+        self.on_left: Callable[[], None] = lambda: None
+        """Called once, when the client has left: not when the app has closed first."""
         self._x = x
         self._key = key
         self._reader = FrameReader(limit)
@@ -186,13 +194,17 @@ class Session:
                 self._take(opcode, payload)
         except BadFrame as error:
             self.close(error.code, str(error))
+            self._left()
 
     def _take(self, opcode: int, payload: bytes) -> None:
+        if self._state == "closed":
+            return  # nothing counts after a close frame
         if opcode == PING:
             self._x.conn.write(frame(PONG, payload))
         elif opcode == CLOSE:
             code = int.from_bytes(payload[:2], "big") if len(payload) >= 2 else 1005
             self.close(1000 if code == 1005 else code, "", told=code)
+            self._left()
         elif opcode in (TEXT, BINARY):
             if self._events.qsize() >= _MAX_QUEUED:
                 raise BadFrame(1008, "messages come faster than the app takes them")
@@ -217,6 +229,11 @@ class Session:
         if self._state != "closed":
             self._state = "closed"
             self._events.put_nowait({"type": "websocket.disconnect", "code": 1006, "reason": ""})
+            self._left()
+
+    def _left(self) -> None:
+        tell, self.on_left = self.on_left, lambda: None
+        tell()
 
 
 def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scope: Dict[str, Any]) -> None:
@@ -244,11 +261,24 @@ def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scop
                 problem or Problem("handler-error", "the app neither accepted nor refused the WebSocket")
             )
 
-    task = asyncio.ensure_future(run())
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(run())
 
     def cancel() -> None:
-        # The app hears of it through its receive; one that doesn't listen is ended with the instance.
-        session.lost()
-        task.add_done_callback(lambda _: server.release(x))
+        if not task.done():
+            x.cancelled = True
+            task.add_done_callback(lambda _: server.release(x))
+            task.cancel()
+            server.abandon(x)
 
-    x.cancel = cancel
+    def stop() -> None:
+        # Its client left before it was accepted, or the instance ends: no grace, as in a plain request.
+        session.on_left = lambda: None
+        session.lost()
+        cancel()
+
+    def left() -> None:
+        loop.call_later(server.cancel_grace_s, cancel)
+
+    session.on_left = left
+    x.cancel = stop
