@@ -16,6 +16,7 @@
     └── RequestError            a request that cannot be answered; has an HTTP status
         ├── BadRequest 400      ├── Unauthorized 401     ├── Forbidden 403
         ├── NotFound 404 (EndpointNotFound, VersionNotFound)
+        ├── MethodNotAllowed 405
         ├── Conflict 409        ├── BodyTooLarge 413     ├── ValidationFailed 422
         ├── QueueFull, RateLimited 429
         ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
@@ -167,6 +168,12 @@ class VersionNotFound(NotFound):
     """The endpoint exists, that version does not (any more)."""
 
     type, title = "version-not-found", "No such version"
+
+
+class MethodNotAllowed(RequestError):
+    """The route exists, but not for this method; ``allow`` lists those that it has."""
+
+    status, type, title = 405, "method-not-allowed", "Method not allowed"
 
 
 class Conflict(RequestError):
