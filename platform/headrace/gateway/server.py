@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.errors import ControlAway, GatewayStopping, NotFound, RequestError
+from headrace.errors import ControlAway, GatewayStopping, MethodNotAllowed, NotFound, RequestError
 from headrace.gateway.api import cog, health, openai, plain, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
@@ -35,7 +35,6 @@ from headrace.gateway.client import ClientConnection
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.early import EarlyClients
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.system import JobSystem
 from headrace.gateway.listen import BACKLOG, bind
 from headrace.gateway.request import Request
@@ -267,7 +266,7 @@ class Gateway:
             if path == b"/":
                 self._who(request)
             if head.method not in (b"GET", b"HEAD"):
-                raise MethodNotAllowed(f"{path.decode()} knows only GET and HEAD.")
+                raise MethodNotAllowed(f"{path.decode()} knows only GET and HEAD.", allow=["GET", "HEAD"])
             request.target = _Health()
             return 0
         if path.startswith(b"/api/v1/") or path == b"/api/openapi.json":

@@ -109,6 +109,8 @@ class Exchange:
 
     def problem(self, problem: Problem, extra: bytes = b"") -> None:
         """A problem document as the answer."""
+        if "allow" in problem.extra:
+            extra += b"Allow: " + ", ".join(problem.extra["allow"]).encode() + b"\r\n"
         self.respond(problem.status, CONTENT_TYPE, problem.encode(self.request_id), extra)
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"", *, sized: bool = False) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 from urllib.parse import parse_qsl, unquote
+
+import msgspec
 
 from headrace import wire
 from headrace.errors import (
+    PROBLEM_CONTENT_TYPE,
     BadRequest,
     ControlAway,
     DeadlineExceeded,
@@ -18,7 +22,7 @@ from headrace.errors import (
 from headrace.gateway.api import openapi
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.request import Request
-from headrace.gateway.respond import response
+from headrace.gateway.respond import problem_lines, response
 
 log = logging.getLogger("headrace.gateway")
 
@@ -80,6 +84,9 @@ class AdminApi:
         body = reply.body
         if below == b"/openapi.json" and reply.status == 200 and call.method == "GET":
             body = openapi.whole(body)
+        extra = b"Cache-Control: no-store\r\n"
+        if reply.content_type == PROBLEM_CONTENT_TYPE:
+            extra += problem_lines(reply.status, msgspec.json.decode(body, type=dict[str, Any]))
         return response(
             reply.status,
             body,
@@ -87,7 +94,7 @@ class AdminApi:
             request_id=request.id,
             close=request.client.closes(request),
             head_only=request.head.method == b"HEAD",
-            extra=b"Cache-Control: no-store\r\n",
+            extra=extra,
         )
 
 

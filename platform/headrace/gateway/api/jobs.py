@@ -18,6 +18,7 @@ from headrace.errors import (
     Conflict,
     EndpointNotFound,
     Forbidden,
+    MethodNotAllowed,
     NotFound,
     ValidationFailed,
     VersionNotFound,
@@ -34,7 +35,6 @@ from headrace.gateway.api.given import (
 from headrace.gateway.api.native import Target
 from headrace.gateway.api.plain import PlainCalls
 from headrace.gateway.auth import may_call, require, require_endpoint
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.attempt import FORWARD
 from headrace.gateway.jobs.lanes import SYNC_PREFIX
 from headrace.gateway.jobs.service import JobService
@@ -123,7 +123,11 @@ class JobsApi:
         allowed = _METHODS.get(route.kind, (b"GET",))
         method = b"GET" if request.head.method == b"HEAD" else request.head.method
         if method not in allowed:
-            raise MethodNotAllowed(f"this route knows only {', '.join(m.decode() for m in allowed)}.")
+            names = [name.decode() for name in allowed]
+            raise MethodNotAllowed(
+                f"this route knows only {', '.join(names)}.",
+                allow=[*names, *(["HEAD"] if "GET" in names else [])],
+            )
         request.key = record.id
         request.target = route
         return MAX_BODY if method == b"POST" else 0

@@ -16,7 +16,14 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import BodyTooLarge, Conflict, EndpointNotFound, NotFound, ValidationFailed
+from headrace.errors import (
+    BodyTooLarge,
+    Conflict,
+    EndpointNotFound,
+    MethodNotAllowed,
+    NotFound,
+    ValidationFailed,
+)
 from headrace.gateway.api.exchange import TaskExchange, json_response
 from headrace.gateway.api.given import (
     check_head,
@@ -28,7 +35,6 @@ from headrace.gateway.api.given import (
 )
 from headrace.gateway.api.waiting import answered, server_timing
 from headrace.gateway.auth import require
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.documents import is_json
 from headrace.gateway.jobs.service import JobService, Workers
 from headrace.gateway.request import Request
@@ -107,7 +113,8 @@ class RunpodApi:
             raise NotFound(f"{action} {'takes' if action in _WITH_ID else 'takes no'} job id in its path.")
         method = request.head.method
         if method != (b"GET" if action in _GET else b"POST"):
-            raise MethodNotAllowed(f"{action} is a {'GET' if action in _GET else 'POST'} request.")
+            wanted = "GET" if action in _GET else "POST"
+            raise MethodNotAllowed(f"{action} is a {wanted} request.", allow=[wanted])
         state = self._service.endpoint(record.project, name) if ":" not in name else None
         if state is None or state.route.state == "deleting":
             raise EndpointNotFound(f"no endpoint {name[:80]!r}.", hint="`headrace list` shows what there is.")
