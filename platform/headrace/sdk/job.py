@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import quote
 
 import msgspec
 
-from headrace.errors import DeadlineExceeded, GatewayStopping, InstanceDied, RequestError, from_problem
+from headrace.errors import (
+    DeadlineExceeded,
+    GatewayStopping,
+    InstanceDied,
+    RequestError,
+    StoreUnavailable,
+    from_problem,
+)
 
 if TYPE_CHECKING:
     from headrace.sdk.client import Client
@@ -84,10 +91,17 @@ class Job:
             raise DeadlineExceeded(f"job {self.id} timed out.")
         raise RequestError(f"job {self.id} failed: {self.document.get('reason') or 'no reason is known'}.")
 
-    def stream(self) -> Iterator[Any]:
+    @overload
+    def stream(self, *, attempts: Literal[False] = False) -> Iterator[Any]: ...
+
+    @overload
+    def stream(self, *, attempts: Literal[True]) -> Iterator[tuple[int, Any]]: ...
+
+    def stream(self, *, attempts: bool = False) -> Iterator[Any]:
         """The items of a generator's job as they come. After a new attempt they come again from the first.
 
-        When the gateway that gives them stops or dies, another one goes on behind the last item.
+        ``attempts=True``: as ``(attempt, item)``. When ``attempt`` is not that of the item before, the ones
+        so far are void. When the gateway that gives them stops or dies, another one goes on behind the last.
         """
         after, broken = "", 0
         while True:
@@ -102,8 +116,8 @@ class Job:
                         problem = found.get("error") or {}
                         raise from_problem(int(problem.get("status", 500)), problem)
                     after, broken = f"&after={found['attempt']}.{found['seq']}", 0
-                    yield found["item"]
-            except (GatewayStopping, InstanceDied):
+                    yield (found["attempt"], found["item"]) if attempts else found["item"]
+            except (GatewayStopping, InstanceDied, StoreUnavailable):
                 broken += 1
                 if broken > STREAM_TRIES:
                     raise
