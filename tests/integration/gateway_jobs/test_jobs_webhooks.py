@@ -17,6 +17,7 @@ from headrace.gateway.jobs import webhooks as webhooks_module
 from standardwebhooks.webhooks import Webhook
 
 from tests.integration.conftest import Platform, make_settings, running_platform, until
+from tests.integration.gateway_jobs.old_events import add_old_events
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -104,6 +105,23 @@ async def test_a_webhook_is_signed_and_tried_until_it_is_taken(
     assert (event["type"], event["data"]["id"], event["data"]["output"]) == ("job.completed", job["id"], 2)
     await asyncio.sleep(0.3)
     assert len(receiver.seen) == 4
+
+
+async def test_events_that_an_earlier_build_queued_are_delivered(
+    platform: Platform, receiver: Receiver
+) -> None:
+    receiver.reset()
+    store = platform.cluster.gateway.jobs.service.store
+    await store._db.write(lambda db: add_old_events(db, receiver.url))  # type: ignore[attr-defined]
+    await until(lambda: len(receiver.seen) == 3)
+    found = {headers["webhook-id"]: json.loads(body) for headers, body in receiver.seen}
+    assert {id: event["type"] for id, event in found.items()} == {
+        "job_old.0.start": "job.start",
+        "job_old.0.1.output.0": "job.output",
+        "job_old.0.completed": "job.completed",
+    }
+    completed = found["job_old.0.completed"]["data"]
+    assert (completed["id"], completed["output"]) == ("job_old", [1, "two"])
 
 
 async def test_events_that_were_asked_for_come_and_others_do_not(
