@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from headrace.observe.tracing import CURRENT
 
 FIRST_POLL_S = 0.2
 LAST_POLL_S = 0.5
+AWAY_POLL_S = 1.0
+"""Between two questions to a store that does not answer."""
 LOCAL_POLL_S = 2.0
 """A job that runs here rings when it ends: the store is only asked in case that was missed."""
 CHUNKS = 1000
@@ -130,14 +133,24 @@ class JobService:
     ) -> Job | None:
         """The job when it is final, or as it is when the time is up or the gateway drains. None: unknown.
 
-        ``while_draining``: wait on, for an answer that is to be given by this gateway.
+        ``while_draining``: wait on, for an answer that is to be given by this gateway. A store that does not
+        answer is asked again until then; raises `StoreUnavailable` after it.
         """
         deadline = time.monotonic() + timeout_s
         bell = self._hub.bell(job_id)
         pause = FIRST_POLL_S
         try:
             while True:
-                job = await self.store.get(project, job_id)
+                store = self.store
+                try:
+                    job = await store.get(project, job_id)
+                except StoreUnavailable:
+                    left = deadline - time.monotonic()
+                    if left <= AWAY_POLL_S or (self._draining and not while_draining):
+                        raise
+                    # No bell tells of its return. The job goes on: its end is stored when the store is back.
+                    await asyncio.sleep(AWAY_POLL_S)
+                    continue
                 left = deadline - time.monotonic()
                 over = left <= 0 or (self._draining and not while_draining)
                 if job is None or job.state in FINAL or over:
@@ -319,7 +332,7 @@ class JobService:
     def store(self) -> JobStore:
         """The store. Raises `StoreUnavailable` while it is not open."""
         if self._store is None:
-            raise StoreUnavailable(f"{self.why_not}.", hint="Try again in a moment.", retry_after=1)
+            raise StoreUnavailable(f"{self.why_not}.", hint="Try again in a moment.")
         return self._store
 
     # -- inside ---------------------------------------------------------------------------------
