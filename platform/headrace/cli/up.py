@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -138,8 +138,13 @@ def status_command(session: Session) -> None:
     with session.out.progress("asking the platform"), session.client() as client:
         found = client.status()
 
-    def text() -> str:
-        shown = {name: moment(value) if name.endswith("_at") else value for name, value in found.items()}
-        return facts({"url": session.url, **{k.replace("_", " "): v for k, v in shown.items()}})
+    session.out.answer({"url": session.url, **found}, lambda: status_text(session.url, found))
 
-    session.out.answer({"url": session.url, **found}, text)
+
+def status_text(url: str, found: Mapping[str, Any]) -> str:
+    """The platform's state for people."""
+    shown = {name: moment(value) if name.endswith("_at") else value for name, value in found.items()}
+    if store := found.get("store"):
+        state = "reachable" if store["reachable"] else f"not reachable: {store['reason']}"
+        shown["store"] = f"{store['kind']}, {state}"
+    return facts({"url": url, **{name.replace("_", " "): value for name, value in shown.items()}})

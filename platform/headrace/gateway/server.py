@@ -141,8 +141,8 @@ class Gateway:
             self._tracing, self._spans = tracing, Spans(tracing)
             self.dispatcher.tracing, self.dispatcher.on_finish = tracing, self._spans.finished
         self._native = NativeApi(self.table, self.dispatcher)
-        self._admin = AdminApi(self._control)
         self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
+        self._admin = AdminApi(self._control, self.jobs.store_state)
         self._jobs_api = JobsApi(self.jobs.service, plain.PlainCalls(self.dispatcher, self.id))
         runpod_api = runpod.RunpodApi(self.jobs.service)
         cog_api = cog.CogApi(self.jobs.service)

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from headrace.config import Settings
-from headrace.errors import DataDirError, SettingsError
+from headrace.errors import DataDirError, RequestError, SettingsError
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.jobs.hints import hear
 from headrace.gateway.jobs.hub import Hub
@@ -31,6 +31,8 @@ FIRST_OPEN_S = 2.0
 """A start waits so long for the store, then goes on without."""
 OPEN_TIMEOUT_S = 10.0
 OPEN_AGAIN_S = 1.0
+PROBE_S = 1.0
+"""A store that has not answered a small question by then does not answer."""
 RELEASE_S = 2.0
 """A stop waits so long for the store; without it, another gateway gives back what this one held."""
 
@@ -99,6 +101,19 @@ class JobSystem:
             states = self._dispatcher.states()
             found = [state.key for state in states if state.meter.jobs or state.stored or state.held][:most]
         return [(project, name) for project, _, name in (key.partition("/") for key in found)]
+
+    async def store_state(self) -> dict[str, Any]:
+        """``kind`` of the job store, whether it is ``reachable`` now, and the ``reason`` why not."""
+        reason = ""
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await self.service.store.has_key("", "", "")
+        except TimeoutError:
+            reason = f"the job store did not answer within {PROBE_S:g} s"
+        except RequestError as error:
+            reason = error.message.rstrip(".")
+        kind = "postgresql" if self._settings.store else "sqlite"
+        return {"kind": kind, "reachable": not reason, "reason": reason}
 
     async def _open(self) -> None:
         settings = self._settings
