@@ -115,6 +115,18 @@ async def test_a_rollout_brings_new_up_before_old_drains_and_can_go_back(platfor
     keep.cancel()
 
 
+async def test_the_openapi_document_says_which_version_it_is_of(platform):
+    gateway = platform.gateway
+    document = {"openapi": "3.1.0", "info": {"title": "hello", "version": "1"}, "paths": {}}
+    for version in (1, 2):
+        spec = platform.spec(env={"A": str(version)}, openapi=document)
+        await gateway.deploy(spec, verify=False)
+        status, found = await gateway.api("GET", "/endpoints/hello/openapi.json")
+        assert (status, found["info"]) == (200, {"title": "hello", "version": str(version)})
+    await gateway.deploy(platform.spec("odd", openapi={"info": []}), verify=False)
+    assert await gateway.api("GET", "/endpoints/odd/openapi.json") == (200, {"info": []})
+
+
 async def _say(gateway, busy):
     while True:
         alive = {id: 1 for id in busy if id in gateway.instances}
