@@ -37,7 +37,8 @@ from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.early import EarlyClients
 from headrace.gateway.jobs.system import JobSystem
 from headrace.gateway.listen import BACKLOG, bind
-from headrace.gateway.request import Request
+from headrace.gateway.peers import DIRECTORY, Peers
+from headrace.gateway.request import ID_PREFIX, Request
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.spans import Spans
 from headrace.gateway.sweep import sweep_all
@@ -96,6 +97,7 @@ class Gateway:
         listener: socket.socket | None = None,
     ) -> None:
         self._settings = settings
+        self._token = token
         self._listener = listener
         self._informed = asyncio.Event()
         self._told = 0
@@ -141,9 +143,10 @@ class Gateway:
             self._tracing, self._spans = tracing, Spans(tracing)
             self.dispatcher.tracing, self.dispatcher.on_finish = tracing, self._spans.finished
         self._native = NativeApi(self.table, self.dispatcher)
-        self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
+        self._peers = Peers(self._settings.run / DIRECTORY, self._token, ID_PREFIX, self.id)
+        self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id, self._peers)
         self._admin = AdminApi(self._control, self.jobs.store_state)
-        self._jobs_api = JobsApi(self.jobs.service, plain.PlainCalls(self.dispatcher, self.id))
+        self._jobs_api = JobsApi(self.jobs.service, plain.PlainCalls(self.dispatcher, self.id, self._peers))
         runpod_api = runpod.RunpodApi(self.jobs.service)
         cog_api = cog.CogApi(self.jobs.service)
         openai_api = openai.OpenAiApi(self.table, self.dispatcher, self.jobs.sync)
@@ -161,9 +164,11 @@ class Gateway:
         sock.setblocking(False)
         self.port = sock.getsockname()[1]
         try:
+            await self._peers.start()
             await self.jobs.start()
         except BaseException:
             sock.close()
+            await self._peers.stop()
             raise
         self._control.start()
         if self._listener is not None:
@@ -209,6 +214,7 @@ class Gateway:
         await asyncio.sleep(0)
         await self.jobs.stop(max(0.0, until - loop.time()))
         await self.dispatcher.close()
+        await self._peers.stop()
         if self._tracing is not None:
             await self._tracing.close()
         await self._control.stop()

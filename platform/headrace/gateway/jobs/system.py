@@ -21,6 +21,7 @@ from headrace.gateway.jobs.service import JobService
 from headrace.gateway.jobs.sweeper import bury, sweep
 from headrace.gateway.jobs.sync import SyncCalls
 from headrace.gateway.jobs.webhooks import WebhookSender, read_secret
+from headrace.gateway.peers import Peers
 from headrace.gateway.routing import RoutingTable
 from headrace.jobs.open import open_blobs, open_store
 from headrace.jobs.store import JobStore
@@ -40,11 +41,14 @@ RELEASE_S = 2.0
 class JobSystem:
     """See the module. Without a store that answers the gateway still serves; jobs are refused with 503."""
 
-    def __init__(self, settings: Settings, dispatcher: Dispatcher, table: RoutingTable, owner: str) -> None:
+    def __init__(
+        self, settings: Settings, dispatcher: Dispatcher, table: RoutingTable, owner: str, peers: Peers
+    ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
         self._table = table
         self._owner = owner
+        self._peers = peers
         self._hub = Hub()
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = True
@@ -142,7 +146,7 @@ class JobSystem:
         runner.start()
         self._spawn(webhooks.run(store, self._owner))
         self._spawn(sweep(store, blobs, mark, runner.look))
-        self._spawn(hear(store, self._hub, runner))
+        self._spawn(hear(store, self._hub, runner, self._peers))
 
     async def _keep_opening(self) -> None:
         while True:
