@@ -108,9 +108,14 @@ class RetryBudget:
         if self._tokens < self.burst:
             self._tokens += RETRY_SHARE
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing more may be sent again for now."""
+        return self._tokens < 1.0
+
     def take(self) -> bool:
         """Whether one more may be sent again."""
-        if self._tokens < 1.0:
+        if self.empty:
             return False
         self._tokens -= 1.0
         return True

@@ -88,7 +88,7 @@ class Instance:
             self.blamed = False
             losses, self.losses = self.losses, []
             for attempt in losses:
-                attempt.call.survived(attempt)
+                attempt.call.losses.survived(attempt)
 
     def free(self, now: float) -> bool:
         """Whether it may take one more now."""

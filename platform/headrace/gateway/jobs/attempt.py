@@ -110,10 +110,7 @@ class JobCall(Call):
         self.deadline = time.monotonic() + seconds
         self._timer = self.dispatcher.loop.call_later(seconds, self._expired)
 
-    def _expired(self) -> None:
-        if self._verdict is not None:
-            super()._expired()
-            return
+    def _too_late(self) -> None:
         job, where = self.run.lease.job, whereabouts(self)
         sent = bool(self.run.sent_at)
         if job.api == "sync":
