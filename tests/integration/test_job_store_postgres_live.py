@@ -150,7 +150,7 @@ async def test_a_server_that_is_away_is_told_within_the_budget_and_without_passw
         calls = [store.submit(_new(), 1.0) for _ in range(50)]
         calls += [
             store.get("p", "x"),
-            store.waiting(),
+            store.waiting(time.time()),
             store.lease("w", "p", "e", limit=1, now=1.0, until=2.0),
         ]
         found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), DEADLINE_S)

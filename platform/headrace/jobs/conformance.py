@@ -47,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     workers.leases_are_exclusive,
     workers.leases_only_one_endpoint,
     workers.waiting_endpoints_are_told,
+    workers.waiting_tells_what_comes_next,
     workers.a_result_is_stored_once,
     workers.failures_are_kept_with_their_reason,
     workers.late_results_are_dropped_and_counted,

@@ -14,7 +14,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace.jobs import ends
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
+from headrace.jobs.model import (
+    HIGH_COUNTED,
+    Attempt,
+    Chunk,
+    Counts,
+    Delivery,
+    Job,
+    Lease,
+    NewJob,
+    Result,
+    Undelivered,
+    Waiting,
+)
 from headrace.jobs.postgres_link import POOL_SIZE, RETRY_BUDGET_S, Connection, Link, connect
 from headrace.jobs.postgres_rows import Row, columns, delivery_of_row, job_of_row
 from headrace.jobs.postgres_watch import Watch, WatchCallback
@@ -170,10 +182,20 @@ class PostgresStore:
 
     # -- workers ------------------------------------------------------------------------------
 
-    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
+    async def waiting(self, now: float, limit: int = 10_000) -> Sequence[Waiting]:
         """See `JobStore.waiting`."""
-        rows = await self._rows("waiting", limit)
-        return [(row["project"], row["endpoint"], row["n"], row["oldest"]) for row in rows]
+        rows = await self._rows("waiting", limit, now, HIGH_COUNTED)
+        return [
+            Waiting(
+                project=row["project"],
+                endpoint=row["endpoint"],
+                queued=row["n"],
+                oldest_at=row["oldest"],
+                best=row["best"],
+                high=row["high"],
+            )
+            for row in rows
+        ]
 
     async def lease(
         self, owner: str, project: str, endpoint: str, *, limit: int, now: float, until: float

@@ -12,7 +12,19 @@ from typing import Any, TypeVar
 
 from headrace.errors import BadRequest
 from headrace.jobs import sqlite_moves as moves
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
+from headrace.jobs.model import (
+    HIGH_COUNTED,
+    Attempt,
+    Chunk,
+    Counts,
+    Delivery,
+    Job,
+    Lease,
+    NewJob,
+    Result,
+    Undelivered,
+    Waiting,
+)
 from headrace.jobs.sql import load_migrations
 from headrace.jobs.sqlite_moves import Q
 from headrace.jobs.sqlite_rows import insert_row, job_of, new_job, readable
@@ -160,16 +172,17 @@ class SqliteStore:
 
     # -- workers ------------------------------------------------------------------------------
 
-    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
+    async def waiting(self, now: float, limit: int = 10_000) -> Sequence[Waiting]:
         """See `JobStore.waiting`."""
+        at = {"now": now, "counted": HIGH_COUNTED}
 
-        def run(db: sqlite3.Connection) -> Sequence[tuple[str, str, int, float]]:
+        def run(db: sqlite3.Connection) -> Sequence[Waiting]:
             found = []
             for project, endpoint, queued in db.execute(Q["waiting"], {"limit": limit}).fetchall():
-                args = {"project": project, "endpoint": endpoint}
-                oldest = db.execute(Q["oldest_queued"], args).fetchone()
+                who = {"project": project, "endpoint": endpoint}
+                oldest, best, high = db.execute(Q["waiting_of"], who | at).fetchone()
                 if oldest is not None:
-                    found.append((project, endpoint, queued, oldest[0]))
+                    found.append(Waiting(**who, queued=queued, oldest_at=oldest, best=best, high=high))
             return found
 
         return await self._read(run)

@@ -12,7 +12,18 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from headrace import errors
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
+from headrace.jobs.model import (
+    Attempt,
+    Chunk,
+    Counts,
+    Delivery,
+    Job,
+    Lease,
+    NewJob,
+    Result,
+    Undelivered,
+    Waiting,
+)
 from headrace.jobs.state import JobState
 
 StoreUnavailable = errors.StoreUnavailable
@@ -118,8 +129,8 @@ class JobStore(Protocol):
 
     # -- workers ------------------------------------------------------------------------------
 
-    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
-        """(project, endpoint, queued jobs, oldest queued at) of endpoints with queued jobs."""
+    async def waiting(self, now: float, limit: int = 10_000) -> Sequence[Waiting]:
+        """Endpoints with queued jobs; cheap with any number of jobs."""
         ...
 
     async def lease(

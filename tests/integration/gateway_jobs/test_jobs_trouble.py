@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from headrace.gateway.jobs import results, runner, sync
+from headrace.gateway.jobs import looks, results, sync
 from headrace.jobs.store import StoreUnavailable
 
 from tests.integration.conftest import Platform, until
@@ -197,7 +197,7 @@ async def test_jobs_that_cannot_run_say_why_and_end_with_their_endpoint(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await deploy(platform)
-    monkeypatch.setattr(runner, "MISSING_S", 0.2)
+    monkeypatch.setattr(looks, "MISSING_S", 0.2)
     id = await submit(platform, "doomed", {})
 
     async def says_why() -> Any:

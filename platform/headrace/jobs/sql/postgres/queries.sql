@@ -189,8 +189,14 @@ WHERE project = $1 AND endpoint = $2 GROUP BY what;
 SELECT created_at FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued' ORDER BY seq LIMIT 1;
 
 -- name: waiting
--- Endpoints with queued jobs: how many, and since when the oldest waits.
-SELECT w.project, w.endpoint, w.n, o.created_at AS oldest FROM (
+-- Endpoints with queued jobs: how many, since when the oldest waits, the rank of the next that may be leased, and how
+-- many of high priority may be, to $3.
+SELECT w.project, w.endpoint, w.n, o.created_at AS oldest,
+    (SELECT j.rank FROM headrace.jobs j WHERE j.project = w.project AND j.endpoint = w.endpoint
+        AND j.state = 'queued' AND j.not_before <= $2 ORDER BY j.rank, j.turn, j.seq LIMIT 1) AS best,
+    (SELECT count(*) FROM (SELECT FROM headrace.jobs j WHERE j.project = w.project AND j.endpoint = w.endpoint
+        AND j.state = 'queued' AND j.rank = 0 AND j.not_before <= $2 LIMIT $3) AS counted) AS high
+FROM (
     SELECT project, endpoint, sum(n)::bigint AS n FROM headrace.counts WHERE what = 'queued'
     GROUP BY project, endpoint HAVING sum(n) > 0 LIMIT $1) AS w
 CROSS JOIN LATERAL (SELECT created_at FROM headrace.jobs j WHERE j.project = w.project

@@ -167,6 +167,18 @@ WHERE project = :project AND endpoint = :endpoint AND state = 'queued' ORDER BY 
 -- Endpoints with queued jobs.
 SELECT project, endpoint, n FROM counters WHERE state = 'queued' AND n > 0 LIMIT :limit;
 
+-- name: waiting_of
+-- Of an endpoint with queued jobs: when the oldest was created, the rank of the next that may be leased, and how many of
+-- high priority may be, to :counted.
+SELECT (SELECT created_at FROM jobs INDEXED BY jobs_state
+        WHERE project = :project AND endpoint = :endpoint AND state = 'queued' ORDER BY seq LIMIT 1),
+       (SELECT rank FROM jobs INDEXED BY jobs_queue
+        WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND available_at <= :now
+        ORDER BY rank, turn, seq LIMIT 1),
+       (SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_queue
+        WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND rank = 0 AND available_at <= :now
+        LIMIT :counted));
+
 -- name: lease
 -- Take queued jobs, high priority first, then by turn, then oldest.
 UPDATE jobs SET state = 'running', attempts = attempts + 1, lease_owner = :owner, lease_until = :until,
