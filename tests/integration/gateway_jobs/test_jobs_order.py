@@ -20,15 +20,25 @@ SOURCE = """
     async def one(seconds: float) -> float:
         await asyncio.sleep(seconds)
         return seconds
+
+    @headrace.endpoint(name="once", concurrency=1, idempotent=False, scaling=headrace.Scaling(max=1))
+    async def once(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
 """
+
+
+async def deploy(platform: Platform) -> None:
+    if "default/one" not in platform.cluster.gateway.table.endpoints:
+        found = await platform.deploy(SOURCE)
+        assert found["state"] == "succeeded", found
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.05])
 async def test_what_is_high_comes_before_what_another_gateway_has_leased(
     platform: Platform, seconds: float
 ) -> None:
-    if "default/one" not in platform.cluster.gateway.table.endpoints:
-        await platform.deploy(SOURCE)
+    await deploy(platform)
     await platform.call("one", {"seconds": 0})
     port = free_port()
     urls = [platform.cluster.url, f"http://127.0.0.1:{port}"]
@@ -61,3 +71,29 @@ async def test_what_is_high_comes_before_what_another_gateway_has_leased(
     if seconds > LOOKAHEAD_S:
         low_before_normal = order[: order.rindex("n")].count("l")
         assert low_before_normal <= 2, order
+
+
+async def test_what_the_store_hears_of_first_gets_its_turn_at_a_full_instance(platform: Platform) -> None:
+    await deploy(platform)
+    await platform.call("once", {"seconds": 0})
+    port = free_port()
+    other = f"http://127.0.0.1:{port}"
+    stop = asyncio.Event()
+
+    async def client() -> None:
+        while not stop.is_set():
+            await platform.call("once", {"seconds": 0.02})
+
+    async with second_gateway(platform, port):
+        await ready(platform, other)
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        try:
+            document = {"endpoint": "once", "input": {"seconds": 0}, "priority": "high"}
+            for _ in range(3):
+                _, job = await post(platform, other, "/api/v1/jobs", document)
+                # The gateway that got it has it: the other one looks for it now and then only.
+                found = await platform.api("GET", f"/jobs/{job['id']}?wait=4")
+                assert found["state"] == "succeeded", found
+        finally:
+            stop.set()
+            await asyncio.gather(*clients)
