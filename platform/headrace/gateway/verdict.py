@@ -191,8 +191,13 @@ class Losses:
             self._timer = None
 
     def _reconsider(self, *, settled: bool = False) -> None:
-        if self._last is not None and not self._fate:
-            self.go_on(self._last, self._detail, settled=settled)
+        call = self._call
+        if self._last is not None:
+            if not self._fate:
+                self.go_on(self._last, self._detail, settled=settled)
+        elif call.alone and not runs_alone(self.deaths, call.retries_used, call.state.route.retries):
+            self._be_patient()
+            call.join()
 
     def _due(self) -> None:
         """Control has not said it in time."""
@@ -206,15 +211,16 @@ class Losses:
         if self._ends and uncertain(last.instance):
             self._mute = True
             self._timer = call.dispatcher.loop.call_later(VERDICT_S, self._due)
-        elif self._ends and last.loss == "doubted" and (self._mute or last.instance.route.suspect):
+            return
+        if self._ends and last.loss == "doubted" and (self._mute or last.instance.route.suspect):
             # It was the host, the machine or the platform that ended or stood still.
             self.excused(last)
-        else:
-            for attempt in call.attempts:
-                if attempt.loss == "doubted" and not uncertain(attempt.instance):
-                    # Who died is out of control's table by now.
-                    known = attempt.instance.route.id in call.state.instances
-                    attempt.loss = "broken" if known else "death"
+        for attempt in call.attempts if self._last is last else ():
+            if attempt.loss == "doubted" and not uncertain(attempt.instance):
+                # Who died is out of control's table by now.
+                known = attempt.instance.route.id in call.state.instances
+                attempt.loss = "broken" if known else "death"
+        if self._last is last:
             self._reconsider(settled=True)
 
     def _be_patient(self) -> None:

@@ -212,3 +212,28 @@ async def test_the_loss_of_a_host_makes_nobody_run_alone(rig: Any, patient: None
     assert {(await t).status for t in tasks} == {200}
     assert {r.get("X-Headrace-Alone") for r in good.requests} == {None}
     await rig.quiet()
+
+
+async def test_who_went_alone_on_suspicion_is_no_suspect_once_control_denies_the_death(
+    rig: Any, patient: None
+) -> None:
+    """While a host is suspect nobody waits for the word on what died there: that may take seconds."""
+
+    async def resets_once(exchange: Any) -> None:
+        if len(only.requests) == 1:
+            exchange.reset()
+        else:
+            await exchange.answer()
+
+    rig.endpoint(retries=1)
+    await rig.up()
+    only = await rig.instance(resets_once, announce=False)
+    rig.announce(only, suspect=True)
+    await rig.known(lambda t: t.instances)
+    waiting = asyncio.create_task(rig.call())
+    dispatcher = rig.gateway.dispatcher
+    await rig.until(lambda: (state := dispatcher.state("default/echo")) is not None and state.queue.alone)
+    rig.announce(only)
+    assert (await waiting).status == 200
+    assert [r.get("X-Headrace-Alone") for r in only.requests] == [None, None]
+    await rig.quiet()
