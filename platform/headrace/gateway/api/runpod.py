@@ -190,10 +190,12 @@ class RunpodApi:
         return json_response(request, 200, await self._document(done), server_timing(done))
 
     async def _stream(self, job: Job) -> dict[str, Any]:
-        """The items that no gateway has given yet. What is there when the job is final is all."""
+        """The items of the newest attempt that no gateway has given yet; what is there when the job is final is
+        all. ``attempt`` is ours: where it changes, the items before it are void."""
         chunks = await self._service.store.take_chunks(job.id, limit=STREAM_ITEMS)
         status = "FAILED" if job.state == "cancelled" else RUNPOD_WORDS[job.state]
-        return {"status": status, "stream": [{"output": msgspec.Raw(chunk.data)} for chunk in chunks]}
+        items = [{"output": msgspec.Raw(chunk.data), "attempt": chunk.attempt} for chunk in chunks]
+        return {"status": status, "stream": items}
 
     async def _retry(self, route: Route) -> dict[str, Any]:
         job = await self._job(route)
