@@ -357,11 +357,14 @@ async def released_jobs_wait_for_their_delay(harness: Harness) -> None:
 async def releases_that_count_are_bounded(harness: Harness) -> None:
     """The last of ``max_attempts`` makes the job failed, as lost, with the reason."""
     async with opened(harness) as bench:
+        ended = bench.ended()
         await bench.submit("a", max_attempts=2)
         await bench.release(await bench.lease_one(), lost=False)
         await bench.release(await bench.lease_one(), lost=True)
         await bench.expect("a", "queued")
+        assert not ended, f"told: {ended}"
         assert await bench.release(await bench.lease_one(), lost=False, reason="instance i-1 was killed")
+        assert [one.state for one in ended] == ["failed"], f"told: {ended}"
         job = await bench.expect("a", "failed")
         assert job.error is not None
         assert job.error["type"] == "urn:headrace:job-lost", f"{job.error}"

@@ -5,7 +5,7 @@ Times are seconds since the Unix epoch (``..._at``), durations seconds (``..._s`
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -206,6 +206,15 @@ class Undelivered(Value, frozen=True, kw_only=True):
     """When it is tried again; None: it was given up."""
     detail: str = ""
     """What came of the last try."""
+
+
+class Ended(NamedTuple):
+    """A job that a store has ended by itself."""
+
+    project: str
+    endpoint: str
+    state: JobState
+    created_at: float
 
 
 class Counts(Value, frozen=True, kw_only=True):

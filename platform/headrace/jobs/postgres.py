@@ -20,6 +20,7 @@ from headrace.jobs.model import (
     Chunk,
     Counts,
     Delivery,
+    Ended,
     Job,
     Lease,
     NewJob,
@@ -56,8 +57,12 @@ class PostgresStore:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._watch = Watch(link, _Q["notify"])
-        self._writes = Writes(link, _Q)
+        self.ended: Callable[[Ended], None] = lambda _: None
+        self._writes = Writes(link, _Q, self._tell)
         self._folds: set[asyncio.Task[None]] = set()
+
+    def _tell(self, job: Ended) -> None:
+        self.ended(job)  # as it is set then
 
     async def close(self) -> None:
         """Store what is queued, for at most `DRAIN_S`, and close."""

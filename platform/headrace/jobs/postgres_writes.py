@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headrace.jobs import ends
-from headrace.jobs.model import Job, Lease, NewJob, Result
+from headrace.jobs.model import Ended, Job, Lease, NewJob, Result
 from headrace.jobs.postgres_lanes import Lane
 from headrace.jobs.postgres_link import Connection, Link
 from headrace.jobs.postgres_rows import (
@@ -97,8 +97,9 @@ class Move(NamedTuple):
 class Writes:
     """The lanes; each is called with one item and gives its result after the commit."""
 
-    def __init__(self, link: Link, queries: Mapping[str, str]) -> None:
+    def __init__(self, link: Link, queries: Mapping[str, str], ended: Callable[[Ended], None]) -> None:
         self._link = link
+        self._tell = ended
         self._q = queries
         self.submit = Lane(self._submit, size=lambda item: len(item[0].input.data))
         self.lease = Lane(self._lease, key=lambda item: (item.project, item.endpoint))
@@ -208,14 +209,18 @@ class Writes:
     async def move(self, lock: str, args: Sequence[Any], decide: Callable[[Row], Move]) -> set[str]:
         """Lock jobs by a query, decide for each, and move them, in one transaction; the ids."""
 
-        async def work(connection: Connection, _: bool) -> set[str]:
+        async def work(connection: Connection, _: bool) -> Sequence[tuple[Row, Move]]:
             async with connection.transaction():
-                moves = [decide(row) for row in await connection.fetch(self._q[lock], *args)]
+                moves = [(row, decide(row)) for row in await connection.fetch(self._q[lock], *args)]
                 if moves:
-                    await connection.execute(self._q["move"], *columns(moves))
-            return {one.job for one in moves}
+                    await connection.execute(self._q["move"], *columns([move for _, move in moves]))
+            return moves
 
-        return await self._link.run(work)
+        moves = await self._link.run(work)
+        for row, move in moves:
+            if move.state in FINAL:
+                self._tell(Ended(row["project"], row["endpoint"], move.state, row["created_at"]))
+        return {move.job for _, move in moves}
 
     async def abandon(self, waiter: str, now: float, free_key: bool) -> Job | None:
         """See `JobStore.abandon`."""

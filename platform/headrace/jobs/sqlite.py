@@ -18,6 +18,7 @@ from headrace.jobs.model import (
     Chunk,
     Counts,
     Delivery,
+    Ended,
     Job,
     Lease,
     NewJob,
@@ -46,6 +47,7 @@ class SqliteStore:
     def __init__(self, database: Database, path: Path) -> None:
         self._db = database
         self._path = path
+        self.ended: Callable[[Ended], None] = lambda _: None
 
     async def close(self) -> None:
         """See `JobStore.close`."""
@@ -154,7 +156,7 @@ class SqliteStore:
         if last is None:
             return 0
         some = args | {"last": last, "limit": SLICE}
-        return await self._repeat(lambda db: db.execute(Q["purge_some"], some).rowcount)
+        return await self._repeat(lambda db: (db.execute(Q["purge_some"], some).rowcount, ()))
 
     async def counts(self, project: str, endpoint: str) -> Counts:
         """See `JobStore.counts`."""
@@ -239,7 +241,7 @@ class SqliteStore:
     ) -> bool:
         """See `JobStore.release`."""
         how: dict[str, Any] = {"reason": clean(reason), "lost": lost, "delay_s": delay_s, "unsent": unsent}
-        return await self._write(lambda db: moves.release(db, job_id, fence, now, **how))
+        return await self._ending(lambda db: moves.release(db, job_id, fence, now, **how))
 
     async def release_owner(self, owner: str, now: float) -> int:
         """See `JobStore.release_owner`."""
@@ -300,11 +302,20 @@ class SqliteStore:
 
     # -- the database -------------------------------------------------------------------------
 
-    async def _repeat(self, fn: Callable[[sqlite3.Connection], int], limit: int | None = None) -> int:
+    async def _ending(self, fn: Callable[[sqlite3.Connection], tuple[T, Sequence[Ended]]]) -> T:
+        """Write, and tell of the jobs that came to an end by it."""
+        result, ended = await self._write(fn)
+        for job in ended:
+            self.ended(job)
+        return result
+
+    async def _repeat(
+        self, fn: Callable[[sqlite3.Connection], tuple[int, Sequence[Ended]]], limit: int | None = None
+    ) -> int:
         """In slices until less than one is done, so that nobody waits for all of it; how many in all."""
         done = 0
         while limit is None or done < limit:
-            some = await self._write(fn)
+            some = await self._ending(fn)
             done += some
             if some < SLICE:
                 break

@@ -8,7 +8,7 @@ of NUL and of surrogates. A record that cannot be read keeps no other job from i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from headrace import errors
@@ -17,6 +17,7 @@ from headrace.jobs.model import (
     Chunk,
     Counts,
     Delivery,
+    Ended,
     Job,
     Lease,
     NewJob,
@@ -39,6 +40,10 @@ TAKE_BYTES = 8 << 20
 
 class JobStore(Protocol):
     """See the module. ``now`` is always the caller's clock, in seconds since the Unix epoch."""
+
+    ended: Callable[[Ended], None]
+    """Told, once it is committed, of each job that a call here has ended by itself: with its time to live, or
+    with the last attempt that it had. For whoever counts; does nothing until it is set."""
 
     async def close(self) -> None:
         """Commit what is queued and close."""

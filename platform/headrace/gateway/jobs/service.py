@@ -20,7 +20,7 @@ from headrace.gateway.jobs.results import store_payload
 from headrace.gateway.jobs.runner import Runner
 from headrace.gateway.jobs.webhooks import Document, WebhookSender
 from headrace.jobs.blobs import BlobStore
-from headrace.jobs.model import INLINE_BYTES, Attempt, Chunk, Counts, Job, NewJob, Payload, Result
+from headrace.jobs.model import INLINE_BYTES, Attempt, Chunk, Counts, Ended, Job, NewJob, Payload, Result
 from headrace.jobs.state import FINAL, JobState
 from headrace.jobs.store import JobStore, StoreUnavailable
 from headrace.observe.tracing import CURRENT
@@ -65,6 +65,7 @@ class JobService:
         """The stores are open."""
         self._store, self._blobs, self._runner, self.webhooks = store, blobs, runner, webhooks
         runner.finished = self._finished
+        store.ended = self._ended_by_store
         webhooks.documents = self.documents
 
     def drain(self) -> None:
@@ -344,6 +345,11 @@ class JobService:
 
     def _finished(self, job: Job, result: Result) -> None:
         self._ended(job, result.state)
+
+    def _ended_by_store(self, job: Ended) -> None:
+        state = self._dispatcher.state(f"{job.project}/{job.endpoint}")
+        if state is not None:  # calls with a key are stored under another name
+            state.meter.job(job.state, max(0.0, time.time() - job.created_at))
 
     def _ended(self, job: Job, how: JobState) -> None:
         state = self._dispatcher.state(f"{job.project}/{job.endpoint}")

@@ -329,24 +329,26 @@ SELECT id FROM stored UNION ALL SELECT id FROM before;
 -- name: held
 -- Lock jobs whose fence holds, to move them; with their attempts since the submission or the last retry.
 SELECT j.id, j.state, j.owner, j.attempts - j.old_attempts - j.lost + j.old_lost AS counted, j.lost - j.old_lost AS lost,
-    j.max_attempts
+    j.max_attempts, j.project, j.endpoint, j.created_at
 FROM unnest($1::text[], $2::int[]) AS g (id, fence) JOIN headrace.jobs j ON j.id = g.id
 WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR UPDATE OF j;
 
 -- name: owned
 -- Lock jobs of a worker that is gone.
-SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts
+SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts,
+    project, endpoint, created_at
 FROM headrace.jobs WHERE owner = $1 AND state = 'running' ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED;
 
 -- name: silent
 -- Lock jobs whose worker was not heard of in time. Running ones are few: no index on lease_until.
-SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts
+SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts,
+    project, endpoint, created_at
 FROM headrace.jobs WHERE state = 'running' AND lease_until <= $1 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED;
 
 -- name: past_deadline
 -- Lock jobs that have not ended in their time to live.
-SELECT id, state, owner, 0 AS counted, 0 AS lost, max_attempts FROM headrace.jobs
-WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED;
+SELECT id, state, owner, 0 AS counted, 0 AS lost, max_attempts, project, endpoint, created_at
+FROM headrace.jobs WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED;
 
 -- name: move
 -- Queue locked jobs again, or end them without a result.

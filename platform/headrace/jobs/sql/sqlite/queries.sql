@@ -267,7 +267,7 @@ DELETE FROM attempts WHERE job = :seq AND number = :fence;
 -- End a running job that has no attempt left.
 UPDATE jobs SET state = 'failed', moved_at = :now, finished_at = :now, expires_at = :now + retention_s,
                 lost = lost + :lost, lease_owner = NULL, lease_until = NULL, error = :error, reason = :reason
-WHERE seq = :seq AND state = 'running';
+WHERE seq = :seq AND state = 'running' RETURNING project, endpoint, state, created_at;
 
 -- name: budget
 -- Attempts of the running job at a fence: seq, those that count, those that were lost, how many may count, and what
@@ -294,7 +294,7 @@ WHERE deadline_at IS NOT NULL AND finished_at IS NULL AND deadline_at <= :now OR
 -- End a job that is past its deadline.
 UPDATE jobs SET state = 'timed_out', moved_at = :now, finished_at = :now, expires_at = :now + retention_s,
                 lease_owner = NULL, lease_until = NULL, error = :error, reason = :reason
-WHERE seq = :seq AND state IN ('queued', 'running');
+WHERE seq = :seq AND state IN ('queued', 'running') RETURNING project, endpoint, state, created_at;
 
 -- name: remove_expired
 -- Remove jobs that are past their retention.
