@@ -40,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     clients.retries_what_is_dead,
     clients.a_retry_has_a_new_budget,
     clients.purges_only_what_waits,
+    clients.purges_no_fresh_lease_of_another,
     clients.counts_every_state,
     workers.leases_by_priority_then_age,
     workers.keys_take_turns,

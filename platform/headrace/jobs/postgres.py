@@ -8,6 +8,7 @@ statement moved a job. After a lost connection a call is repeated within a budge
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from headrace.jobs.postgres_watch import Watch, WatchCallback
 from headrace.jobs.postgres_writes import Append, Finish, Move, Note, Release, Want, Writes, ended, timed_out
 from headrace.jobs.sql import load_queries
 from headrace.jobs.state import JobState
-from headrace.jobs.store import TAKE_BYTES
+from headrace.jobs.store import NOTED_S, TAKE_BYTES
 from headrace.jobs.text import clean, clean_result
 
 _Q = load_queries("postgres")
@@ -159,12 +160,13 @@ class PostgresStore:
             self._watch.tell("queued", project, job.endpoint)
         return job
 
-    async def purge(self, project: str, endpoint: str, now: float) -> int:
+    async def purge(self, project: str, endpoint: str, now: float, *, owner: str | None = None) -> int:
         """See `JobStore.purge`."""
+        noted = math.inf if owner is None else now - NOTED_S
         last = await self._value("purge_last", project, endpoint)
         removed = 0
         while last is not None:
-            some = await self._changed("purge", project, endpoint, last, SLICE)
+            some = await self._changed("purge", project, endpoint, last, SLICE, noted, owner or "")
             removed += some
             if some < SLICE:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from headrace.jobs.sql import load_migrations
 from headrace.jobs.sqlite_moves import Q
 from headrace.jobs.sqlite_rows import insert_row, job_of, new_job, readable
 from headrace.jobs.state import JobState
-from headrace.jobs.store import TAKE_BYTES, IdempotencyConflict, StoreUnavailable
+from headrace.jobs.store import NOTED_S, TAKE_BYTES, IdempotencyConflict, StoreUnavailable
 from headrace.jobs.text import clean, clean_result
 from headrace.sqlite_writer import Database, StoreBusy, open_database
 
@@ -149,9 +150,10 @@ class SqliteStore:
         """See `JobStore.retry`."""
         return await self._write(lambda db: moves.retry(db, project, job_id, now))
 
-    async def purge(self, project: str, endpoint: str, now: float) -> int:
+    async def purge(self, project: str, endpoint: str, now: float, *, owner: str | None = None) -> int:
         """See `JobStore.purge`."""
-        args = {"project": project, "endpoint": endpoint}
+        noted = math.inf if owner is None else now - NOTED_S
+        args = {"project": project, "endpoint": endpoint, "owner": owner, "noted": noted}
         last = await self._read(lambda db: db.execute(Q["purge_last"], args).fetchone()[0])
         if last is None:
             return 0

@@ -36,6 +36,8 @@ ended it before: something about it may be what kills its workers."""
 
 
 TAKE_BYTES = 8 << 20
+NOTED_S = 2.0
+"""A lease so old is noted when an instance has the job; before, that may be on its way."""
 
 
 class JobStore(Protocol):
@@ -123,9 +125,13 @@ class JobStore(Protocol):
         """
         ...
 
-    async def purge(self, project: str, endpoint: str, now: float) -> int:
+    async def purge(self, project: str, endpoint: str, now: float, *, owner: str | None = None) -> int:
         """Remove all jobs of the endpoint that no instance has: queued ones, and leased ones that wait in a
-        gateway; how many."""
+        gateway; how many.
+
+        ``owner``: the worker that asks, which has noted what instances have of its own. What others leased in
+        the last `NOTED_S` stays: instances may have it, and the store is not told yet.
+        """
         ...
 
     async def counts(self, project: str, endpoint: str) -> Counts:

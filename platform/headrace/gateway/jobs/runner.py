@@ -55,7 +55,7 @@ class Runner:
         self._blobs = blobs
         self._dispatcher = dispatcher
         self._table = table
-        self._owner = owner
+        self.owner = owner
         self._hub = hub
         self._results = Results(store, blobs, hub)
         self._leases = Leases(store, owner, self._spawn, self._void, self._moved, self._returned)
@@ -191,7 +191,7 @@ class Runner:
             now = time.time()
             leases = list(
                 await self._store.lease(
-                    self._owner, lane.project, lane.stored_as, limit=want, now=now, until=now + LEASE_S
+                    self.owner, lane.project, lane.stored_as, limit=want, now=now, until=now + LEASE_S
                 )
             )
             lane.took_over(want, leases)
@@ -245,7 +245,7 @@ class Runner:
         try:
             now = time.time()
             leases = await self._store.lease(
-                self._owner, lane.project, lane.stored_as, limit=MAX_DOOMED, now=now, until=now + LEASE_S
+                self.owner, lane.project, lane.stored_as, limit=MAX_DOOMED, now=now, until=now + LEASE_S
             )
             for lease in leases:
                 run = self._runs[lease.job.id] = Run(lease, lane)

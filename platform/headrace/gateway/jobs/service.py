@@ -196,7 +196,7 @@ class JobService:
         """Remove all jobs of the endpoint that no instance has; how many."""
         store, runner = self._open()
         await runner.begin_purge(project, endpoint)
-        count = await store.purge(project, endpoint, time.time())
+        count = await store.purge(project, endpoint, time.time(), owner=runner.owner)
         await runner.end_purge(project, endpoint)
         return count
 

@@ -163,10 +163,12 @@ UPDATE headrace.jobs j SET turn = 1 + greatest(
 WHERE id = $1 AND project = $2 AND state IN ('failed', 'timed_out');
 
 -- name: purge
--- Remove an endpoint's jobs that no instance has up to a seq, as many as given; not what a worker moves now.
+-- Remove an endpoint's jobs that no instance has up to a seq, as many as given; of those leased after $5 the owner's
+-- only, and not what a worker moves now.
 DELETE FROM headrace.jobs WHERE id IN (
     SELECT id FROM headrace.jobs WHERE project = $1 AND endpoint = $2
-        AND (state = 'queued' OR state = 'running' AND sent_at IS NULL) AND seq <= $3
+        AND (state = 'queued' OR state = 'running' AND sent_at IS NULL AND (started_at <= $5 OR owner = $6))
+        AND seq <= $3
     ORDER BY seq LIMIT $4 FOR UPDATE SKIP LOCKED);
 
 -- name: purge_last

@@ -143,10 +143,11 @@ SELECT max(seq) FROM jobs INDEXED BY jobs_state
 WHERE project = :project AND endpoint = :endpoint AND (state = 'queued' OR state = 'running' AND sent_at IS NULL);
 
 -- name: purge_some
--- Remove some jobs of an endpoint up to a seq that no instance has.
+-- Remove some jobs of an endpoint up to a seq that no instance has; of those leased after :noted the owner's only.
 DELETE FROM jobs WHERE seq IN (
     SELECT seq FROM jobs INDEXED BY jobs_state
-    WHERE project = :project AND endpoint = :endpoint AND (state = 'queued' OR state = 'running' AND sent_at IS NULL)
+    WHERE project = :project AND endpoint = :endpoint
+      AND (state = 'queued' OR state = 'running' AND sent_at IS NULL AND (started_at <= :noted OR lease_owner = :owner))
       AND seq <= :last LIMIT :limit);
 
 -- name: counts
