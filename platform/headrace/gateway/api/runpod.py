@@ -190,8 +190,8 @@ class RunpodApi:
         return json_response(request, 200, await self._document(done), server_timing(done))
 
     async def _stream(self, job: Job) -> dict[str, Any]:
-        """The items of the newest attempt that no gateway has given yet; what is there when the job is final is
-        all. ``attempt`` is ours: where it changes, the items before it are void."""
+        """The items of the newest attempt that no gateway has given yet. What is there when the job is final
+        is all. ``attempt`` is ours: where it changes, the items before it are void."""
         chunks = await self._service.store.take_chunks(job.id, limit=STREAM_ITEMS)
         status = "FAILED" if job.state == "cancelled" else RUNPOD_WORDS[job.state]
         items = [{"output": msgspec.Raw(chunk.data), "attempt": chunk.attempt} for chunk in chunks]
