@@ -343,7 +343,7 @@ async def test_a_large_result_outlasts_an_outage_of_its_store_and_its_job_runs_o
 
 
 async def test_a_store_that_cannot_be_meant_ends_the_start(work: Path) -> None:
-    with pytest.raises(SettingsError, match="is no store"):
+    with pytest.raises(SettingsError, match="--store: not an address"):
         await LocalCluster(make_settings(work / "odd", store="mysql://x/y")).start()
 
 
