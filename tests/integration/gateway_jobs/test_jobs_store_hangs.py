@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from headrace import Client
+from headrace.gateway.jobs import leases, runner
 from headrace.jobs import postgres_link
 
 from tests.fixtures_postgres import PostgresServer, running_postgres
@@ -44,6 +45,10 @@ SOURCE = """
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresServer]:
     for name in ("CONNECT_S", "STATEMENT_S"):
         monkeypatch.setattr(postgres_link, name, BUDGET_S / 2)
+    # A lease whose answer was lost is nobody's until it ends.
+    for module in (leases, runner):
+        monkeypatch.setattr(module, "LEASE_S", 3.0 * HANGS_S)
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 1.0)
     with running_postgres() as server:
         yield server
 
