@@ -65,6 +65,7 @@ CHECKS: tuple[Check, ...] = (
     leases.lists_what_waits_in_a_gateway_as_queued,
     leases.a_refused_job_was_not_sent,
     leases.unsent_leases_do_not_count,
+    leases.leases_without_an_answer_are_taken_back,
     times.an_expired_lease_is_queued_again,
     times.a_prolonged_lease_is_not_touched,
     times.lost_attempts_are_bounded,

@@ -32,7 +32,18 @@ from headrace.jobs.model import (
 from headrace.jobs.postgres_link import POOL_SIZE, RETRY_BUDGET_S, Connection, Link, connect
 from headrace.jobs.postgres_rows import Row, columns, delivery_of_row, job_of_row
 from headrace.jobs.postgres_watch import Watch, WatchCallback
-from headrace.jobs.postgres_writes import Append, Finish, Move, Note, Release, Want, Writes, ended, timed_out
+from headrace.jobs.postgres_writes import (
+    Append,
+    Finish,
+    Move,
+    Note,
+    Release,
+    Want,
+    Writes,
+    ended,
+    timed_out,
+    unsent,
+)
 from headrace.jobs.sql import load_queries
 from headrace.jobs.state import JobState
 from headrace.jobs.store import NOTED_S, TAKE_BYTES
@@ -213,6 +224,12 @@ class PostgresStore:
         return await self._writes.lease(
             Want(owner, project, endpoint, limit, now, until, secrets.randbits(62))
         )
+
+    async def take_back(self, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+        """See `JobStore.take_back`."""
+        if not calls:
+            return 0
+        return await self._slices("unanswered", [owner, *columns(calls)], lambda row: unsent(row, now))
 
     async def heartbeat(self, owner: str, leases: Sequence[tuple[str, int]], until: float) -> Sequence[str]:
         """See `JobStore.heartbeat`."""

@@ -200,7 +200,7 @@ class Writes:
         def move(row: Row) -> Move:
             item = by_id[row["id"]]
             if item.unsent:
-                return Move(row["id"], "queued", item.now, item.delay_s, item.reason, 0, None, 1)
+                return unsent(row, item.now, item.reason, item.delay_s)
             return ended(row, item.now, item.reason, lost=item.lost, delay_s=item.delay_s)
 
         held = await self.move("held", columns([(item.job, item.fence) for item in items]), move)
@@ -303,6 +303,11 @@ def ended(row: Row, now: float, reason: str, *, lost: bool, delay_s: float = 0.0
         return Move(row["id"], "queued", now, delay_s, reason, int(lost), None)
     problem, why = ends.lost_problem(reason, counted, lost_now)
     return Move(row["id"], "failed", now, 0.0, why, int(lost), msgspec.json.encode(problem))
+
+
+def unsent(row: Row, now: float, reason: str = "", delay_s: float = 0.0) -> Move:
+    """What becomes of a job that no instance had."""
+    return Move(row["id"], "queued", now, delay_s, reason, 0, None, 1)
 
 
 def timed_out(row: Row, now: float) -> Move:

@@ -199,6 +199,11 @@ class SqliteStore:
             lambda db: moves.lease(db, owner, project, endpoint, limit=max(0, limit), now=now, until=until)
         )
 
+    async def take_back(self, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+        """See `JobStore.take_back`."""
+        which = tuple(calls)
+        return await self._write(lambda db: moves.take_back(db, owner, which, now)) if which else 0
+
     async def heartbeat(self, owner: str, leases: Sequence[tuple[str, int]], until: float) -> Sequence[str]:
         """See `JobStore.heartbeat`."""
         held = tuple(leases)

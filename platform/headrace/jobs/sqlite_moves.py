@@ -124,6 +124,17 @@ def lease(
     return [Lease(job=job, fence=job.attempts, owner=owner, until=until) for job in jobs.values()]
 
 
+def take_back(db: sqlite3.Connection, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+    """See `JobStore.take_back`."""
+    rows: list[tuple[str, int]] = []
+    for project, endpoint, at in calls:
+        args = {"owner": owner, "project": project, "endpoint": endpoint, "at": at}
+        rows += db.execute(Q["unanswered"], args).fetchall()
+    for job_id, fence in rows:
+        release(db, job_id, fence, now, reason="", lost=True, delay_s=0.0, unsent=True)
+    return len(rows)
+
+
 def heartbeat(
     db: sqlite3.Connection, owner: str, leases: Sequence[tuple[str, int]], until: float
 ) -> list[str]:

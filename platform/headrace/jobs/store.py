@@ -156,6 +156,13 @@ class JobStore(Protocol):
         """
         ...
 
+    async def take_back(self, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+        """Queue again what `lease` calls took whose answers never came: (project, endpoint, their ``now``);
+        how many. Only what is the owner's still, and noted as with no instance. As with ``unsent`` of
+        `release` nothing is counted, and each keeps its place.
+        """
+        ...
+
     async def heartbeat(self, owner: str, leases: Sequence[tuple[str, int]], until: float) -> Sequence[str]:
         """Prolong (job id, fence) pairs; gives the ids that are not the owner's any more."""
         ...

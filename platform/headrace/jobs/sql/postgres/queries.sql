@@ -241,6 +241,14 @@ RETURNING j.*;
 SELECT * FROM headrace.jobs
 WHERE state = 'running' AND owner = ANY ($1::text[]) AND lease_call = ANY ($2::bigint[]);
 
+-- name: unanswered
+-- Lock jobs of a worker, which no instance has, that were leased by given calls.
+SELECT j.id, j.state, j.owner, 0 AS counted, 0 AS lost, j.max_attempts, j.project, j.endpoint, j.created_at
+FROM headrace.jobs j
+WHERE j.owner = $1 AND j.state = 'running' AND j.sent_at IS NULL AND (j.project, j.endpoint, j.started_at) IN (
+    SELECT project, endpoint, at FROM unnest($2::text[], $3::text[], $4::float8[]) AS c (project, endpoint, at))
+ORDER BY j.id LIMIT $5 FOR UPDATE OF j SKIP LOCKED;
+
 -- name: heartbeat
 -- Prolong leases; gives the ids that are still the owner's.
 WITH held AS MATERIALIZED (

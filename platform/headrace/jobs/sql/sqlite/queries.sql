@@ -196,6 +196,12 @@ RETURNING seq, notify, attempts - base_attempts, rank, turn;
 INSERT INTO turns (project, endpoint, rank, turn) VALUES (:project, :endpoint, :rank, :turn)
 ON CONFLICT (project, endpoint, rank) DO UPDATE SET turn = excluded.turn WHERE turns.turn < excluded.turn;
 
+-- name: unanswered
+-- Running jobs of one worker, which no instance has, that one call leased.
+SELECT id, attempts FROM jobs INDEXED BY jobs_owner
+WHERE lease_owner = :owner AND state = 'running' AND sent_at IS NULL
+  AND project = :project AND endpoint = :endpoint AND started_at = :at;
+
 -- name: heartbeat
 -- Prolong one lease.
 UPDATE jobs SET lease_until = :until
