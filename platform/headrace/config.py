@@ -6,6 +6,7 @@ Command line over ``HEADRACE_*`` environment over ``headrace.toml`` over the def
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import tomllib
@@ -109,11 +110,8 @@ def load_settings(
     _take(merged, sources, from_env, lambda name: f"HEADRACE_{name.upper()}")
     given_here = {k: v for k, v in (cli or {}).items() if v is not None}
     _take(merged, sources, given_here, lambda name: f"--{name.replace('_', '-')}")
-    if starting and (why := _unreadable_ca(merged.get("webhook_ca", ""))):
-        raise SettingsError(
-            f"{sources['webhook_ca']}={merged['webhook_ca']}: {why}.",
-            hint="Name a PEM file with one or more certificates.",
-        )
+    if starting:
+        _check_start(merged, sources)
     data = Path(merged.get("data_dir", Settings.__struct_defaults__[0])).expanduser().absolute()
     merged["data_dir"] = str(data)
     if not merged.get("run_dir"):
@@ -149,6 +147,8 @@ _ADDRESSES = {
     "blobs": (r"s3://[^/?#@]+(/[^?#]*)?", "s3://bucket/prefix", "a directory in the data directory"),
 }
 """Setting -> what its values look like, an example, and what an empty one means."""
+EXTRAS = {"store": ("asyncpg", "postgres"), "blobs": ("boto3", "s3")}
+"""Setting -> the package that any value of it needs, and the extra that has it."""
 
 
 def wrong_address(name: str, value: str) -> str:
@@ -171,6 +171,32 @@ def _why_wrong(name: str, error: msgspec.ValidationError) -> str:
         *others, last = get_args(LogLevel)
         return f"use {', '.join(others)} or {last}"
     return str(error).partition(" - at ")[0]
+
+
+def _check_start(merged: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """What would end each gateway, and let it be started again and again."""
+    if why := _unreadable_ca(merged.get("webhook_ca", "")):
+        raise SettingsError(
+            f"{sources['webhook_ca']}={merged['webhook_ca']}: {why}.",
+            hint="Name a PEM file with one or more certificates.",
+        )
+    for name, (package, extra) in EXTRAS.items():
+        if merged.get(name) and not _installed(package):
+            raise missing_extra(sources[name], package, extra)
+
+
+def missing_extra(option: str, package: str, extra: str) -> SettingsError:
+    """An option needs a package that is not there."""
+    return SettingsError(
+        f"{option} needs the package {package}.", hint=f"Install it: pip install 'headrace[{extra}]'."
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # taken out of sys.modules by somebody
+        return False
 
 
 def _unreadable_ca(path: str) -> str:

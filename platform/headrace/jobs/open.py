@@ -7,7 +7,7 @@ import hashlib
 import importlib
 from typing import Any, cast
 
-from headrace.config import Settings, wrong_address
+from headrace.config import EXTRAS, Settings, missing_extra, wrong_address
 from headrace.datadir import read_cluster_token
 from headrace.errors import DataDirError, SettingsError
 from headrace.jobs.blobs import BlobStore, open_local_blobs
@@ -25,7 +25,7 @@ async def open_store(settings: Settings) -> JobStore:
         raise SettingsError(f"--store: {why}.")
     if not url:
         return await open_sqlite(settings.data / "jobs.db")
-    module = _extra("headrace.jobs.postgres", "postgres", "asyncpg", "--store postgresql://...")
+    module = _extra("headrace.jobs.postgres", "store", "--store postgresql://...")
     platform = await asyncio.to_thread(platform_id, settings)
     return cast(JobStore, await module.open_postgres(url, platform=platform))
 
@@ -40,7 +40,7 @@ async def open_blobs(settings: Settings) -> BlobStore:
         raise SettingsError(f"--blobs: {why}.")
     if not url:
         return await asyncio.to_thread(open_local_blobs, settings.data / "blobs-jobs")
-    module = _extra("headrace.jobs.blobs_s3", "s3", "boto3", "--blobs s3://...")
+    module = _extra("headrace.jobs.blobs_s3", "blobs", "--blobs s3://...")
     return cast(BlobStore, await module.open_s3(url, must_answer=False))
 
 
@@ -53,13 +53,12 @@ def platform_id(settings: Settings) -> str:
     return hashlib.sha256(f"headrace-platform:{token}".encode()).hexdigest()[:16]
 
 
-def _extra(module: str, extra: str, package: str, option: str) -> Any:
+def _extra(module: str, setting: str, option: str) -> Any:
     """Import a module that needs an extra. Raises `SettingsError` that names the extra."""
+    package, extra = EXTRAS[setting]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != package and not (error.name or "").startswith(f"{package}."):
             raise
-        raise SettingsError(
-            f"{option} needs the package {package}.", hint=f"Install it: pip install 'headrace[{extra}]'."
-        ) from None
+        raise missing_extra(option, package, extra) from None

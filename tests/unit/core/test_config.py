@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ def test_what_would_end_a_start_is_refused_with_its_source(
         assert why in wrong.value.message
         assert "geheim" not in str(wrong.value)
         assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "package", "extra"),
+    [
+        ("store", "postgresql://u:geheim@h/d", "asyncpg", "postgres"),
+        ("blobs", "s3://bucket/geheim", "boto3", "s3"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named_before_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, package: str, extra: str
+) -> None:
+    environ, toml = {f"HEADRACE_{name.upper()}": value}, tmp_path / "none.toml"
+    assert getattr(load_settings({}, environ, toml, starting=True), name) == value
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda of: None if of == package else real(of))
+    with pytest.raises(SettingsError) as wrong:
+        load_settings({}, environ, toml, starting=True)
+    assert wrong.value.message == f"HEADRACE_{name.upper()} needs the package {package}."
+    assert f"headrace[{extra}]" in str(wrong.value)
+    assert "geheim" not in str(wrong.value)
+    assert getattr(load_settings({}, environ, toml), name) == value
 
 
 def test_a_file_that_is_gone_keeps_nobody_from_stopping_the_platform(tmp_path: Path) -> None:
