@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -322,3 +323,34 @@ async def test_a_name_that_leads_inside_gets_nothing(platform: Platform, receive
     finally:
         sender._private = True
         platform.cluster.gateway.jobs.service._private = True
+
+
+async def test_a_file_of_authorities_that_is_gone_ends_no_gateway(receiver: Receiver, work: Path) -> None:
+    """It was there when the platform was started, and is not when a gateway is started again."""
+    receiver.reset()
+    file = work / "authorities.pem"
+    settings = make_settings(work / "authorities", webhook_private=True, webhook_ca=str(file))
+    async with running_platform(settings, work) as platform:
+        assert (await platform.deploy(SOURCE))["state"] == "succeeded"
+        job = await submit(platform, receiver.url)
+
+        async def waits() -> Any:
+            hooks = (await platform.api("GET", f"/jobs/{job['id']}"))["webhooks"]
+            return hooks and hooks[0]
+
+        hook = await until(waits)
+        assert (hook["state"], hook["tries"], receiver.seen) == ("waiting", 0, [])
+        assert f"webhook_ca {file}: " in hook["detail"]
+        subject = ("-subj", "/CN=an authority", "-keyout", str(work / "authority.key"), "-out", str(file))
+        subprocess.run(
+            ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-x509", *subject],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        await until(lambda: receiver.seen)
+
+        async def delivered() -> bool:
+            return not (await platform.api("GET", f"/jobs/{job['id']}"))["webhooks"]
+
+        await until(delivered)

@@ -305,13 +305,14 @@ class JobService:
 
     async def undelivered(self, job: Job) -> Sequence[dict[str, Any]]:
         """The job's webhook events that were not delivered, as the native API shows them."""
+        waits = self.webhooks.why_not if self.webhooks is not None else ""
         return [
             {
                 "event": one.event,
                 "state": "given_up" if one.next_at is None else "waiting",
                 "tries": one.tries,
                 "next_at": one.next_at,
-                "detail": one.detail,
+                "detail": one.detail if one.next_at is None else waits or one.detail,
             }
             for one in (await self.store.undelivered(job.id) if job.webhook is not None else ())
         ]

@@ -14,7 +14,6 @@ from headrace.errors import DataDirError, RequestError, SettingsError
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.jobs.hints import hear
 from headrace.gateway.jobs.hub import Hub
-from headrace.gateway.jobs.outbound import tls_context
 from headrace.gateway.jobs.owners import OwnerMark
 from headrace.gateway.jobs.runner import Runner
 from headrace.gateway.jobs.service import JobService
@@ -122,7 +121,6 @@ class JobSystem:
     async def _open(self) -> None:
         settings = self._settings
         secret = await asyncio.to_thread(read_secret, settings.data)
-        tls = await asyncio.to_thread(tls_context, settings.webhook_ca)
         # What is open already is closed when the rest cannot be: this is tried every second.
         async with contextlib.AsyncExitStack() as opened:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -134,7 +132,7 @@ class JobSystem:
             opened.pop_all()
         self._store, self._mark = store, mark
         runner = Runner(store, blobs, self._dispatcher, self._table, self._owner, self._hub)
-        webhooks = WebhookSender(blobs, secret, private=settings.webhook_private, tls=tls)
+        webhooks = WebhookSender(blobs, secret, private=settings.webhook_private, ca=settings.webhook_ca)
         self._runner = runner
         runner.client_for = self.sync.client_for
         self.service.attach(store, blobs, runner, webhooks)
