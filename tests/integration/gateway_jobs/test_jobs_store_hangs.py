@@ -15,9 +15,10 @@ import pytest
 from headrace import Client
 from headrace.gateway.jobs import leases, runner
 from headrace.jobs import postgres_link
+from headrace.jobs.model import Job
 
 from tests.fixtures_postgres import PostgresServer, running_postgres
-from tests.integration.conftest import make_settings, running_platform, until
+from tests.integration.conftest import Platform, make_settings, running_platform, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -27,6 +28,13 @@ HANGS_S = 2.0 * BUDGET_S
 CLIENTS = 6
 SOURCE = """
     import asyncio
+    import os
+
+    @headrace.endpoint(name="gate", concurrency=1, scaling=headrace.Scaling(max=1))
+    async def gate(file: str) -> int:
+        while not os.path.exists(file):
+            await asyncio.sleep(0.02)
+        return 1
 
     async def work(tag: str, file: str) -> str:
         with open(file, "a") as f:
@@ -45,7 +53,7 @@ SOURCE = """
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresServer]:
     for name in ("CONNECT_S", "STATEMENT_S"):
         monkeypatch.setattr(postgres_link, name, BUDGET_S / 2)
-    # A lease whose answer was lost is nobody's until it ends.
+    # None ends while it hangs.
     for module in (leases, runner):
         monkeypatch.setattr(module, "LEASE_S", 3.0 * HANGS_S)
     monkeypatch.setattr(leases, "HEARTBEAT_S", 1.0)
@@ -109,3 +117,54 @@ async def test_no_call_fails_while_the_store_hangs(hanging: PostgresServer, work
         assert [tag for tag, _ in found if not runs[tag]] == []
         if name == "once":
             assert [tag for tag, count in runs.items() if count > 1] == []
+
+
+async def test_what_a_lease_took_whose_answer_was_lost_waits_again(
+    hanging: PostgresServer, work: Path
+) -> None:
+    """The statement is on its way to a server that hangs, and committed when nobody waits for it any more."""
+    os.chmod(work, 0o755)
+    settings = make_settings(work / "lost", store=hanging.new_database())
+    async with running_platform(settings, work) as platform:
+        assert (await platform.deploy(SOURCE))["state"] == "succeeded"
+        # Now and then the server hears first that nobody waits, and takes nothing.
+        found = [await leased_while_it_hangs(hanging, platform, work / "open-0")]
+        while not (found[-1].unsent or found[-1].lost) and len(found) < 5:
+            found.append(await leased_while_it_hangs(hanging, platform, work / f"open-{len(found)}"))
+        assert [(job.state, job.lost, job.reason) for job in found] == [("succeeded", 0, "")] * len(found)
+        assert found[-1].unsent
+
+
+async def leased_while_it_hangs(server: PostgresServer, platform: Platform, gate: Path) -> Job:
+    """A job that has ended; the server hung when it was its turn."""
+    jobs = platform.cluster.gateway.jobs
+    await until(lambda: jobs._runner is not None)
+    store, runner = jobs.service.store, jobs._runner
+    assert runner is not None
+    store._link._budget_s = BUDGET_S  # type: ignore[attr-defined]
+
+    def full() -> bool:
+        state = jobs._dispatcher.state("default/gate")
+        return state is not None and any(one.in_flight for one in state.group(None))
+
+    call = asyncio.create_task(platform.call("gate", {"file": str(gate)}))
+    await until(full)
+    status, _, queued = await platform.request(
+        "POST", "/e/gate", json={"file": str(gate)}, headers={"Prefer": "respond-async"}
+    )
+    assert (status, queued["state"]) == (202, "queued")
+    known = set(runner._leases._unanswered)
+    send(server, signal.SIGSTOP)
+    try:
+        gate.touch()
+        await call
+        await until(lambda: set(runner._leases._unanswered) - known)
+    finally:
+        send(server, signal.SIGCONT)
+
+    async def ended() -> Job | None:
+        job = await store.get("default", queued["id"])
+        return job if job is not None and job.state not in ("queued", "running") else None
+
+    job: Job = await until(ended)
+    return job

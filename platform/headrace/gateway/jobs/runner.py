@@ -83,7 +83,7 @@ class Runner:
     def start(self) -> None:
         """Begin to look for jobs."""
         self._spawn(self._looks.run())
-        self._spawn(self._leases.beat(self._runs.values))
+        self._spawn(self._leases.beat(self._runs.values, self.look))
 
     async def stop(self, grace_s: float) -> None:
         """Lease nothing more, give back what has not begun, let the rest end within ``grace_s``, then
@@ -187,8 +187,8 @@ class Runner:
     async def _lease(self, lane: Lane, want: int) -> None:
         lane.ask()
         leases: list[Lease] = []
+        now = time.time()
         try:
-            now = time.time()
             leases = list(
                 await self._store.lease(
                     self.owner, lane.project, lane.stored_as, limit=want, now=now, until=now + LEASE_S
@@ -197,15 +197,20 @@ class Runner:
             lane.took_over(want, leases)
         except RequestError as error:
             log.warning("cannot lease jobs of %s: %s", lane.key, error)
-            lane.retry_at = time.monotonic() + STORE_AGAIN_S
+            self._no_lease(lane, now)
         except Exception:
             log.exception("cannot lease jobs of %s", lane.key)
-            lane.retry_at = time.monotonic() + STORE_AGAIN_S
+            if not leases:
+                self._no_lease(lane, now)
         finally:
             lane.leasing = False
         for lease in leases:
             self._take(lane, lease)
         self._pump(lane)
+
+    def _no_lease(self, lane: Lane, at: float) -> None:
+        lane.retry_at = time.monotonic() + STORE_AGAIN_S
+        self._leases.unanswered(lane, at)
 
     def _take(self, lane: Lane, lease: Lease) -> None:
         run = Run(lease, lane)
@@ -242,8 +247,8 @@ class Runner:
     async def _doom(self, lane: Lane) -> None:
         """Fail jobs of an endpoint that is not there any more."""
         error = EndpointNotFound(f"endpoint {lane.key} was deleted.")
+        now = time.time()
         try:
-            now = time.time()
             leases = await self._store.lease(
                 self.owner, lane.project, lane.stored_as, limit=MAX_DOOMED, now=now, until=now + LEASE_S
             )
@@ -252,6 +257,7 @@ class Runner:
                 self._ended(run, Outcome(error=error))
         except RequestError:
             log.warning("cannot end the jobs of %s", lane.key)
+            self._leases.unanswered(lane, now)
         finally:
             lane.leasing = False
 
