@@ -154,3 +154,67 @@ async def test_an_instance_that_ends_cancels_at_once(serve):
     running.server.cut_off()
     await until(lambda: not running.server.in_flight)
     assert app.cancelled == 1
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("how", ["reset", "close frame"])
+async def test_an_app_that_only_sends_does_not_keep_the_instance_for_itself(serve, capsys, how, stubborn):
+    heard = []
+
+    async def app(scope, receive, send):
+        if scope["type"] != "websocket":
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            try:
+                await send({"type": "websocket.send", "bytes": b"x" * 100_000})
+            except OSError as error:
+                heard.append("left")
+                if not stubborn:
+                    raise RuntimeError("what a framework makes of it") from error
+            except asyncio.CancelledError:
+                heard.append("cancelled")
+                raise
+
+    running, told = await start(serve, app)
+    client = await running.connect()
+    client.send(request(method="GET", headers=HANDSHAKE))
+    async with asyncio.timeout(10):
+        await client.reader.readuntil(b"\r\n\r\n")
+    if how == "close frame":
+        client.send(close_frame())
+        client.writer.write_eof()
+        async with asyncio.timeout(10):
+            while await client.reader.read(1 << 20):
+                pass
+    else:
+        client.writer.transport.abort()
+    await until(lambda: not running.server.in_flight)
+    assert heard[0] == "left"
+    assert heard[-1] == ("cancelled" if stubborn else "left")
+    assert told == []
+    assert "RuntimeError" not in capsys.readouterr().err, "an app that ends for that has not failed"
+
+
+async def test_what_an_app_sends_after_it_has_closed_raises(serve):
+    heard = []
+
+    async def app(scope, receive, send):
+        if scope["type"] != "websocket":
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close"})
+        await send({"type": "websocket.close"})
+        try:
+            await send({"type": "websocket.send", "text": "late"})
+        except OSError as error:
+            heard.append(str(error))
+
+    running, _ = await start(serve, app)
+    client = await running.connect()
+    client.send(request(method="GET", headers=HANDSHAKE))
+    await client.ended()
+    await until(lambda: heard)
+    assert heard == ["the WebSocket is closed: its client has left, or the app closed it"]

@@ -170,6 +170,9 @@ class Exchange:
             waiter: asyncio.Future[None] = self.conn.loop.create_future()
             self.conn.waiting.append(lambda: None if waiter.done() else waiter.set_result(None))
             await waiter
+        elif self.conn.ending:
+            # Who only writes would keep the loop from telling that the client has left.
+            await asyncio.sleep(0)
 
     def _finish(self) -> None:
         self.done = True
@@ -253,6 +256,11 @@ class Connection(asyncio.Protocol):
         """End now."""
         self._deaf = True
         self._transport.abort()
+
+    @property
+    def ending(self) -> bool:
+        """What is written now goes nowhere."""
+        return bool(self._transport.is_closing())
 
     def unsent(self) -> int:
         """Bytes that the client has not taken yet."""

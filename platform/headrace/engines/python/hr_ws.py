@@ -1,8 +1,8 @@
 """WebSocket (RFC 6455) for ASGI apps: handshake, frames, close; no extensions.
 
-A client that leaves is told to the app as `websocket.disconnect`. An app that has not returned
-`Server.cancel_grace_s` later (it may never ask for its next event) is cancelled, and from then on it is work
-that was cancelled, as in a plain request: it holds its slot until it stops, and an instance in which nothing
+A client that leaves is told to the app as `websocket.disconnect`, and by `ClientLeft` when it sends. An app
+that has not returned `Server.cancel_grace_s` later (it may do neither) is cancelled, and from then on it is
+work that was cancelled, as in a plain request: it holds its slot until it stops, and an instance in which nothing
 else runs ends for it.
 """
 
@@ -33,6 +33,10 @@ class BadFrame(Exception):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
+
+
+class ClientLeft(ConnectionError):
+    """What is sent on a closed WebSocket raises, as ASGI says (an ``OSError``)."""
 
 
 class FrameReader:
@@ -154,8 +158,14 @@ class Session:
         return await self._events.get()
 
     async def send(self, event: Dict[str, Any]) -> None:
-        """Take an event from the app."""
+        """Take an event from the app. Raises `ClientLeft` for a message when the WebSocket is closed."""
         kind = event.get("type")
+        if self._state == "closed":
+            # Whatever the app makes of it, others have their turn: it may do nothing but send.
+            await asyncio.sleep(0)
+            if kind == "websocket.send":
+                raise ClientLeft("the WebSocket is closed: its client has left, or the app closed it")
+            return
         if kind == "websocket.accept" and self._state == "connecting":
             self._accept(event)
         elif kind == "websocket.send" and self._state == "open":
@@ -169,8 +179,6 @@ class Session:
                 self._x.problem(Problem("forbidden", "the app refused the WebSocket"))
             else:
                 self.close(int(event.get("code") or 1000), str(event.get("reason") or ""))
-        elif self._state == "closed":
-            return
         else:
             raise RuntimeError(f"{kind!r} may not be sent while the WebSocket is {self._state}")
 
@@ -236,6 +244,13 @@ class Session:
         tell()
 
 
+def of_leaving(error: Optional[BaseException]) -> bool:
+    """Whether that, or what it was raised for, is only that the client has left."""
+    while error is not None and not isinstance(error, ClientLeft):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scope: Dict[str, Any]) -> None:
     """Run the app for one WebSocket; it holds a slot for as long as it lives."""
     try:
@@ -251,7 +266,7 @@ def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scop
         try:
             await app(scope, session.receive, session.send)
         except BaseException as error:
-            if not x.cancelled:
+            if not (x.cancelled or of_leaving(error)):
                 problem, _ = handler_failed(error)
         server.release(x)
         if session.opened:
