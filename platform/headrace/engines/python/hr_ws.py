@@ -2,8 +2,8 @@
 
 A client that leaves is told to the app as `websocket.disconnect`, and by `ClientLeft` when it sends. An app
 that has not returned `Server.cancel_grace_s` later (it may do neither) is cancelled, and from then on it is
-work that was cancelled, as in a plain request: it holds its slot until it stops, and an instance in which nothing
-else runs ends for it.
+work that was cancelled, as in a plain request: it holds its slot until it stops, and an instance in which
+nothing else runs ends for it.
 """
 
 from __future__ import annotations
