@@ -10,8 +10,8 @@ from typing import Literal
 
 ALONE_AFTER = 2
 """Instance deaths that a request was present at, before it runs with no neighbour."""
-ALONE_S = 10.0
-"""What was present at one death waits to run alone for so long; then it is sent with others."""
+ALONE_S = 1.0
+"""What was present at one death waits at most so long to run alone; then it is sent with others."""
 
 Loss = Literal["", "doubted", "death", "broken"]
 """What the loss of an attempt is to its request. ``doubted``: a death, until control says otherwise.
@@ -43,12 +43,27 @@ def runs_alone(deaths: int, used: int, retries: int) -> bool:
     return deaths >= ALONE_AFTER or (deaths > 0 and used >= retries)
 
 
-def joins_at(deaths: int, lost_at: float, deadline: float, came_at: float) -> float:
+def joins_at(
+    deaths: int,
+    lost_at: float,
+    deadline: float,
+    came_at: float,
+    *,
+    suspects: int,
+    instances: int,
+    service_s: float,
+) -> float:
     """Until when it waits for an instance of its own; there was one to wait for since ``came_at``.
 
     After one death most of those who were there are innocent, and they wait for each other, as newcomers
-    do for them: that lasts `ALONE_S`, and at most half of the time that it has left.
+    do for them. So each of the ``suspects`` runs alone only if that is soon over for all: if an instance is
+    left for the others, or they are done one by one, each in ``service_s``, within `ALONE_S` and half of
+    the time that it has left. Else it is sent with others at once, as it is if that takes longer in the end.
     """
     if deaths >= ALONE_AFTER:
         return math.inf
-    return min((lost_at + deadline) / 2, max(lost_at, came_at) + ALONE_S)
+    begin = max(lost_at, came_at)
+    until = min((lost_at + deadline) / 2, begin + ALONE_S)
+    if suspects >= instances and math.ceil(suspects / max(1, instances)) * service_s > until - begin:
+        return lost_at
+    return until

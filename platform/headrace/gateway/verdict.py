@@ -74,6 +74,7 @@ class Losses:
         """The loss costs a retry; ``known``: control has said that the instance died."""
         self._call.retries_used += 1
         attempt.loss = "death" if known else "doubted"
+        attempt.instance.breaks(attempt)
         if not known and len(attempt.instance.losses) < MAX_LOSSES:
             attempt.instance.losses.append(attempt)
 
@@ -231,8 +232,21 @@ class Losses:
     def _join(self) -> None:
         """It is sent with others, once it has waited for an instance of its own for long enough."""
         call, now = self._call, time.monotonic()
-        came_at = min((i.since for i in call.state.group(call.version)), default=now)
-        at = joins_at(self.deaths, self._since, call.deadline, came_at)
+        state = call.state
+        group = state.group(call.version)
+        others = (
+            len(state.queue.alone) - (call in state.queue.alone) + sum(i.reserved is not None for i in group)
+        )
+        victims, ran_s = max((a.instance.broken for a in call.attempts if is_death(a.loss)), default=(1, 0.0))
+        at = joins_at(
+            self.deaths,
+            self._since,
+            call.deadline,
+            min((i.since for i in group), default=now),
+            suspects=max(victims, others + 1),
+            instances=len(group),
+            service_s=max(state.service, ran_s),
+        )
         if at > now:
             self._patience = call.dispatcher.loop.call_later(min(ALONE_S, at - now), self._join)
         else:

@@ -101,7 +101,10 @@ async def test_alone_for_a_death_that_control_denies_it_goes_on_with_the_retries
     await rig.quiet()
 
 
-async def test_with_one_retry_a_request_that_kills_ends_alone_too(rig: Any, patient: None) -> None:
+async def test_with_one_retry_a_request_that_kills_ends_alone_too(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, patient: None
+) -> None:
+    monkeypatch.setattr(deaths, "ALONE_S", 60.0)
     instances: list[Any] = []
     begun, kill, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -150,7 +153,7 @@ async def test_after_one_death_none_waits_for_long_to_be_alone(
     rig: Any, monkeypatch: pytest.MonkeyPatch, patient: None
 ) -> None:
     """Those who were beside it would wait for each other, one by one."""
-    monkeypatch.setattr(deaths, "ALONE_S", 0.3)
+    monkeypatch.setattr(deaths, "ALONE_S", 2.0)
     instances: list[Any] = []
     stay = asyncio.Event()
 
@@ -187,6 +190,41 @@ async def test_after_one_death_none_waits_for_long_to_be_alone(
     assert {a.status for a in answers} == {200}
     await rig.quiet()
     assert all(i.reserved is None for i in state.instances.values())
+
+
+async def test_after_one_death_none_runs_alone_if_the_others_would_wait_for_long(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, patient: None
+) -> None:
+    """They had run for longer than all of them may take, one by one; what they need, nobody knows yet."""
+    monkeypatch.setattr(deaths, "ALONE_S", 0.2)
+    instances: list[Any] = []
+    stay = asyncio.Event()
+
+    async def behaviour(exchange: Any) -> None:
+        if exchange.request in instances[0].requests:
+            await asyncio.sleep(60)
+        await stay.wait()
+        await exchange.answer()
+
+    rig.endpoint(retries=1)
+    await rig.up()
+    instances.append(await rig.instance(behaviour, concurrency=CONCURRENCY))
+    await rig.known(lambda t: t.instances)
+    tasks = [asyncio.create_task(rig.call()) for _ in range(CONCURRENCY - 1)]
+    await rig.until(lambda: instances[0].in_flight == CONCURRENCY - 1)
+    await asyncio.sleep(deaths.ALONE_S)
+    instances.append(await rig.instance(behaviour, concurrency=CONCURRENCY))
+    await rig.known(lambda t: len(t.instances) == 2)
+    for writer in list(instances[0]._writers):
+        writer.transport.abort()
+    dies(rig, instances[0].id)
+    await rig.until(lambda: instances[1].in_flight == CONCURRENCY - 1)
+    tasks.append(asyncio.create_task(rig.call()))
+    await rig.until(lambda: instances[1].in_flight == CONCURRENCY)
+    stay.set()
+    assert {(await t).status for t in tasks} == {200}
+    assert {r.get("X-Headrace-Alone") for r in instances[1].requests} == {None}
+    await rig.quiet()
 
 
 async def test_the_loss_of_a_host_makes_nobody_run_alone(rig: Any, patient: None) -> None:

@@ -49,13 +49,44 @@ def test_only_a_death_convicts():
     assert goes_on(alone=True, died=True, deaths=1, used=2, retries=5) == "again"
 
 
-def test_who_saw_one_death_does_not_wait_to_be_alone_until_its_deadline():
-    assert joins_at(1, 100.0, 110.0, 0.0) == 105.0, "half of what is left"
-    assert joins_at(1, 100.0, 700.0, 0.0) == 100.0 + ALONE_S
-    assert joins_at(1, 100.0, 700.0, 150.0) == 150.0 + ALONE_S, (
-        "nothing can be alone before an instance is there"
+def joins(deaths=1, *, lost_at=100.0, deadline=700.0, came_at=0.0, suspects=1, instances=1, service_s=0.0):
+    return joins_at(
+        deaths, lost_at, deadline, came_at, suspects=suspects, instances=instances, service_s=service_s
     )
-    assert joins_at(2, 100.0, 110.0, 0.0) == math.inf
+
+
+def test_who_saw_one_death_does_not_wait_to_be_alone_until_its_deadline():
+    assert joins(deadline=101.0) == 100.5, "half of what is left"
+    assert joins() == 100.0 + ALONE_S
+    assert joins(came_at=150.0) == 150.0 + ALONE_S, "nothing can be alone before an instance is there"
+    assert joins(came_at=150.0, instances=0) == 150.0 + ALONE_S
+
+
+@pytest.mark.parametrize(
+    ("suspects", "instances", "service_s", "left_s", "alone"),
+    [
+        (4, 1, 0.25, 600, True),
+        (5, 1, 0.25, 600, False),
+        (5, 2, 0.25, 600, True),
+        (5, 0, 0.25, 600, False),  # one will come, as far as is known
+        (6, 1, 2.0, 6, False),
+        (4, 1, 0.25, 1.5, False),  # they would take it half of its time and more
+        (1, 1, 0.9, 600, True),
+        (1, 1, 30.0, 600, False),  # newcomers would wait for it, and each has another try
+        (1, 2, 30.0, 600, True),  # they go to the other one
+        (2, 2, 30.0, 600, False),
+        (50, 1, 0.0, 600, True),  # nobody has been answered, and they had just begun
+    ],
+)
+def test_who_saw_one_death_runs_alone_only_if_nobody_waits_long_for_that(
+    suspects, instances, service_s, left_s, alone
+):
+    at = joins(suspects=suspects, instances=instances, service_s=service_s, deadline=100.0 + left_s)
+    assert (at > 100.0) is alone
+
+
+def test_who_saw_two_deaths_waits_to_be_alone_whatever_it_takes():
+    assert joins(2, deadline=110.0, suspects=99, service_s=60.0) == math.inf
 
 
 @pytest.mark.parametrize(
