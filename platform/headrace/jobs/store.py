@@ -129,8 +129,9 @@ class JobStore(Protocol):
         """Remove all jobs of the endpoint that no instance has: queued ones, and leased ones that wait in a
         gateway; how many.
 
-        ``owner``: the worker that asks, which has noted what instances have of its own. What others leased in
-        the last `NOTED_S` stays: instances may have it, and the store is not told yet.
+        ``owner``: the worker that asks, which has noted what instances have of its own, and notes first what
+        it sends until this has returned. What others leased in the last `NOTED_S` stays: instances may have
+        it, and the store is not told yet.
         """
         ...
 
