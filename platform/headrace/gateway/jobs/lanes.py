@@ -94,8 +94,17 @@ class Run:
         may not be ours any more."""
         if self.marked:
             return False
-        old = not self.lane.sync and time.monotonic() - self.leased_at > MARK_FIRST_S
-        return old or not self.idempotent
+        if self.lane.purging or not self.idempotent:
+            return True
+        return not self.lane.sync and time.monotonic() - self.leased_at > MARK_FIRST_S
+
+    @property
+    def purgeable(self) -> bool:
+        """Whether a purge would take it although an instance has it, is about to get it, or has ended it."""
+        if self.marked or self.void:
+            return False
+        # While its connection is made it is not sent, but nothing looks at the store any more.
+        return bool(self.sent_at) or (not self.settling and bool(self.instance) and not self.queued)
 
     @property
     def instance(self) -> str:
@@ -130,6 +139,8 @@ class Lane:
     sent: set[Run] = field(default_factory=set)
     """With the dispatcher."""
     settling: int = 0
+    purging: int = 0
+    """Purges under way: they remove what the store does not know of as sent."""
     leasing: bool = False
     retry_at: float = 0.0
     missing_since: float = 0.0
@@ -148,11 +159,16 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether nothing is left of it."""
-        return not (self.waiting or self.held or self.sent or self.leasing or self.settling)
+        busy = self.held or self.sent or self.leasing or self.settling or self.purging
+        return not (self.waiting or busy)
 
     def took(self, seconds: float) -> None:
         """A job has run so long."""
         self.service_s = seconds if not self.service_s else self.service_s * 0.8 + seconds * 0.2
+
+    def purged(self) -> None:
+        """A purge is over."""
+        self.purging -= 1
 
     def heard(self, priority: Priority) -> None:
         """A job was stored."""

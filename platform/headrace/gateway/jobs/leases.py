@@ -120,7 +120,11 @@ class Leases:
         job_id, fence = run.key
         if not await self._store.note(job_id, fence, instance=instance, sent_at=run.sent_at or time.time()):
             return False
-        run.marked, run.noted = True, instance
+        if run.queued and not run.accepted:
+            # Refused meanwhile: no instance has it after all.
+            self._spawn(self._unmark(run))
+        else:
+            run.marked, run.noted = True, instance
         return True
 
     def _due(self, run: Run) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.jobs.attempt import begin, deadline_passed, sent_before, take_over
 from headrace.gateway.jobs.hub import Hub
 from headrace.gateway.jobs.lanes import Lane, Lanes, Run
-from headrace.gateway.jobs.leases import LEASE_S, Leases
+from headrace.gateway.jobs.leases import LEASE_S, TAKE_BACK_S, Leases
 from headrace.gateway.jobs.looks import Looks
 from headrace.gateway.jobs.outcome import Release
 from headrace.gateway.jobs.results import STORE_AGAIN_S, Budget, Results
@@ -133,17 +134,22 @@ class Runner:
         """The job, if this gateway has its lease."""
         return self._runs.get(job_id)
 
-    async def begin_purge(self, project: str, endpoint: str) -> None:
-        """What instances have already is not purged: the store must know of it."""
-        lane = self._lanes.get(project, endpoint)
-        runs = [run for run in lane.sent if run.sent_at and not run.marked] if lane is not None else []
-        await asyncio.gather(*(self._leases.mark(run, run.instance) for run in runs if not run.settling))
-
-    async def end_purge(self, project: str, endpoint: str) -> None:
-        """What waited here was purged, too."""
-        lane = self._lanes.get(project, endpoint)
-        if lane is not None:
-            await self._leases.prolong([*lane.held, *(run for run in lane.sent if not run.sent_at)])
+    @asynccontextmanager
+    async def purging(self, project: str, endpoint: str) -> AsyncIterator[None]:
+        """Around a purge. What instances have, get meanwhile, or have ended is not purged: the store must
+        know of it. What waited here was purged, too."""
+        lane = self._lanes.of(project, endpoint)
+        lane.purging += 1
+        try:
+            runs = [run for run in self._runs.values() if run.lane is lane and run.purgeable]
+            await asyncio.gather(*(self._leases.mark(run, run.instance) for run in runs))
+            yield
+        except BaseException:
+            # The store may carry it out nevertheless, for as long as statements may take.
+            asyncio.get_running_loop().call_later(TAKE_BACK_S, lane.purged)
+            raise
+        lane.purged()
+        await self._leases.prolong([*lane.held, *(run for run in lane.sent if not run.sent_at)])
         self.look()
 
     def abort(self, job_id: str) -> None:

@@ -195,10 +195,8 @@ class JobService:
     async def purge(self, project: str, endpoint: str) -> int:
         """Remove all jobs of the endpoint that no instance has; how many."""
         store, runner = self._open()
-        await runner.begin_purge(project, endpoint)
-        count = await store.purge(project, endpoint, time.time(), owner=runner.owner)
-        await runner.end_purge(project, endpoint)
-        return count
+        async with runner.purging(project, endpoint):
+            return await store.purge(project, endpoint, time.time(), owner=runner.owner)
 
     async def counts(self, project: str, endpoint: str) -> Counts:
         """Jobs of the endpoint by state."""
