@@ -118,7 +118,7 @@ class Dispatcher:
         if state.queue or state.circuit.open:
             return False
         instance = state.pick(call.version, (first.route.id,))
-        if instance is None or instance is first or not state.budget.take():
+        if instance is None or instance is first or not state.budget.take_for_copy():
             return False
         self._start(call.second(instance), instance)
         return True
