@@ -280,7 +280,6 @@ class Call:
             # It stays where it is: an answer that has begun has to be ended in the client's framing.
             attempt.outcome = "lost"
             self._unhedge()
-            self._timer.cancel()
             losses.end(attempt, "began" if began else "once", detail, known=known)
             return
         self._end(attempt, "host-lost" if why == "host" else "lost", answered=False)

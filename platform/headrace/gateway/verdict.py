@@ -141,8 +141,10 @@ class Losses:
 
     def expired(self) -> RequestError | None:
         """Its deadline passes: the error, if it waits for control's word on it."""
-        if self._last is None or not self._ends:
+        if self._last is None or not (self._ends or self._fate):
             return None
+        if self._fate:
+            return lost_error(self._detail, self._fate, deaths=0)
         told = sum(a.loss == "death" for a in self._call.attempts)
         return lost_error(self._detail, "retries", self._call.attempt, told)
 
@@ -216,13 +218,26 @@ class Losses:
         if self._ends and last.loss == "doubted" and (self._mute or last.instance.route.suspect):
             # It was the host, the machine or the platform that ended or stood still.
             self.excused(last)
-        for attempt in call.attempts if self._last is last else ():
-            if attempt.loss == "doubted" and not uncertain(attempt.instance):
-                # Who died is out of control's table by now.
-                known = attempt.instance.route.id in call.state.instances
-                attempt.loss = "broken" if known else "death"
         if self._last is last:
+            for attempt in call.attempts:
+                if attempt.loss == "doubted" and not uncertain(attempt.instance):
+                    self._settle(attempt)
             self._reconsider(settled=True)
+
+    def _settle(self, attempt: Attempt) -> None:
+        """Control has not said what it was: who died should be out of its table by now.
+
+        Who is in it and was announced again lives. One that was not may be dead, for control may be busy,
+        or stand still: while the request goes on, that counts as a death. It runs alone then, which harms
+        nobody, and one that kills takes no others along. But nothing ends for it as the one that kills.
+        """
+        call, instance = self._call, attempt.instance
+        if call.state.instances.get(instance.route.id) is not instance:
+            attempt.loss = "death"
+        elif instance.usable or (
+            self._ends and (attempt is self._last or call.retries_used > call.state.route.retries)
+        ):
+            attempt.loss = "broken"
 
     def _be_patient(self) -> None:
         if self._patience is not None:

@@ -37,7 +37,7 @@ async def test_broken_connections_to_several_living_instances_are_no_deaths(
     rig: Any, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
     """Control announces them again later than a verdict on one that is dead takes, or is silent."""
-    monkeypatch.setattr(verdict, "SURE_S", 3600.0 if announced else 0.05)
+    monkeypatch.setattr(verdict, "SURE_S", 3600.0 if announced else 0.5)
     rig.endpoint(retries=2)
     await rig.up()
     both = [await rig.instance(resets) for _ in range(2)]
@@ -274,4 +274,34 @@ async def test_who_went_alone_on_suspicion_is_no_suspect_once_control_denies_the
     rig.announce(only)
     assert (await waiting).status == 200
     assert [r.get("X-Headrace-Alone") for r in only.requests] == [None, None]
+    await rig.quiet()
+
+
+@pytest.mark.parametrize("losses", [2, 3, 4])
+async def test_while_control_says_nothing_what_was_lost_twice_runs_alone(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, losses: int
+) -> None:
+    """Its instances may all be dead; that a request killed them needs control's word."""
+    monkeypatch.setattr(verdict, "SURE_S", 0.05)
+    seen: list[Any] = []
+
+    async def behaviour(exchange: Any) -> None:
+        seen.append(exchange.request)
+        if len(seen) <= losses:
+            exchange.reset()
+        else:
+            await exchange.answer()
+
+    rig.endpoint(retries=3)
+    await rig.up()
+    for _ in range(4):
+        await rig.instance(behaviour)
+    await rig.known(lambda t: len(t.instances) == 4)
+    answer = await rig.call()
+    assert [r.get("X-Headrace-Alone") for r in seen] == [None, None, "1", "1"][: losses + 1]
+    if losses < 4:
+        assert (answer.status, answer.get("X-Headrace-Attempt")) == (200, str(losses + 1))
+    else:
+        assert (answer.status, answer.json()["type"]) == (502, "urn:headrace:instance-died")
+        assert "sent 4 times, and its instance or the connection was lost" in answer.json()["detail"]
     await rig.quiet()

@@ -295,6 +295,26 @@ async def test_who_waits_for_control_to_return_hears_of_the_death_at_the_deadlin
     await rig.quiet()
 
 
+@pytest.mark.parametrize("began", [True, False])
+async def test_what_is_not_sent_again_waits_for_the_reason_up_to_its_deadline(
+    rig: Any, patient: None, began: bool
+) -> None:
+    async def breaks(exchange: Any) -> None:
+        if began:
+            await exchange.begin_chunked()
+            await exchange.chunk(b'{"n":1}\n')
+        exchange.reset()
+
+    rig.endpoint(idempotent=False, timeout_s=0.3)
+    await rig.up()
+    await rig.instance(breaks)
+    await rig.known(lambda t: t.instances)
+    answer = await rig.call()
+    assert answer.status == (200 if began else 502)
+    assert b"urn:headrace:instance-died" in answer.body
+    await rig.quiet()
+
+
 @pytest.mark.parametrize("dead", [True, False])
 async def test_a_request_on_a_host_that_is_suspect_waits_for_its_fate(rig: Any, dead: bool) -> None:
     """All instances of a host that dies break off at once; that it is dead is known seconds later."""
