@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -11,6 +12,7 @@ import pytest
 from headrace.errors import BlobsUnavailable, ControlAway, DeadlineExceeded, RequestError, StoreUnavailable
 from headrace.sdk import manage, transport
 from headrace.sdk.client import Client
+from headrace.sdk.job import POLL_MARGIN_S, STREAM_TRIES, Job
 
 
 class Restarting(BaseHTTPRequestHandler):
@@ -139,3 +141,39 @@ def test_a_store_that_is_away_for_longer_is_told(server: str) -> None:
         answer = client.request("POST", "/api/v1/jobs", body=b"{}", repeatable=False)
         assert (answer.status, len(Restarting.heard)) == (503, 1)
         answer.close()
+
+
+def test_a_result_is_waited_for_while_the_store_is_away(server: str) -> None:
+    Restarting.left, Restarting.error = 3, StoreUnavailable("away.", retry_after=0)
+    Restarting.value = b'{"id": "j", "state": "succeeded", "output": 7}'
+    # No time to repeat within one request: the wait itself goes on.
+    with Client(server, "key", retry_for=0.0) as client:
+        assert Job(client, {"id": "j"}).result(30) == 7
+        Restarting.left = 2
+        assert Job(client, {"id": "j"}).result() == 7
+
+
+def test_a_result_is_not_waited_for_longer_than_was_asked_for(server: str) -> None:
+    Restarting.left, Restarting.error = 10**6, StoreUnavailable("away.", retry_after=0.8)
+    # Were each request repeated for its whole time, this would take that long.
+    with Client(server, "key", retry_for=60.0) as client:
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match="away") as late:
+            Job(client, {"id": "j"}).result(0.3)
+        assert isinstance(late.value.__cause__, StoreUnavailable)
+        Restarting.hangs_after = 0
+        with pytest.raises(TimeoutError, match="no answer"):
+            Job(client, {"id": "j"}).result(0.3)
+        assert time.monotonic() - started < POLL_MARGIN_S
+
+
+def test_a_stream_is_waited_for_while_the_store_is_away(server: str) -> None:
+    Restarting.left, Restarting.error = STREAM_TRIES + 2, StoreUnavailable("away.", retry_after=0)
+    Restarting.value = (
+        b"""{"item": 1, "attempt": 1, "seq": 0}\n{"end": {"state": "succeeded", "error": null}}\n"""
+    )
+    with Client(server, "key", retry_for=0.0) as client:
+        assert list(Job(client, {"id": "j"}).stream()) == [1]
+    Restarting.left = 10**6
+    with Client(server, "key", timeout=0.3, retry_for=0.0) as client, pytest.raises(StoreUnavailable):
+        list(Job(client, {"id": "j"}).stream())
