@@ -85,12 +85,14 @@ def load_settings(
     toml: Path | None = None,
     *,
     starting: bool = False,
+    finding: bool = False,
 ) -> Settings:
     """Merge the sources. Raises `SettingsError` naming the source and the setting.
 
     ``cli`` values that are None were not given. ``toml`` defaults to ``headrace.toml`` in the
     current directory, when there is one. ``starting``: files that the platform reads at its start must be
-    there; without it (`headrace down`) they are not looked at.
+    there. ``finding``: the caller only looks for a platform (`headrace down`, a client): a wrong value that
+    does not say where it is counts as not given, and what starts with it is told.
     """
     environ = os.environ if environ is None else environ
     merged: dict[str, Any] = {}
@@ -103,13 +105,13 @@ def load_settings(
             raise SettingsError(f"{path}: {error}.", hint="Correct the file or remove it.") from error
         # `[bundle]` in the same file is about the project's code (headrace.sdk.bundle), no setting.
         table.pop("bundle", None)
-        _take(merged, sources, table, lambda name: f"{path}: {name}")
+        _take(merged, sources, table, lambda name: f"{path}: {name}", finding=finding)
     fields = {f.name for f in msgspec.structs.fields(Settings)}
     given = {name: environ.get(f"HEADRACE_{name.upper()}") for name in fields}
     from_env = {name: value for name, value in given.items() if value}
-    _take(merged, sources, from_env, lambda name: f"HEADRACE_{name.upper()}")
+    _take(merged, sources, from_env, lambda name: f"HEADRACE_{name.upper()}", finding=finding)
     given_here = {k: v for k, v in (cli or {}).items() if v is not None}
-    _take(merged, sources, given_here, lambda name: f"--{name.replace('_', '-')}")
+    _take(merged, sources, given_here, lambda name: f"--{name.replace('_', '-')}", finding=finding)
     if starting:
         _check_start(merged, sources)
     data = Path(merged.get("data_dir", Settings.__struct_defaults__[0])).expanduser().absolute()
@@ -124,24 +126,31 @@ def _take(
     sources: dict[str, str],
     values: Mapping[str, Any],
     source: Callable[[str], str],
+    *,
+    finding: bool,
 ) -> None:
     """Convert one source's values, each by itself, so that an error names it. They win over earlier ones."""
     for name, value in values.items():
+        known = name in Settings.__struct_fields__
         try:
-            merged[name] = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
-            why = wrong_address(name, merged[name])
+            found = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
+            why = wrong_address(name, found)
         except msgspec.ValidationError as error:
             why = _why_wrong(name, error)
         if why:
-            known = name in Settings.__struct_fields__
+            # What is unknown may be a data directory in other letters: that of another platform is no answer.
+            if finding and known and name not in _PLACE:
+                continue
             # Addresses may hold a password.
             shown = f"={str(value)[:80]}" if known and name not in _ADDRESSES else ""
             raise SettingsError(
                 f"{source(name)}{shown}: {why}.", hint="`headrace up --help` lists the settings."
             )
-        sources[name] = source(name)
+        merged[name], sources[name] = found, source(name)
 
 
+_PLACE = ("data_dir", "run_dir")
+"""Settings that say where a platform is."""
 _ADDRESSES = {
     "store": (r"postgres(ql)?://.*", "postgresql://user@host/database", "SQLite in the data directory"),
     "blobs": (r"s3://[^/?#@]+(/[^?#]*)?", "s3://bucket/prefix", "a directory in the data directory"),

@@ -115,7 +115,7 @@ class UpProgress:
 @json_option
 def down_command(out: Output, data_dir: str | None) -> None:
     """End the platform; done when its processes have ended."""
-    settings = load_settings({"data_dir": data_dir})
+    settings = load_settings({"data_dir": data_dir}, finding=True)
     from headrace.cluster import supervisor  # noqa: PLC0415 - psutil and asyncio parts that other commands lack
 
     with out.progress("stopping the platform") as step:

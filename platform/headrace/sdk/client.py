@@ -318,6 +318,6 @@ def _local_admin_key(url: str) -> str | None:
         except ValueError:
             return None
     try:
-        return Path(load_settings().data_dir, "admin.key").read_text().strip() or None
+        return Path(load_settings(finding=True).data_dir, "admin.key").read_text().strip() or None
     except OSError:
         return None

@@ -12,6 +12,7 @@ import headrace.cli.main as cli_main
 import pytest
 from headrace.cli.app import COMMANDS, SUMMARIES, cli, run
 from headrace.errors import DataDirError, EndpointNotFound, SpecError
+from headrace.sdk.client import Client
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +176,18 @@ def test_without_a_platform_it_says_how_to_start_one(
     document = json.loads(shown.out)
     assert document["error"]["type"] == "NotRunning"
     assert document["error"]["exit_code"] == 1
+
+
+@pytest.mark.parametrize("line", ['store = "mysql://u:p@h"', 'log_level = "loud"'])
+def test_who_only_looks_for_a_platform_is_not_refused_for_a_value_that_is_wrong(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_API_KEY", raising=False)
+    Path("headrace.toml").write_text(f'data_dir = "{tmp_path}/d"\n{line}\n')
+    assert run(["down", "--json"]) == 0
+    assert f"{tmp_path}/d" in capsys.readouterr().out
+    Client("http://127.0.0.1:1").close()
 
 
 def test_down_without_a_platform_is_done_already(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,30 @@ def test_a_file_that_is_gone_keeps_nobody_from_stopping_the_platform(tmp_path: P
     assert settings.webhook_ca == "/nope.pem"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'store = "mysql://u:p@h"',
+        'blobs = "ftp://x"',
+        'log_level = "loud"',
+        "port = 70000",
+        'webhook_ca = "/no"',
+    ],
+)
+def test_a_wrong_value_keeps_nobody_from_finding_the_platform(tmp_path: Path, line: str) -> None:
+    toml = tmp_path / "headrace.toml"
+    toml.write_text(f'{line}\ndata_dir = "{tmp_path}/d"\ndrain_grace = 7\n')
+    environ = {"HEADRACE_SPARES": "-1"}
+    settings = load_settings({}, environ, toml, finding=True)
+    assert (settings.data, settings.drain_grace, settings.spares) == (tmp_path / "d", 7, 2)
+    with pytest.raises(SettingsError):
+        load_settings({}, environ, toml, starting=True)
+    # That may be where it is, in other letters.
+    toml.write_text('data_dri = "d"\n')
+    with pytest.raises(SettingsError, match="data_dri: there is no such setting"):
+        load_settings({}, {}, toml, finding=True)
+
+
 def test_values_that_are_right_are_taken(tmp_path: Path) -> None:
     given = {
         "store": "postgresql://u:p@h/d?sslmode=require",
