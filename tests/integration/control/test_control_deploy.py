@@ -55,6 +55,7 @@ async def test_a_new_endpoint_that_does_not_import_is_failed_with_the_traceback(
     assert "ImportError" in platform.gateway.endpoints[route.endpoint].reason
     await platform.restart()
     assert "ImportError" in platform.world.endpoints["default/hello"].reason, "also after a restart"
+    assert platform.world.endpoints["default/hello"].spec.entry == platform.spec().entry
     for part in platform.parts:
         await part.connect()
     platform.gateway.wake("hello")
