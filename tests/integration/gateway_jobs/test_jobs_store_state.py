@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from headrace.gateway.jobs import system
 
 from tests.integration.conftest import make_settings, running_platform, until
+
+STUCK_S = 10.0
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -45,7 +48,24 @@ async def test_a_store_that_refuses_or_is_silent_is_told_with_why(
             async def has_key(self, *_: str) -> bool:
                 return await asyncio.get_running_loop().create_future()
 
+        class Stuck:
+            asked = 0
+
+            async def has_key(self, *_: str) -> bool:
+                Stuck.asked += 1
+                ended = asyncio.get_running_loop().create_task(asyncio.sleep(STUCK_S))
+                # As a connection that cannot even be cancelled.
+                while not ended.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.shield(ended)
+                return True
+
         service = platform.cluster.gateway.jobs.service
         service._store = Silent()  # type: ignore[assignment]
         assert "within 0.2 s" in (await state())["reason"]
+        service._store = Stuck()  # type: ignore[assignment]
+        async with asyncio.timeout(STUCK_S / 2):
+            told = await asyncio.gather(*(state() for _ in range(3)))
+        assert [s["reachable"] for s in told] == [False] * 3
+        assert Stuck.asked == 1
         service._store = None

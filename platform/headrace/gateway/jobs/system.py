@@ -52,6 +52,7 @@ class JobSystem:
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = True
         self._mark: OwnerMark | None = None
+        self._probe: asyncio.Task[None] | None = None
         self._store: JobStore | None = None
         self._runner: Runner | None = None
         self.service = JobService(dispatcher, self._hub, webhook_private=settings.webhook_private)
@@ -73,6 +74,8 @@ class JobSystem:
     async def stop(self, grace_s: float) -> None:
         """Give leases back, let attempts end within ``grace_s``, and close."""
         self.service.detach()
+        if self._probe is not None:
+            self._probe.cancel()
         runner, mark, store = self._runner, self._mark, self._store
         for task in self._tasks:
             task.cancel()
@@ -107,16 +110,27 @@ class JobSystem:
 
     async def store_state(self) -> dict[str, Any]:
         """``kind`` of the job store, whether it is ``reachable`` now, and the ``reason`` why not."""
+        # One at a time, with its outcome for all who ask meanwhile: none of them takes a connection more.
+        probe = self._probe
+        if probe is None or probe.done():
+            probe = self._probe = asyncio.get_running_loop().create_task(self._ask_store())
+            probe.add_done_callback(_seen)
+        # Not `asyncio.timeout`: a query that is cancelled waits for its connection, as long as that hangs.
+        done, _ = await asyncio.wait([probe], timeout=PROBE_S)
         reason = ""
-        try:
-            async with asyncio.timeout(PROBE_S):
-                await self.service.store.has_key("", "", "")
-        except TimeoutError:
+        if not done or probe.cancelled():
+            if not probe.cancelling():
+                probe.cancel()
             reason = f"the job store did not answer within {PROBE_S:g} s"
-        except RequestError as error:
+        elif isinstance(error := probe.exception(), RequestError):
             reason = error.message.rstrip(".")
+        elif error is not None:
+            raise error
         kind = "postgresql" if self._settings.store else "sqlite"
         return {"kind": kind, "reachable": not reason, "reason": reason}
+
+    async def _ask_store(self) -> None:
+        await self.service.store.has_key("", "", "")
 
     async def _open(self) -> None:
         settings = self._settings
@@ -166,3 +180,9 @@ class JobSystem:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+
+def _seen(probe: asyncio.Task[None]) -> None:
+    """An error that nobody waited for is no news."""
+    if not probe.cancelled():
+        probe.exception()
