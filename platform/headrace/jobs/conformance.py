@@ -68,6 +68,7 @@ CHECKS: tuple[Check, ...] = (
     leases.leases_without_an_answer_are_taken_back,
     times.an_expired_lease_is_queued_again,
     times.a_prolonged_lease_is_not_touched,
+    times.a_sweep_may_leave_leases_alone,
     times.lost_attempts_are_bounded,
     times.the_time_to_live_ends_a_job,
     times.every_retry_gives_the_time_to_live_anew,

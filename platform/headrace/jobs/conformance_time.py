@@ -40,6 +40,24 @@ async def a_prolonged_lease_is_not_touched(harness: Harness) -> None:
         assert await bench.finish(lease)
 
 
+async def a_sweep_may_leave_leases_alone(harness: Harness) -> None:
+    """Expired leases stay, and can be prolonged, when their owners could not do so; other work goes on."""
+    async with opened(harness) as bench:
+        await bench.submit("a")
+        lease = await bench.lease_one()
+        await bench.submit("late", ttl_s=LEASE_S)
+        bench.now += LEASE_S + 1
+        before = bench.now
+        await bench.store.sweep(before, leases=False)
+        await bench.expect("a", "running")
+        await bench.expect("late", "timed_out")
+        bench.now += 5
+        assert not await bench.store.heartbeat("w1", [("a", lease.fence)], bench.now + LEASE_S)
+        await bench.store.sweep(before)
+        await bench.expect("a", "running")
+        assert await bench.finish(lease)
+
+
 async def lost_attempts_are_bounded(harness: Harness) -> None:
     """A job that loses every worker ends, with a problem that says so."""
     async with opened(harness) as bench:

@@ -291,12 +291,16 @@ class PostgresStore:
 
     # -- time ---------------------------------------------------------------------------------
 
-    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+    async def sweep(self, now: float, limit: int = 1000, *, leases: bool = True) -> Sequence[str]:
         """See `JobStore.sweep`."""
         await self._slices("past_deadline", [now], lambda row: timed_out(row, now), limit)
-        await self._slices(
-            "silent", [now], lambda row: ended(row, now, ends.silent_worker(row["owner"]), lost=True), limit
-        )
+        if leases:
+            await self._slices(
+                "silent",
+                [now],
+                lambda row: ended(row, now, ends.silent_worker(row["owner"]), lost=True),
+                limit,
+            )
         await self._changed("remove", now, limit)
         await self._changed("named_blobs", now, OFFERS, limit)
         blobs = await self._rows("loose_blobs", now, now + OFFER_AGAIN_S, limit)

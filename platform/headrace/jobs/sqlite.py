@@ -261,10 +261,11 @@ class SqliteStore:
 
     # -- time ---------------------------------------------------------------------------------
 
-    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+    async def sweep(self, now: float, limit: int = 1000, *, leases: bool = True) -> Sequence[str]:
         """See `JobStore.sweep`. ``limit`` holds for each kind of work."""
         await self._repeat(lambda db: moves.sweep_deadlines(db, now, SLICE), limit)
-        await self._repeat(lambda db: moves.sweep_leases(db, now, SLICE), limit)
+        if leases:
+            await self._repeat(lambda db: moves.sweep_leases(db, now, SLICE), limit)
         await self._repeat(lambda db: moves.sweep_expired(db, now, SLICE), limit)
         blobs: list[str] = []
         for _ in range(-(-limit // SLICE)):

@@ -220,10 +220,13 @@ class JobStore(Protocol):
 
     # -- time ---------------------------------------------------------------------------------
 
-    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+    async def sweep(self, now: float, limit: int = 1000, *, leases: bool = True) -> Sequence[str]:
         """Queue again what has an expired lease (or fail it, out of attempts, with the reason); time
         out what is past its deadline; remove what is past its retention. Gives blobs that nothing names now;
         the same one may be given more than once, so that none stays when its deletion was missed.
+
+        Not ``leases``: expired ones stay, since those who hold them could not prolong them. However late it
+        gets to its work, nothing ends by it that had not yet ended at ``now``.
         """
         ...
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 from headrace import Client
-from headrace.gateway.jobs import leases, runner
+from headrace.gateway.jobs import leases, runner, sweeper
 from headrace.jobs import postgres_link
-from headrace.jobs.model import Job
+from headrace.jobs.model import Job, NewJob, Payload
 
 from tests.fixtures_postgres import PostgresServer, running_postgres
 from tests.integration.conftest import Platform, make_settings, running_platform, until
@@ -40,6 +41,14 @@ SOURCE = """
         with open(file, "a") as f:
             f.write(f"{tag}\\n")
         await asyncio.sleep(0.2)
+        return tag
+
+    @headrace.endpoint(name="shut", concurrency=8, scaling=headrace.Scaling(max=1), idempotent=False)
+    async def shut(tag: str, file: str, gate: str) -> str:
+        with open(file, "a") as f:
+            f.write(f"{tag}\\n")
+        while not os.path.exists(gate):
+            await asyncio.sleep(0.02)
         return tag
 
     echo = headrace.endpoint(name="echo", concurrency=8, scaling=headrace.Scaling(max=1))(work)
@@ -117,6 +126,64 @@ async def test_no_call_fails_while_the_store_hangs(hanging: PostgresServer, work
         assert [tag for tag, _ in found if not runs[tag]] == []
         if name == "once":
             assert [tag for tag, count in runs.items() if count > 1] == []
+
+
+async def test_no_attempt_is_lost_when_the_store_hangs_for_longer_than_a_lease(
+    hanging: PostgresServer, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could prolong a lease meanwhile, or tell a result; what a dead gateway had comes back soon."""
+    for module in (leases, runner):
+        monkeypatch.setattr(module, "LEASE_S", 3.0)
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.5)
+    monkeypatch.setattr(sweeper, "GAP_S", 1.5)
+    monkeypatch.setattr(sweeper, "STEADY_S", 3.0)
+    noted, gate = work / "noted", work / "open"
+    noted.touch()
+    os.chmod(noted, 0o666)
+    os.chmod(work, 0o755)
+    settings = make_settings(work / "lease", store=hanging.new_database())
+    async with running_platform(settings, work) as platform:
+        assert (await platform.deploy(SOURCE))["state"] == "succeeded"
+        service = platform.cluster.gateway.jobs.service
+        await until(lambda: service._store is not None)
+        store = service.store
+        store._link._budget_s = BUDGET_S  # type: ignore[attr-defined]
+        given = {"file": str(noted), "gate": str(gate)}
+
+        def call(tag: str) -> str:
+            with Client(platform.cluster.url, platform.cluster.admin_key) as client:
+                value: str = client.call("shut", json={"tag": tag, **given}, timeout=60, idempotent=False)
+                return value
+
+        calls = [asyncio.create_task(asyncio.to_thread(call, f"call-{n}")) for n in range(3)]
+        jobs = []
+        for n in range(3):
+            status, _, job = await platform.request(
+                "POST", "/e/shut", json={"tag": f"job-{n}", **given}, headers={"Prefer": "respond-async"}
+            )
+            assert status == 202
+            jobs.append(job["id"])
+        await until(lambda: len(noted.read_text().split()) == len(calls) + len(jobs))
+        now = time.time()
+        await store.submit(NewJob(id="other", project="p", endpoint="e", input=Payload()), now)
+        assert await store.lease("gw-elsewhere", "p", "e", limit=1, now=now, until=now + 1.0)
+        send(hanging, signal.SIGSTOP)
+        try:
+            gate.touch()
+            await asyncio.sleep(6.0)
+        finally:
+            send(hanging, signal.SIGCONT)
+        assert await asyncio.wait_for(asyncio.gather(*calls), 60) == ["call-0", "call-1", "call-2"]
+
+        async def found(job_id: str, project: str, state: str) -> Job | None:
+            job = await store.get(project, job_id)
+            return job if job is not None and job.state == state else None
+
+        for job_id in jobs:
+            job = await until(lambda job_id=job_id: found(job_id, "default", "succeeded"))
+            assert (job.lost, job.reason) == (0, "")
+        assert max(Counter(noted.read_text().split()).values()) == 1
+        assert (await until(lambda: found("other", "p", "queued"))).lost == 1
 
 
 async def test_what_a_lease_took_whose_answer_was_lost_waits_again(

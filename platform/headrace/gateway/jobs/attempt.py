@@ -189,8 +189,9 @@ def sent_before(run: Run) -> InstanceDied | None:
     if run.idempotent or not 0 < run.lease.job.sent < run.lease.fence:
         return None
     return InstanceDied(
-        "an instance had accepted it once; then the gateway that waited for the answer died, and no instance "
-        "has kept one. It is not sent again, since the endpoint is not idempotent.",
+        "an instance had accepted it once; then the gateway that waited for the answer died or lost touch "
+        "with the job store, and no instance has kept one. It is not sent again, since the endpoint is not "
+        "idempotent.",
         hint="It may have run: check before you send it again.",
     )
 
