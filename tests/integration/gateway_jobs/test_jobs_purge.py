@@ -118,6 +118,32 @@ async def test_what_has_ended_and_is_not_stored_yet_stays(
     await rests_once(platform, job_id, file)
 
 
+async def test_what_was_purged_while_its_lease_was_on_its_way_is_not_sent(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, file = await ready(platform), shared_file(platform, "leased.txt")
+    real = store.lease
+    leased, go = asyncio.Event(), asyncio.Event()
+
+    async def lease(*args: Any, **more: Any) -> Any:
+        found = await real(*args, **more)
+        if found:
+            leased.set()
+            async with asyncio.timeout(30):
+                await go.wait()
+        return found
+
+    monkeypatch.setattr(store, "lease", lease)
+    job_id = await submit(platform, 0, file)
+    await leased.wait()
+    assert (await platform.api("POST", "/endpoints/nap/purge"))["removed"] == 1
+    go.set()
+    lane = lane_of(platform)
+    await until(lambda: not (lane.leasing or lane.held or lane.sent or lane.settling))
+    status, _, _ = await platform.request("GET", f"/api/v1/jobs/{job_id}")
+    assert (status, file.read_text()) == (404, "")
+
+
 async def test_what_is_about_to_be_sent_stays(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     store, file = await ready(platform), shared_file(platform, "about.txt")
     state = platform.cluster.gateway.dispatcher.state("default/nap")

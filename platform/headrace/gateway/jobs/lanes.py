@@ -58,10 +58,13 @@ class Run:
     flushing: bool = False
     idempotent: bool = True
     leased_at: float = field(default_factory=time.monotonic)
+    """When the store was asked for it."""
     sent_at: float = 0.0
     """Since when (Unix epoch) an instance has it; 0: it waits."""
     marked: bool = False
     """The store knows that an instance has it, or gets it next."""
+    unmarking: asyncio.Event | None = None
+    """The store is told that no instance has it; set when that is done."""
     asking: bool = False
     """Instances are asked whether they have kept the answer of an earlier attempt."""
     borrowed: int = 0
@@ -94,7 +97,7 @@ class Run:
         may not be ours any more."""
         if self.marked:
             return False
-        if self.lane.purging or not self.idempotent:
+        if self.lane.purging or self.leased_at < self.lane.purged_at or not self.idempotent:
             return True
         return not self.lane.sync and time.monotonic() - self.leased_at > MARK_FIRST_S
 
@@ -141,6 +144,8 @@ class Lane:
     settling: int = 0
     purging: int = 0
     """Purges under way: they remove what the store does not know of as sent."""
+    purged_at: float = 0.0
+    """When the last purge was over (monotonic): what was leased before may be gone."""
     leasing: bool = False
     retry_at: float = 0.0
     missing_since: float = 0.0
@@ -169,6 +174,7 @@ class Lane:
     def purged(self) -> None:
         """A purge is over."""
         self.purging -= 1
+        self.purged_at = time.monotonic()
 
     def heard(self, priority: Priority) -> None:
         """A job was stored."""

@@ -113,16 +113,19 @@ class Leases:
         if run.marked and not run.accepted:
             run.marked = False
             run.noted = ""
-            self._spawn(self._unmark(run))
+            self._take_mark(run)
 
     async def mark(self, run: Run, instance: str) -> bool:
         """Write down that the instance has it, or gets it next. False: the fence is void."""
         job_id, fence = run.key
+        while run.unmarking is not None:
+            # The later one of two notes has to be stored last.
+            await run.unmarking.wait()
         if not await self._store.note(job_id, fence, instance=instance, sent_at=run.sent_at or time.time()):
             return False
         if run.queued and not run.accepted:
             # Refused meanwhile: no instance has it after all.
-            self._spawn(self._unmark(run))
+            self._take_mark(run)
         else:
             run.marked, run.noted = True, instance
         return True
@@ -139,9 +142,17 @@ class Leases:
             # The next heartbeat tells it.
             log.info("job %s is not noted as running: %s", run.lease.job.id, error)
 
-    async def _unmark(self, run: Run) -> None:
+    def _take_mark(self, run: Run) -> None:
+        if run.unmarking is None:
+            run.unmarking = asyncio.Event()
+            self._spawn(self._unmark(run, run.unmarking))
+
+    async def _unmark(self, run: Run, done: asyncio.Event) -> None:
         job_id, fence = run.key
         try:
             await self._store.note(job_id, fence, sent_at=0.0)
         except RequestError as error:
             log.info("job %s stays noted as sent: %s", job_id, error)
+        finally:
+            run.unmarking = None
+            done.set()

@@ -193,7 +193,7 @@ class Runner:
     async def _lease(self, lane: Lane, want: int) -> None:
         lane.ask()
         leases: list[Lease] = []
-        now = time.time()
+        now, asked = time.time(), time.monotonic()
         try:
             leases = list(
                 await self._store.lease(
@@ -211,15 +211,15 @@ class Runner:
         finally:
             lane.leasing = False
         for lease in leases:
-            self._take(lane, lease)
+            self._take(lane, lease, asked)
         self._pump(lane)
 
     def _no_lease(self, lane: Lane, at: float) -> None:
         lane.retry_at = time.monotonic() + STORE_AGAIN_S
         self._leases.unanswered(lane, at)
 
-    def _take(self, lane: Lane, lease: Lease) -> None:
-        run = Run(lease, lane)
+    def _take(self, lane: Lane, lease: Lease, asked: float) -> None:
+        run = Run(lease, lane, leased_at=asked)
         self._runs[lease.job.id] = run
         if self._stopping:
             self._give_back(run, "its gateway stopped")
