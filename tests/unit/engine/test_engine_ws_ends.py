@@ -146,6 +146,35 @@ async def test_an_app_that_works_on_after_it_has_closed_is_left_to_it(serve):
     assert done
 
 
+@pytest.mark.parametrize("how", ["closed", "refused"])
+async def test_an_app_that_has_closed_and_waits_on_gives_its_slot_back(serve, how):
+    heard = []
+
+    async def app(scope, receive, send):
+        if scope["type"] != "websocket":
+            return
+        await receive()
+        if how == "closed":
+            await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close"})
+        try:
+            while True:
+                heard.append((await receive())["type"])
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    running, told = await start(serve, app, timeout=0.2)
+    client = await running.connect()
+    client.send(request(method="GET", headers=HANDSHAKE))
+    async with asyncio.timeout(10):
+        assert (b" 101 " if how == "closed" else b" 403 ") in await client.reader.readuntil(b"\r\n\r\n")
+    client.close()
+    await until(lambda: not running.server.in_flight)
+    assert heard[-1] == "cancelled"
+    assert told == []
+
+
 async def test_an_instance_that_ends_cancels_at_once(serve):
     app = Deaf()
     running, _ = await start(serve, app, grace=30.0)

@@ -3,7 +3,7 @@
 A client that leaves is told to the app as `websocket.disconnect`, and by `ClientLeft` when it sends. An app
 that has not returned `Server.cancel_grace_s` later (it may do neither) is cancelled, and from then on it is
 work that was cancelled, as in a plain request: it holds its slot until it stops, and an instance in which
-nothing else runs ends for it.
+nothing else runs ends for it. An app that closes first may go on for the endpoint's timeout.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class Session:
     def __init__(self, x: Exchange, key: bytes, limit: int) -> None:
         self.on_left: Callable[[], None] = lambda: None
         """Called once, when the client has left: not when the app has closed first."""
+        self.on_close: Callable[[], None] = lambda: None
+        """Called once, when the app has closed, or refused: not when the client has left first."""
         self._x = x
         self._key = key
         self._reader = FrameReader(limit)
@@ -174,6 +176,7 @@ class Session:
             self._x.conn.write(frame(TEXT if text is not None else BINARY, payload))
             await self._x.drain()
         elif kind == "websocket.close":
+            self.on_close()
             if self._state == "connecting":
                 self._state = "closed"
                 self._x.problem(Problem("forbidden", "the app refused the WebSocket"))
@@ -296,4 +299,5 @@ def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scop
         loop.call_later(server.cancel_grace_s, cancel)
 
     session.on_left = left
+    session.on_close = lambda: server.deadline_again(x)
     x.cancel = stop
