@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import msgspec
 from headrace.jobs import ends
 from headrace.jobs.model import Ended, Job, Lease, NewJob, Result
 from headrace.jobs.postgres_lanes import Lane
-from headrace.jobs.postgres_link import Connection, Link
+from headrace.jobs.postgres_link import STATEMENT_S, Connection, Link
 from headrace.jobs.postgres_rows import (
     Row,
     columns,
@@ -26,6 +27,8 @@ from headrace.jobs.state import FINAL, JobState
 from headrace.jobs.store import IdempotencyConflict, StoreUnavailable
 
 SUBMIT_TRIES = 3
+BEGIN_S = STATEMENT_S / 2
+"""So late after it was sent a submission is still stored: before its gateway gives it up."""
 
 
 class Finish(NamedTuple):
@@ -100,6 +103,8 @@ class Writes:
     def __init__(self, link: Link, queries: Mapping[str, str], ended: Callable[[Ended], None]) -> None:
         self._link = link
         self._tell = ended
+        self._ahead = 0.0
+        """Seconds by which the server's clock is ahead of ours, as far as we know."""
         self._q = queries
         self.submit = Lane(self._submit, size=lambda item: len(item[0].input.data))
         self.lease = Lane(self._lease, key=lambda item: (item.project, item.endpoint))
@@ -127,7 +132,7 @@ class Writes:
         arrays = columns(rows)
 
         async def work(connection: Connection, repeated: bool) -> Sequence[tuple[Job, bool] | Exception]:
-            stored = {row["id"] for row in await connection.fetch(self._q["submit"], *arrays)}
+            stored = await self._insert(connection, arrays)
             results: list[tuple[Job, bool] | Exception] = []
             for new, now in items:
                 if new.id in stored:
@@ -138,6 +143,25 @@ class Writes:
             return results
 
         return await self._link.run(work)
+
+    async def _insert(self, connection: Connection, arrays: Sequence[Sequence[Any]]) -> set[str]:
+        """Store jobs; the ids of those that were not there.
+
+        A statement that is sent to a server which hangs is carried out when it goes on, and nobody waits for
+        it then: so it says by when. An answer that it came too late means that we know the server's clock
+        badly, since it has told what it is now.
+        """
+        for _ in range(SUBMIT_TRIES):
+            until = time.time() + self._ahead + BEGIN_S
+            rows = await connection.fetch(self._q["submit"], *arrays, until)
+            at: float = next(row["at"] for row in rows if row["at"] is not None)
+            # The way of the answer makes it too little: the most that was seen is best, unless one was set.
+            ahead = at - time.time()
+            if at >= until or not 0.0 <= self._ahead - ahead <= BEGIN_S:
+                self._ahead = ahead
+            if at < until:
+                return {row["id"] for row in rows if row["at"] is None}
+        raise StoreUnavailable("it takes too long to store a job.", hint="Try again in a moment.")
 
     async def _known(
         self, connection: Connection, new: NewJob, now: float, repeated: bool
@@ -158,7 +182,7 @@ class Writes:
                     if job.reason != ends.ABANDONED:
                         return job, same[1]
                 continue
-            if await connection.fetch(self._q["submit"], *columns([submit_row(new, now)])):
+            if await self._insert(connection, columns([submit_row(new, now)])):
                 return job_of_new(new, now), True
         return StoreUnavailable("the job's id or key comes and goes.", hint="Try again in a moment.")
 

@@ -133,10 +133,10 @@ async def test_no_attempt_is_lost_when_the_store_hangs_for_longer_than_a_lease(
 ) -> None:
     """Nobody could prolong a lease meanwhile, or tell a result; what a dead gateway had comes back soon."""
     for module in (leases, runner):
-        monkeypatch.setattr(module, "LEASE_S", 3.0)
-    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.5)
+        monkeypatch.setattr(module, "LEASE_S", 4.0)
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 1.0)
     monkeypatch.setattr(sweeper, "GAP_S", 1.5)
-    monkeypatch.setattr(sweeper, "STEADY_S", 3.0)
+    monkeypatch.setattr(sweeper, "STEADY_S", 4.0)
     noted, gate = work / "noted", work / "open"
     noted.touch()
     os.chmod(noted, 0o666)
@@ -170,7 +170,7 @@ async def test_no_attempt_is_lost_when_the_store_hangs_for_longer_than_a_lease(
         send(hanging, signal.SIGSTOP)
         try:
             gate.touch()
-            await asyncio.sleep(6.0)
+            await asyncio.sleep(7.0)
         finally:
             send(hanging, signal.SIGCONT)
         assert await asyncio.wait_for(asyncio.gather(*calls), 60) == ["call-0", "call-1", "call-2"]

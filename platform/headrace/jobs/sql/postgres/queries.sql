@@ -5,8 +5,11 @@
 -- name: submit
 -- Store new jobs, at the next turns of their keys; gives the ids of those that were not there (same id, or same
 -- idempotency key). Two gateways that store jobs of one key at the same instant give them the same turns: they would
--- have to wait for one another to do better.
-WITH stored AS (
+-- have to wait for one another to do better. Nothing is stored after $28, by the server's clock: nobody waits for it any
+-- more, and its call may have run elsewhere. The last row is what that clock says.
+WITH clock AS MATERIALIZED (
+    SELECT extract(epoch FROM clock_timestamp())::float8 AS at
+), stored AS (
 INSERT INTO headrace.jobs (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
     max_attempts, retention_s, traceparent, context, created_at, deadline_at, ttl_s, moved_at, turn)
@@ -25,6 +28,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::
     WITH ORDINALITY AS new (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
     max_attempts, retention_s, traceparent, context, created_at, deadline_at, nth, place)
+WHERE (SELECT at FROM clock) < $28::float8
 ORDER BY place
 ON CONFLICT DO NOTHING
 RETURNING id
@@ -34,7 +38,9 @@ RETURNING id
     JOIN stored s ON s.id = w.job WHERE w.id IS NOT NULL
     ON CONFLICT (id) DO UPDATE SET job = excluded.job
 )
-SELECT id FROM stored;
+SELECT id, NULL::float8 AS at FROM stored
+UNION ALL
+SELECT NULL, at FROM clock;
 
 -- name: known
 -- The job that stands in the way of a new one: the same idempotency key, or the same id.
