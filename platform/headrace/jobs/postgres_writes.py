@@ -148,19 +148,24 @@ class Writes:
         """Store jobs; the ids of those that were not there.
 
         A statement that is sent to a server which hangs is carried out when it goes on, and nobody waits for
-        it then: so it says by when. An answer that it came too late means that we know the server's clock
-        badly, since it has told what it is now.
+        it then: so it says by when. A quick answer that it came too late means that we knew the clock there
+        badly, and it has told what it is now; a slow one is as a lost connection, which the link's budget
+        bounds.
         """
         for _ in range(SUBMIT_TRIES):
-            until = time.time() + self._ahead + BEGIN_S
+            sent = time.time()
+            until = sent + self._ahead + BEGIN_S
             rows = await connection.fetch(self._q["submit"], *arrays, until)
             at: float = next(row["at"] for row in rows if row["at"] is not None)
             # The way of the answer makes it too little: the most that was seen is best, unless one was set.
-            ahead = at - time.time()
+            now = time.time()
+            ahead = at - now
             if at >= until or not 0.0 <= self._ahead - ahead <= BEGIN_S:
                 self._ahead = ahead
             if at < until:
                 return {row["id"] for row in rows if row["at"] is None}
+            if now - sent > BEGIN_S:
+                raise TimeoutError
         raise StoreUnavailable("it takes too long to store a job.", hint="Try again in a moment.")
 
     async def _known(
