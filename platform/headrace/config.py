@@ -6,11 +6,13 @@ Command line over ``HEADRACE_*`` environment over ``headrace.toml`` over the def
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -18,6 +20,7 @@ from headrace.errors import SettingsError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Amount = Annotated[int, msgspec.Meta(ge=0)]
+LogLevel = Literal["debug", "info", "warning", "error"]
 DEFAULT_URL = "http://127.0.0.1:8700"
 UNIX_PATH_BOUND = 104
 """Bytes of a unix socket's path that work everywhere (Linux takes 107)."""
@@ -57,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Whether webhooks may go to private, loopback and link-local addresses."""
     webhook_ca: str = ""
     """PEM file of authorities that may have signed receivers' certificates, beside those of the system."""
-    log_level: str = "info"
+    log_level: LogLevel = "info"
 
     @property
     def data(self) -> Path:
@@ -80,14 +83,20 @@ def load_settings(
     cli: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     toml: Path | None = None,
+    *,
+    starting: bool = False,
+    finding: bool = False,
 ) -> Settings:
     """Merge the sources. Raises `SettingsError` naming the source and the setting.
 
     ``cli`` values that are None were not given. ``toml`` defaults to ``headrace.toml`` in the
-    current directory, when there is one.
+    current directory, when there is one. ``starting``: files that the platform reads at its start must be
+    there. ``finding``: the caller only looks for a platform (`headrace down`, a client): a wrong value that
+    does not say where it is counts as not given, and what starts with it is told.
     """
     environ = os.environ if environ is None else environ
     merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     path = toml or Path("headrace.toml")
     if path.is_file():
         try:
@@ -96,13 +105,15 @@ def load_settings(
             raise SettingsError(f"{path}: {error}.", hint="Correct the file or remove it.") from error
         # `[bundle]` in the same file is about the project's code (headrace.sdk.bundle), no setting.
         table.pop("bundle", None)
-        merged.update(_checked(table, lambda name: f"{path}: {name}"))
+        _take(merged, sources, table, lambda name: f"{path}: {name}", finding=finding)
     fields = {f.name for f in msgspec.structs.fields(Settings)}
     given = {name: environ.get(f"HEADRACE_{name.upper()}") for name in fields}
     from_env = {name: value for name, value in given.items() if value}
-    merged.update(_checked(from_env, lambda name: f"HEADRACE_{name.upper()}"))
+    _take(merged, sources, from_env, lambda name: f"HEADRACE_{name.upper()}", finding=finding)
     given_here = {k: v for k, v in (cli or {}).items() if v is not None}
-    merged.update(_checked(given_here, lambda name: f"--{name.replace('_', '-')}"))
+    _take(merged, sources, given_here, lambda name: f"--{name.replace('_', '-')}", finding=finding)
+    if starting:
+        _check_start(merged, sources)
     data = Path(merged.get("data_dir", Settings.__struct_defaults__[0])).expanduser().absolute()
     merged["data_dir"] = str(data)
     if not merged.get("run_dir"):
@@ -110,21 +121,106 @@ def load_settings(
     return msgspec.convert(merged, Settings)
 
 
-def _checked(values: Mapping[str, Any], source: Callable[[str], str]) -> dict[str, Any]:
-    """Convert one source's values, each by itself, so that an error can name it."""
-    found: dict[str, Any] = {}
+def _take(
+    merged: dict[str, Any],
+    sources: dict[str, str],
+    values: Mapping[str, Any],
+    source: Callable[[str], str],
+    *,
+    finding: bool,
+) -> None:
+    """Convert one source's values, each by itself, so that an error names it. They win over earlier ones."""
     for name, value in values.items():
+        known = name in Settings.__struct_fields__
         try:
-            found[name] = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
+            found = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
+            why = wrong_address(name, found)
         except msgspec.ValidationError as error:
-            known = name in Settings.__struct_fields__
+            why = _why_wrong(name, error)
+        if why:
+            # What is unknown may be a data directory in other letters: that of another platform is no answer.
+            if finding and known and name not in _PLACE:
+                continue
             # Addresses may hold a password.
-            shown = f"={str(value)[:80]}" if known and name not in ("store", "blobs") else ""
-            why = str(error).partition(" - at ")[0] if known else "there is no such setting"
+            shown = f"={str(value)[:80]}" if known and name not in _ADDRESSES else ""
             raise SettingsError(
                 f"{source(name)}{shown}: {why}.", hint="`headrace up --help` lists the settings."
-            ) from error
-    return found
+            )
+        merged[name], sources[name] = found, source(name)
+
+
+_PLACE = ("data_dir", "run_dir")
+"""Settings that say where a platform is."""
+_ADDRESSES = {
+    "store": (r"postgres(ql)?://.*", "postgresql://user@host/database", "SQLite in the data directory"),
+    "blobs": (r"s3://[^/?#@]+(/[^?#]*)?", "s3://bucket/prefix", "a directory in the data directory"),
+}
+"""Setting -> what its values look like, an example, and what an empty one means."""
+EXTRAS = {"store": ("asyncpg", "postgres"), "blobs": ("boto3", "s3")}
+"""Setting -> the package that any value of it needs, and the extra that has it."""
+
+
+def wrong_address(name: str, value: str) -> str:
+    """Why ``value`` cannot be the setting ``store`` or ``blobs``, without showing what may be a password.
+
+    Empty: it can, or ``name`` is another setting.
+    """
+    if name not in _ADDRESSES or not value:
+        return ""
+    pattern, example, default = _ADDRESSES[name]
+    if re.fullmatch(pattern, value):
+        return ""
+    return f"not an address like {example}; leave it empty for {default}"
+
+
+def _why_wrong(name: str, error: msgspec.ValidationError) -> str:
+    if name not in Settings.__struct_fields__:
+        return "there is no such setting"
+    if name == "log_level":
+        *others, last = get_args(LogLevel)
+        return f"use {', '.join(others)} or {last}"
+    return str(error).partition(" - at ")[0]
+
+
+def _check_start(merged: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """What would end each gateway, and let it be started again and again."""
+    if why := _unreadable_ca(merged.get("webhook_ca", "")):
+        raise SettingsError(
+            f"{sources['webhook_ca']}={merged['webhook_ca']}: {why}.",
+            hint="Name a PEM file with one or more certificates.",
+        )
+    for name, (package, extra) in EXTRAS.items():
+        if merged.get(name) and not _installed(package):
+            raise missing_extra(sources[name], package, extra)
+
+
+def missing_extra(option: str, package: str, extra: str) -> SettingsError:
+    """An option needs a package that is not there."""
+    return SettingsError(
+        f"{option} needs the package {package}.", hint=f"Install it: pip install 'headrace[{extra}]'."
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # taken out of sys.modules by somebody
+        return False
+
+
+def _unreadable_ca(path: str) -> str:
+    """Why certificates cannot be read from ``path``; empty: they can, or there is no path."""
+    if not path:
+        return ""
+    import ssl  # noqa: PLC0415 - only a start with this setting needs it
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return "it holds no certificate"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
 
 
 def default_run_dir(data: Path) -> Path:

@@ -52,7 +52,11 @@ class DataDir:
             return
         with contextlib.suppress(OSError):
             self.control_socket.unlink(missing_ok=True)
-        for path in (self.run / "hosts", self.run):
+        # Sockets of gateways that were killed.
+        for path in (self.run / "gateways").glob("*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for path in (self.run / "hosts", self.run / "gateways", self.run):
             # Not empty means that something else still lives there, which is swept at the next start.
             with contextlib.suppress(OSError):
                 path.rmdir()

@@ -16,13 +16,14 @@
     └── RequestError            a request that cannot be answered; has an HTTP status
         ├── BadRequest 400      ├── Unauthorized 401     ├── Forbidden 403
         ├── NotFound 404 (EndpointNotFound, VersionNotFound)
+        ├── MethodNotAllowed 405
         ├── Conflict 409        ├── BodyTooLarge 413     ├── ValidationFailed 422
         ├── QueueFull, RateLimited 429
         ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
         ├── IdempotencyConflict 422
-        ├── StoreUnavailable 503
+        ├── StoreUnavailable 503 ├── BlobsUnavailable 503
         ├── EndpointFailed 503  ├── NoCapacity 503       ├── ControlAway 503
-        ├── CircuitOpen 503      ├── GatewayStopping 503
+        ├── CircuitOpen 503      ├── GatewayStopping 503  ├── GatewayAway 503
         └── DeadlineExceeded 504
 
 A ``RequestError`` travels as an RFC 9457 problem document (`to_problem`); the client turns a
@@ -112,10 +113,14 @@ class RequestError(HeadraceError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
+    default_retry_after: ClassVar[int | None] = None
+    """Seconds after which to try again, of one that passes by itself; ``retry_after=`` says otherwise."""
 
     def __init__(self, message: str, *, hint: str = "", **extra: Any) -> None:
         super().__init__(message, hint=hint)
         self.extra: dict[str, Any] = extra
+        if self.default_retry_after is not None:
+            extra.setdefault("retry_after", self.default_retry_after)
 
     def to_problem(self, request_id: str | None = None) -> dict[str, Any]:
         """The RFC 9457 problem document of this error."""
@@ -169,6 +174,12 @@ class VersionNotFound(NotFound):
     type, title = "version-not-found", "No such version"
 
 
+class MethodNotAllowed(RequestError):
+    """The route exists, but not for this method; ``allow`` lists those that it has."""
+
+    status, type, title = 405, "method-not-allowed", "Method not allowed"
+
+
 class Conflict(RequestError):
     """The state of the thing does not allow this now."""
 
@@ -194,9 +205,18 @@ class IdempotencyConflict(RequestError):
 
 
 class StoreUnavailable(RequestError):
-    """The job store does not answer; nothing was stored."""
+    """The job store does not answer. Whether it stored the request may be unknown: the same
+    ``Idempotency-Key`` finds it, then."""
 
     status, type, title = 503, "store-unavailable", "The job store does not answer"
+    default_retry_after = 1
+
+
+class BlobsUnavailable(RequestError):
+    """The blob store does not answer or cannot write; nothing was stored."""
+
+    status, type, title = 503, "blobs-unavailable", "The blob store does not answer"
+    default_retry_after = 1
 
 
 class QueueFull(RequestError):
@@ -263,12 +283,20 @@ class ControlAway(RequestError):
     """The gateway has no connection to control, and this request needs it."""
 
     status, type, title = 503, "control-away", "Control is restarting"
+    default_retry_after = 1
 
 
 class GatewayStopping(RequestError):
     """The gateway ends before the request is answered; what an instance was at work on may have run."""
 
     status, type, title = 503, "gateway-stopping", "The gateway stops"
+    default_retry_after = 1
+
+
+class GatewayAway(RequestError):
+    """Another gateway has what is asked for, and does not answer."""
+
+    status, type, title = 503, "gateway-away", "Another gateway does not answer"
 
 
 class DeadlineExceeded(RequestError):

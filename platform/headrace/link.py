@@ -278,7 +278,7 @@ class Link(asyncio.Protocol):
 
 
 async def connect(address: str, *, role: wire.Role, id: str, token: str) -> Link:
-    """Connect to control at ``unix:/path`` or ``tcp:host:port`` and shake hands.
+    """Connect to control, or another gateway, at ``unix:/path`` or ``tcp:host:port`` and shake hands.
 
     Raises ``OSError`` when nobody listens, `LinkRefused`, or `LinkClosed`.
     """
@@ -296,7 +296,7 @@ async def connect(address: str, *, role: wire.Role, id: str, token: str) -> Link
 async def listen(
     addresses: list[str], *, token: str, epoch: int, on_link: Callable[[Link, wire.Hello], None]
 ) -> list[asyncio.Server]:
-    """Listen for gateways and hosts; ``on_link`` gets each that knows the token and must `Link.start` it.
+    """Listen for gateways or hosts; ``on_link`` gets each that knows the token and must `Link.start` it.
 
     A leftover unix socket is replaced. Raises ``OSError`` when an address is taken.
     """
@@ -325,15 +325,25 @@ async def listen(
     servers: list[asyncio.Server] = []
     for address in addresses:
         if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at the start
-            old = os.umask(0o177)
-            try:
-                server = await loop.create_unix_server(meet, str(path))
-            finally:
-                os.umask(old)
+            sock = _bind(Path(address.removeprefix("unix:")))
+            server = await loop.create_unix_server(meet, sock=sock)
         else:
             host, _, port = address.removeprefix("tcp:").rpartition(":")
             server = await loop.create_server(meet, host, int(port))
         servers.append(server)
     return servers
+
+
+def _bind(path: Path) -> socket.socket:
+    """A unix socket with mode 0600. Nothing else runs meanwhile: the mask is that of the whole process."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX)
+    old = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(old)
+    return sock

@@ -258,7 +258,7 @@ class InstanceTrouble(Message, frozen=True, kw_only=True):
 
 
 class ApiCall(Message, frozen=True, kw_only=True):
-    """A management request under ``/api/v1``, authenticated by the gateway."""
+    """A request under ``/api/v1``, authenticated by the gateway: for control, or for what a gateway has."""
 
     method: str
     path: str
@@ -276,6 +276,15 @@ class ApiReply(Message, frozen=True, kw_only=True):
     status: int
     body: bytes = b""
     content_type: str = "application/json"
+
+
+# --- gateway -> gateway (besides ``ApiCall``) --------------------------------------------------
+
+
+class JobHints(Message, frozen=True, kw_only=True):
+    """Something has just happened to these jobs at the sender."""
+
+    jobs: list[str]
 
 
 # --- control -> gateway ----------------------------------------------------------------------
@@ -498,7 +507,7 @@ class DrainHost(Message, frozen=True, kw_only=True):
 
 AnyMessage = (
     Hello | Welcome | Reject | Error
-    | Wake | Demand | InstanceTrouble | ApiCall | ApiReply
+    | Wake | Demand | InstanceTrouble | ApiCall | ApiReply | JobHints
     | Snapshot | RouteDelta | AskDemand
     | HostHello | Heartbeat | InstanceEvent | WarmEvent | FetchBlob | BlobChunk
     | StartInstance | StopInstance | SetWarm | ReadLogs | LogPage | DrainHost

@@ -87,6 +87,24 @@ def test_a_gateway_that_cannot_start_is_told_with_its_last_words(other, tmp_path
     assert str(settings.data / "logs" / "gateway-0.log") in done.stderr
 
 
+def test_a_job_store_that_does_not_answer_is_told_beside_ready(other, unused_tcp_port):
+    up, settings, options = other
+    store = ("--store", f"postgresql://nobody:geheim@127.0.0.1:{unused_tcp_port}/none")
+    process = start(up, settings, [*options, *store])
+    try:
+        lines = iter(process.stderr.readline, "")
+        said = next(line for line in lines if line.startswith("warning: "))
+        shown = up.run("status", "--data-dir", str(settings.data))
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert "the job store is not open" in said
+    assert f":{unused_tcp_port}/" in said
+    assert "geheim" not in said
+    row = next(line for line in shown.stdout.splitlines() if line.startswith("store "))
+    assert "postgresql, not reachable: the job store is not open" in row
+
+
 def test_the_port_is_the_platforms_from_the_first_moment(other):
     up, settings, options = other
     process = start(up, settings, options)

@@ -25,6 +25,7 @@ from headrace.errors import (
     QueueFull,
     RequestError,
     StorageFull,
+    StoreUnavailable,
     UsageError,
     ValidationFailed,
 )
@@ -382,6 +383,26 @@ def test_the_stream_of_a_job_goes_on_at_another_gateway(
         assert list(c.job("j").stream()) == ["a", "b", "c"]
     asked = [r.path.partition("after=")[2] for r in server.requests if "/stream" in r.path]
     assert asked == ["", "1.0", "1.1"]
+
+
+def test_who_streams_a_job_sees_a_new_attempt_and_outlasts_the_store(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.sdk.job.BROKEN_PAUSE_S", 0.0)
+    away = json.dumps({"error": StoreUnavailable("away").to_problem()}).encode() + b"\n"
+    end = b'{"end":{"state":"succeeded","error":null}}\n'
+    pieces = [
+        [b'{"attempt":1,"seq":0,"item":"a"}\n', away],
+        [b'{"attempt":3,"seq":0,"item":"A"}\n', b'{"attempt":3,"seq":1,"item":"B"}\n', end],
+    ]
+    streams: list[list[bytes]] = []
+    job = reply({"id": "j", "state": "running"})
+    server = serve(lambda r: pieces_of_a_job(*streams.pop(0)) if "/stream" in r.path else job)
+    with client(server) as c:
+        streams += pieces
+        assert list(c.job("j").stream(attempts=True)) == [(1, "a"), (3, "A"), (3, "B")]
+        streams += pieces
+        assert list(c.job("j").stream()) == ["a", "A", "B"]
 
 
 def test_a_stream_that_always_breaks_off_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,11 @@ import time
 import uuid
 
 import asyncpg
+import psutil
 import pytest
 from fixtures_postgres import PASSWORD, running_postgres
 from headrace.errors import BadRequest, DataDirError, SettingsError
+from headrace.jobs import postgres_link, postgres_writes
 from headrace.jobs.model import NewJob, Payload, Result, Webhook
 from headrace.jobs.postgres import _Q, open_postgres
 from headrace.jobs.postgres_link import masked
@@ -150,7 +152,7 @@ async def test_a_server_that_is_away_is_told_within_the_budget_and_without_passw
         calls = [store.submit(_new(), 1.0) for _ in range(50)]
         calls += [
             store.get("p", "x"),
-            store.waiting(),
+            store.waiting(time.time()),
             store.lease("w", "p", "e", limit=1, now=1.0, until=2.0),
         ]
         found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), DEADLINE_S)
@@ -339,6 +341,64 @@ async def test_what_was_done_before_the_connection_broke_is_found_again(store):
     assert await store.dropped() == 1
 
 
+async def test_a_submission_that_was_given_up_is_not_stored_when_a_server_that_hung_goes_on(
+    own_server, monkeypatch
+):
+    monkeypatch.setattr(postgres_link, "STATEMENT_S", 0.5)
+    monkeypatch.setattr(postgres_writes, "BEGIN_S", 0.25)
+    store = await open_postgres(own_server.empty_database(), budget_s=1.0)
+    postmaster = psutil.Process(own_server.pid)
+
+    def send(signal_number: signal.Signals) -> None:
+        for process in [postmaster, *postmaster.children()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal_number)
+
+    given_up = []
+    try:
+        # Now and then the server hears first that nobody waits, and stores nothing in any case.
+        for _ in range(5):
+            await store.submit(_new(), time.time())
+            new = _new()
+            given_up.append(new.id)
+            send(signal.SIGSTOP)
+            try:
+                with pytest.raises(StoreUnavailable):
+                    await store.submit(new, time.time())
+            finally:
+                send(signal.SIGCONT)
+            await _rest(store)
+        assert [await store.get("p", job_id) for job_id in given_up] == [None] * len(given_up)
+    finally:
+        await store.close()
+
+
+async def _rest(store) -> None:
+    """Wait until no other session has anything to do."""
+    end = time.monotonic() + DEADLINE_S
+    at_rest = 0
+    while at_rest < 5:
+        assert time.monotonic() < end
+        with contextlib.suppress(StoreUnavailable):
+            busy = await store._link.run(
+                lambda connection, _: connection.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+                )
+            )
+            at_rest = 0 if busy else at_rest + 1
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+async def test_jobs_are_stored_whatever_the_servers_clock_says(store, ahead):
+    """It was set, or differs from ours."""
+    store._writes._ahead = ahead
+    new = _new()
+    assert (await store.submit(new, time.time()))[1]
+    assert abs(store._writes._ahead) < 60.0
+    assert not (await store.submit(new, time.time()))[1]
+
+
 def _certificate(folder, name: str):
     """(key, certificate) for 127.0.0.1, signed by itself."""
     key, cert = folder / f"{name}.key", folder / f"{name}.crt"
@@ -394,7 +454,7 @@ async def test_hot_statements_neither_scan_nor_sort_the_queue(store):
         "lease": "'{w}', '{p}', '{e}', '{9}', '{1}', '{2}', '{7}'",
         "oldest": "'p', 'e'",
         "counts": "'p', 'e'",
-        "submit": ", ".join(["'{}'"] * 27),
+        "submit": ", ".join(["'{}'"] * 27) + ", 9",
         "retry": "'a', 'p', 1",
         "heartbeat": "'w', '{a}', '{1}', 2",
         "finish": "'{a}','{1}','{failed}','{x}','{x}','{x}','{1}','{x}','{x}','{x}','{1}','{i}','{1}', false",

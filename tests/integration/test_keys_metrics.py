@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
+from headrace.jobs.model import NewJob, Payload
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import Platform, until
@@ -124,6 +126,20 @@ async def test_jobs_by_state(platform: Platform) -> None:
         assert done["state"] == "cancelled"
     found = await scrape(platform)
     assert found.sum("headrace_job_duration_seconds_count", endpoint="napper", state="cancelled") == 1
+
+
+async def test_jobs_that_end_in_the_store_are_counted(platform: Platform) -> None:
+    late = NewJob(id="late", project="default", endpoint="counted", input=Payload(data=b"{}"), ttl_s=1.0)
+    # It is past its time to live when it is stored: no gateway takes it, and the next sweep ends it.
+    await platform.cluster.gateway.jobs.service.store.submit(late, time.time() - 60.0)
+
+    async def counted() -> bool:
+        found = await scrape(platform)
+        count = found.sum("headrace_job_duration_seconds_count", endpoint="counted", state="timed_out")
+        seconds = found.sum("headrace_job_duration_seconds_sum", endpoint="counted", state="timed_out")
+        return count == 1 and seconds >= 60.0
+
+    await until(counted)
 
 
 async def test_other_formats_and_methods(platform: Platform) -> None:

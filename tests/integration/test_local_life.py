@@ -148,7 +148,7 @@ async def test_requests_that_kill_do_not_shut_out_their_neighbours(platform: Pla
     for _ in range(5):
         status, _, problem = await platform.request("POST", "/e/poisoned", json={"die": True})
         # Each is tried to its end: the endpoint itself starts, so it never is `failed`.
-        assert (status, problem["type"]) == (502, "urn:headrace:instance-died"), problem
+        assert (status, problem["type"]) == (502, "urn:headrace:instance-killed"), problem
         await platform.call("poisoned")
     assert (await platform.endpoint("poisoned"))["state"] != "failed"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -16,9 +15,6 @@ from headrace.cli.options import Session, session_options
 from headrace.cli.output import duration, moment, table
 
 Row = Mapping[str, Any]
-REQUEST = re.compile(r"/[0-9a-f]{18}(/|$)")
-"""The id of a request, and not of a job: without an Idempotency-Key only its own gateway knows it."""
-ASKED_AGAIN = 10
 SECONDS = click.FloatRange(0, min_open=True)
 STATES = ("queued", "running", "succeeded", "failed", "cancelled", "timed_out")
 
@@ -95,7 +91,7 @@ def jobs_list(
 @session_options
 def jobs_show(session: Session, job: str) -> None:
     """Show all that is known of JOB: attempts, times, and why it waits. JOB may be the id of any request: one
-    without an Idempotency-Key is known to the gateway that has it, which keeps the last 1000.
+    without an Idempotency-Key is known while its gateway lives, which keeps the last 1000.
     """
     found = _ask(session, "GET", f"/{quote(job, safe='')}", "asking the platform")
     session.out.answer(found, lambda: _job(found))
@@ -145,12 +141,6 @@ def jobs_webhook_secret(session: Session) -> None:
 def _ask(session: Session, method: str, path: str, what: str) -> Any:
     with session.out.progress(what), session.client() as client:
         reply = client.request(method, f"/api/v1/jobs{path}")
-        for _ in range(ASKED_AGAIN if REQUEST.match(path) else 0):
-            if reply.status != 404:
-                break
-            # A new connection comes to another gateway, perhaps to the one that has the request.
-            client.close()
-            reply = client.request(method, f"/api/v1/jobs{path}")
         reply.raise_for_problem()
         return reply.json()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import msgspec
@@ -14,13 +14,20 @@ import msgspec
 from headrace.cli.app import DONE, SUMMARIES
 from headrace.cli.options import DEFAULT_DATA_DIR, Session, json_option, session_options
 from headrace.cli.output import Output, facts, moment
-from headrace.config import load_settings
-from headrace.errors import NotRunning, UsageError
+from headrace.config import LogLevel, load_settings, wrong_address
+from headrace.errors import NotRunning
 
 if TYPE_CHECKING:
     from headrace.cluster.supervisor import UpEvent
 
 PORT = click.IntRange(0, 65535)
+
+
+def _address(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The value of ``--store`` or ``--blobs``, which must be an address of one."""
+    if value and (why := wrong_address(param.name or "", value)):
+        raise click.BadParameter(why)
+    return value
 
 
 @click.command("up", help=SUMMARIES["up"])
@@ -31,20 +38,24 @@ PORT = click.IntRange(0, 65535)
 @click.option("--ray-port", type=click.IntRange(0, 9999), help="Port of Ray's head (default: 6399).")
 @click.option("--gateways", type=click.IntRange(1, 64), help="Gateway processes (default: 1).")
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster instead of starting one.")
-@click.option("--store", metavar="URL", help="Jobs in postgresql://... (default: SQLite in --data-dir).")
-@click.option("--blobs", metavar="URL", help="Large bodies in s3://bucket/prefix (default: in --data-dir).")
+@click.option(
+    "--store",
+    callback=_address,
+    metavar="URL",
+    help="Jobs in postgresql://... (default: SQLite in --data-dir).",
+)
+@click.option(
+    "--blobs",
+    callback=_address,
+    metavar="URL",
+    help="Large bodies in s3://bucket/prefix (default: in --data-dir).",
+)
 @click.option("--spares", type=click.IntRange(0, 64), help="Pre-forked children per zygote (default: 2).")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
+@click.option("--log-level", type=click.Choice(get_args(LogLevel)), help="Default: info.")
 @json_option
 def up_command(out: Output, **options: Any) -> int:
     """Run the platform until Ctrl-C. Addresses with a password belong into HEADRACE_STORE."""
-    settings = load_settings(options)
-    store = options.get("store")
-    if store and not store.startswith(("postgresql://", "postgres://")):
-        raise UsageError(
-            "--store: is no address of a store.",
-            hint="Leave it out for SQLite, or give postgresql://host/db.",
-        )
+    settings = load_settings(options, starting=True)
     # Imported once the options are known to be good; the supervisor never imports Ray.
     from headrace.cluster import supervisor  # noqa: PLC0415
 
@@ -104,7 +115,7 @@ class UpProgress:
 @json_option
 def down_command(out: Output, data_dir: str | None) -> None:
     """End the platform; done when its processes have ended."""
-    settings = load_settings({"data_dir": data_dir})
+    settings = load_settings({"data_dir": data_dir}, finding=True)
     from headrace.cluster import supervisor  # noqa: PLC0415 - psutil and asyncio parts that other commands lack
 
     with out.progress("stopping the platform") as step:
@@ -127,8 +138,13 @@ def status_command(session: Session) -> None:
     with session.out.progress("asking the platform"), session.client() as client:
         found = client.status()
 
-    def text() -> str:
-        shown = {name: moment(value) if name.endswith("_at") else value for name, value in found.items()}
-        return facts({"url": session.url, **{k.replace("_", " "): v for k, v in shown.items()}})
+    session.out.answer({"url": session.url, **found}, lambda: status_text(session.url, found))
 
-    session.out.answer({"url": session.url, **found}, text)
+
+def status_text(url: str, found: Mapping[str, Any]) -> str:
+    """The platform's state for people."""
+    shown = {name: moment(value) if name.endswith("_at") else value for name, value in found.items()}
+    if store := found.get("store"):
+        state = "reachable" if store["reachable"] else f"not reachable: {store['reason']}"
+        shown["store"] = f"{store['kind']}, {state}"
+    return facts({"url": url, **{name.replace("_", " "): value for name, value in shown.items()}})

@@ -77,6 +77,8 @@ class Platform:
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._driver_error = ""
         self._missing = "Ray is not up"
+        self._store_trouble = ""
+        """Why the job store was not there when all else was ready."""
         self._ready = False
         self._began = time.monotonic()
 
@@ -107,6 +109,9 @@ class Platform:
             self._ready = True
             self._save(state="ready", ready_s=round(time.monotonic() - self._began, 3))
             self._tell("ready", f"ready at {self._record.url}", "platform", self._record)
+            if self._store_trouble:
+                refused = "jobs and calls with an Idempotency-Key are refused with 503 for now"
+                self._tell("warning", f"{refused}: {self._store_trouble}", "store")
             result: list[int] = []
 
             async def work() -> None:
@@ -147,14 +152,17 @@ class Platform:
                 self._tell("waiting", "waiting for the gateway and a host", "gateway")
                 await self._poll("/readyz", lambda _: True)
                 self._tell("done", "gateway ready", "gateway")
-                await self._poll("/api/v1/status", lambda found: is_complete(found, len(self._gateways)))
+                found = await self._poll(
+                    "/api/v1/status", lambda found: is_complete(found, len(self._gateways))
+                )
+                self._store_trouble = str(found.get("store", {}).get("reason", ""))
         except TimeoutError:
             raise SetupError(
                 f"the platform was not ready within {START_DEADLINE_S:g} s: {self._missing}.",
                 hint=f"The logs are in {self._settings.data / 'logs'}.",
             ) from None
 
-    async def _poll(self, path: str, good: Callable[[Any], bool]) -> None:
+    async def _poll(self, path: str, good: Callable[[Any], bool]) -> Any:
         while True:
             try:
                 found = await self._api.get(path, timeout_s=PROBE_TIMEOUT_S)
@@ -162,7 +170,7 @@ class Platform:
                 self._missing = f"{path}: {error.message}"
             else:
                 if good(found):
-                    return
+                    return found
                 self._missing = f"{path} says {str(found)[:200]}"
             await asyncio.sleep(READY_POLL_S)
 

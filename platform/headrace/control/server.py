@@ -29,7 +29,7 @@ from headrace.control.ports import NodeManager
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.specs import digest, slim
-from headrace.control.store import Store, open_store
+from headrace.control.store import EndpointRow, Store, open_store
 from headrace.control.warm import Warm
 from headrace.errors import RequestError
 from headrace.sdk.spec import EndpointSpec
@@ -212,11 +212,9 @@ class Control:
         seeds: list[tuple[EndpointSpec, int]] = []
         for row in await store.load_endpoints():
             if row.spec is None or row.current_version is None:
-                # Its first version was being tried when control ended: it never worked.
-                spec = EndpointSpec(
-                    name=row.name, project=row.project, entry="unknown:unknown", handler="function"
-                )
-                endpoint = Endpoint(key=f"{row.project}/{row.name}", spec=spec)
+                # It never worked: its first version failed, or was being tried when control ended.
+                spec = await _tried(store, row)
+                endpoint = Endpoint(key=spec.key, spec=spec)
                 endpoint.reason = "its first deployment did not finish: deploy it again."
             else:
                 spec = slim(msgspec.json.decode(row.spec, type=EndpointSpec))
@@ -377,6 +375,15 @@ class Control:
         if nodes != self._known_nodes:
             await parts.store.set_meta(HOSTS_KEY, json.dumps(nodes))
             self._known_nodes = nodes
+
+
+async def _tried(store: Store, row: EndpointRow) -> EndpointSpec:
+    """The newest spec of an endpoint that has no current one: what it was last tried with."""
+    for version in await store.versions(row.project, row.name):
+        data = await store.version_spec(row.project, row.name, version.version)
+        if data is not None:
+            return slim(msgspec.json.decode(data, type=EndpointSpec))
+    return EndpointSpec(name=row.name, project=row.project, entry="unknown:unknown", handler="function")
 
 
 def _use(warm: Warm, endpoint: Endpoint, version: int) -> None:

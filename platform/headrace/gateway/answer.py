@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from headrace import wire
-from headrace.errors import InstanceDied, RequestError
+from headrace.errors import InstanceDied, InstanceKilled, RequestError
 from headrace.gateway.head import Answer
 from headrace.gateway.respond import problem_body, status_line
 
@@ -79,39 +79,45 @@ def error_tail(media: bytes, error: RequestError, request_id: str, last_byte: by
     return tail if last_byte == b"\n" else b"\n\n" + tail
 
 
-Fate = Literal["began", "once", "retries", "budget"]
+Fate = Literal["began", "once", "retries", "budget", "killed"]
 """Why a request whose instance is lost is not sent to another: its answer had begun, it may run only once,
-it has been sent often enough, or too many of its endpoint are being sent again."""
+it has been sent often enough, too many of its endpoint are being sent again, or it has killed alone."""
+_LOGS = "`headrace logs NAME` shows what was printed."
 
 
-def lost_error(detail: str, why: Fate, attempts: int = 1, deaths: int | None = None) -> InstanceDied:
+def lost_error(detail: str, why: Fate, attempts: int = 1, deaths: int | None = None) -> RequestError:
     """What the client is told then; ``detail``: why the instance died, or what was seen of it.
 
     ``deaths``: so many of the ``attempts`` ended with the death of an instance; None: all of them.
     """
+    lost = "its instance, or the connection to it, was lost" if deaths == 0 else "the instance died"
     if why == "began":
         return InstanceDied(f"the answer broke off in the middle: {detail}.")
     if why == "once":
         return InstanceDied(
-            f"the instance died at work on it ({detail}), and the endpoint is not idempotent.",
+            f"{lost} at work on it ({detail}), and the endpoint is not idempotent.",
             hint="It may have run: check before you send it again.",
         )
     if why == "budget":
         return InstanceDied(
-            f"the instance died at work on it ({detail}), and too many requests of this endpoint are "
+            f"{lost} at work on it ({detail}), and too many requests of this endpoint are "
             "being sent again already.",
             hint="`headrace logs NAME` shows why its instances die.",
             retry_after=1,
         )
-    if deaths is not None and deaths < attempts:
-        return InstanceDied(
-            f"it was sent {attempts} times, and its instance or the connection was lost each time; the last: "
-            f"{detail}.",
-            hint="`headrace logs NAME` shows what was printed.",
+    if why == "killed":
+        return InstanceKilled(
+            f"{deaths} instances died while they worked on this request, the last one while it ran there "
+            f"alone: {detail}.",
+            hint=_LOGS,
         )
-    died = (
-        f"{attempts} instances died while they worked on the request; the last"
-        if attempts > 1
-        else "the instance died while it worked on the request"
-    )
-    return InstanceDied(f"{died}: {detail}.", hint="`headrace logs NAME` shows what was printed.")
+    if attempts == 1:
+        message = f"{lost} while it worked on the request: {detail}."
+    elif deaths is not None and deaths < attempts:
+        message = (
+            f"it was sent {attempts} times, and its instance or the connection was lost each time; the last: "
+            f"{detail}."
+        )
+    else:
+        message = f"{attempts} instances died while they worked on the request; the last: {detail}."
+    return InstanceDied(message, hint=_LOGS)

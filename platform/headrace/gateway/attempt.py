@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from headrace.errors import RequestError
 from headrace.gateway.answer import answer_head, error_tail, length_line, server_timing
+from headrace.gateway.deaths import Loss
 from headrace.gateway.head import Answer, is_encoded, read_answer
 from headrace.gateway.spans import trace_line
 from headrace.gateway.turns import ASK_AFTER_S, TURN_LINE, WAIT, Turn
@@ -39,10 +40,10 @@ class Attempt:
         "_up",
         "answer",
         "call",
-        "charged",
         "ended",
         "head_request",
         "instance",
+        "loss",
         "number",
         "outcome",
         "sent_at",
@@ -63,8 +64,7 @@ class Attempt:
         self.span: SpanRef | None = None
         self.status = 0
         """Of the instance's answer; 0: none came."""
-        self.charged = False
-        """Whether its loss cost the request a retry."""
+        self.loss: Loss = ""
         self.answer: Answer | None = None
         self._up: Upstream | None = None
         self._buffer: list[bytes] | None = None

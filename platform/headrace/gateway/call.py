@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from headrace.errors import DeadlineExceeded, RequestError
-from headrace.gateway.answer import Fate
 from headrace.gateway.attempt import Attempt, Outcome
 from headrace.gateway.head import Answer
 from headrace.gateway.receipt import whereabouts
 from headrace.gateway.request import Request
-from headrace.gateway.verdict import Over, Verdict, Why, killer, over_for
+from headrace.gateway.verdict import Losses, Why
 from headrace.jobs.model import PRIORITY_RANK, Priority
 from headrace.jobs.state import PHASES, Phase
 
@@ -28,13 +27,9 @@ if TYPE_CHECKING:
     from headrace.gateway.dispatch import Dispatcher, Trouble
     from headrace.gateway.endpoints import EndpointState, Instance
 
-ALONE_AFTER = 2
-"""Instance deaths that a request was present at, before it runs with no neighbour."""
 HEDGE_AGAIN_S = 0.05
 """A slow request that found no room for a copy tries again after so long, or its usual delay."""
 MAX_SHUNNED = 8
-MAX_LOSSES = 1000
-"""So many requests per instance are paid back when its host turns out to be lost."""
 
 _order = itertools.count(1)
 
@@ -50,8 +45,8 @@ class Call:
     """
 
     __slots__ = (
-        "_hedge", "_since", "_timer", "_verdict", "_waited", "alone", "attempt", "attempts", "avoid",
-        "deadline", "deaths", "dispatcher", "ended", "error", "head_request", "head_sent", "key", "live",
+        "_hedge", "_losses", "_since", "_timer", "_waited", "alone", "attempt", "attempts", "avoid",
+        "deadline", "dispatcher", "ended", "error", "head_request", "head_sent", "key", "live",
         "on_done", "order", "path", "phase", "priority", "queued_at", "rank", "request", "retries_used",
         "size", "started", "state", "version",
     )  # fmt: skip
@@ -88,7 +83,6 @@ class Call:
         self.live: list[Attempt] = []
         """Those under way: one, or two when hedged."""
         self.retries_used = 0
-        self.deaths = 0
         self.alone = False
         self.avoid: tuple[str, ...] = ()
         """Instances where it was lost or raised, the last ones."""
@@ -102,7 +96,7 @@ class Call:
         self._since = 0.0
         self._waited = 0.0
         self._hedge: asyncio.TimerHandle | None = None
-        self._verdict: Verdict | None = None
+        self._losses: Losses | None = None
         self.started = time.monotonic()
         self.deadline = self.started + timeout_s
         request.exchange = self
@@ -112,6 +106,13 @@ class Call:
     def done(self) -> bool:
         """Whether it has come to its end."""
         return not PHASES[self.phase]
+
+    @property
+    def losses(self) -> Losses:
+        """What it has lost so far."""
+        if self._losses is None:
+            self._losses = Losses(self)
+        return self._losses
 
     @property
     def instance(self) -> Instance | None:
@@ -248,7 +249,7 @@ class Call:
                 self.dispatcher.full(instance)
             self._end(attempt, "refused", answered=False)
         if not self.live:
-            self._again(attempt)
+            self.again(attempt)
 
     def not_accepted(self, attempt: Attempt, error: Exception) -> None:
         """Nothing was sent: any other instance may have it, however often."""
@@ -261,12 +262,12 @@ class Call:
             self.dispatcher.trouble(instance, what, str(error) or type(error).__name__)
             self._end(attempt, "not-accepted", answered=False)
         if not self.live:
-            self._again(attempt)
+            self.again(attempt)
 
     def lost(self, attempt: Attempt, detail: str, *, why: Why, began: bool) -> None:
         """The instance is lost under the request: send it elsewhere, or say why not."""
-        if self._verdict is not None and self._verdict.attempt is attempt:
-            self.convicted(attempt, detail)
+        losses = self.losses
+        if losses.reason(attempt, detail):
             return
         known = why != "reset"
         sent = bool(attempt.sent_at)
@@ -278,72 +279,42 @@ class Call:
         if began or (sent and only and not self.state.route.idempotent):
             # It stays where it is: an answer that has begun has to be ended in the client's framing.
             attempt.outcome = "lost"
-            fate: Fate = "began" if began else "once"
-            self._give_up(attempt, over_for(fate, self.attempt), detail, known=known)
+            self._unhedge()
+            losses.end(attempt, "began" if began else "once", detail, known=known)
             return
         self._end(attempt, "host-lost" if why == "host" else "lost", answered=False)
         self._shun(attempt.instance)
+        charged = sent and why != "host"
+        if charged:
+            losses.charge(attempt, known=known)
         if self.live:
-            if sent and why != "host":
-                self._count(attempt)
-            return
-        if not sent:
-            self._again(attempt)
-            return
-        over = self._charge(attempt) if why != "host" else None
-        if over is None:
-            self.attempt += 1
-            self._again(attempt)
-        else:
-            # Perhaps the whole host is gone, which costs nothing.
-            self._give_up(attempt, over, detail, known=known)
-
-    def excused(self, attempt: Attempt) -> None:
-        """Control says that the host of a lost attempt is lost, too: it costs no retry."""
-        if self.done or not attempt.charged:
-            return
-        again = self._verdict is not None and self._verdict.attempt.charged
-        attempt.charged = False
-        attempt.outcome = "host-lost"
-        self.retries_used -= 1
-        self.deaths -= 1
-        if not again:
-            self.state.budget.give_back()
-            return
-        self._stop_waiting()
-        self.attempt += 1
-        self._again(attempt)
-
-    def survived(self, attempt: Attempt) -> None:
-        """Control says that the instance lives: only the connection broke. The retry stays spent."""
-        final = self._verdict is not None and self._verdict.attempt is attempt
-        if attempt.charged and not final and not self.done:
-            attempt.charged = False
-            self.deaths -= 1
-
-    def convicted(self, attempt: Attempt, reason: str = "") -> None:
-        """The instance died by itself, or nobody says otherwise: there is nothing to wait for."""
-        verdict = self._verdict
-        if verdict is not None and verdict.attempt is attempt:
-            self._stop_waiting()
-            self.fail(verdict.error(reason))
-
-    # -- inside -----------------------------------------------------------------------------
-
-    def _give_up(self, attempt: Attempt, over: Over, detail: str, *, known: bool) -> None:
-        """No other instance gets it; ``known``: the detail has all that control will say of the death."""
-        if known:
-            self.fail(over(detail))
             return
         self._unhedge()
-        if not attempt.charged:
-            self._timer.cancel()
-        self._verdict = Verdict(attempt, over, detail)
+        if charged:
+            losses.go_on(attempt, detail)
+        else:
+            self.attempt += sent
+            self.again(attempt)
 
-    def _stop_waiting(self) -> None:
-        if self._verdict is not None:
-            self._verdict.stop()
-            self._verdict = None
+    # -- what its losses decide -------------------------------------------------------------
+
+    def again(self, last: Attempt) -> None:
+        """It goes back to where it was in the queue."""
+        self.state.meter.retries[last.outcome] += 1
+        self._unhedge()
+        if self._losses is not None:
+            self.alone = self._losses.alone()
+        self.dispatcher.requeue(self)
+
+    def join(self) -> None:
+        """It need not run alone any more."""
+        if self.phase == "queued" and self.alone:
+            self.dispatcher.remove(self)
+            self.alone = False
+            self.state.queue.push(self, front=True)
+            self.dispatcher.fill(self.state)
+
+    # -- inside -----------------------------------------------------------------------------
 
     def told(self) -> None:
         """The client has what it gets."""
@@ -376,31 +347,6 @@ class Call:
     def _shun(self, instance: Instance) -> None:
         self.avoid = (*self.avoid[1 - MAX_SHUNNED :], instance.route.id)
 
-    def _again(self, last: Attempt) -> None:
-        self.state.meter.retries[last.outcome] += 1
-        self._unhedge()
-        self.alone = self.deaths >= ALONE_AFTER
-        self.dispatcher.requeue(self)
-
-    def _count(self, attempt: Attempt) -> None:
-        """It was there when an instance died."""
-        attempt.charged = True
-        if len(attempt.instance.losses) < MAX_LOSSES:
-            attempt.instance.losses.append(attempt)
-        self.deaths += 1
-        self.retries_used += 1
-
-    def _charge(self, attempt: Attempt) -> Over | None:
-        """Its last copy was there when an instance died. Gives why it may not go on, or None."""
-        self._count(attempt)
-        if self.alone:
-            return killer(self.deaths)
-        if self.retries_used > self.state.route.retries:
-            return over_for("retries", self.attempt, self.deaths)
-        if not self.state.budget.take():
-            return over_for("budget", self.attempt)
-        return None
-
     def _finish(self, final: Phase, outcome: Outcome, *, ok: bool, counted: bool = False) -> None:
         """Free everything that the request holds."""
         was_queued = self.phase == "queued"
@@ -408,7 +354,8 @@ class Call:
         now = self.ended = time.monotonic()
         self._timer.cancel()
         self._unhedge()
-        self._stop_waiting()
+        if self._losses is not None:
+            self._losses.stop()
         if was_queued:
             self._waited += now - self._since
             self.dispatcher.remove(self)
@@ -426,7 +373,7 @@ class Call:
     def _plan_hedge(self) -> None:
         delay = self.state.hedge_delay()
         # What was there when an instance died is not given a second one to kill.
-        if delay and self._hedge is None and not self.deaths:
+        if delay and self._hedge is None and not (self._losses and self._losses.deaths):
             self._hedge = self.dispatcher.loop.call_later(delay, self._hedge_due)
 
     def _hedge_due(self) -> None:
@@ -441,9 +388,13 @@ class Call:
             self._hedge = None
 
     def _expired(self) -> None:
-        if self._verdict is not None:
-            self.convicted(self._verdict.attempt)
-            return
+        lost = self._losses.expired() if self._losses is not None else None
+        if lost is not None:
+            self.fail(lost)
+        else:
+            self._too_late()
+
+    def _too_late(self) -> None:
         where = whereabouts(self)
         seconds = self.deadline - self.started
         self.fail(

@@ -95,7 +95,11 @@ class Circuit:
 
 
 class RetryBudget:
-    """A token bucket: requests pay in, retries and hedges take out."""
+    """A token bucket: requests pay in, retries and hedges take out.
+
+    Hedges leave half of the burst: an endpoint that is slower than its ``hedge_after`` sends one per request,
+    and would leave nothing for the requests of the first instance that dies.
+    """
 
     __slots__ = ("_tokens", "burst")
 
@@ -108,12 +112,21 @@ class RetryBudget:
         if self._tokens < self.burst:
             self._tokens += RETRY_SHARE
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing more may be sent again for now."""
+        return self._tokens < 1.0
+
     def take(self) -> bool:
         """Whether one more may be sent again."""
-        if self._tokens < 1.0:
+        if self.empty:
             return False
         self._tokens -= 1.0
         return True
+
+    def take_for_copy(self) -> bool:
+        """Whether one more copy may be sent of what is only slow."""
+        return self._tokens >= self.burst / 2 + 1.0 and self.take()
 
     def give_back(self) -> None:
         """What was taken was not owed: the host was lost."""

@@ -118,7 +118,7 @@ class Dispatcher:
         if state.queue or state.circuit.open:
             return False
         instance = state.pick(call.version, (first.route.id,))
-        if instance is None or instance is first or not state.budget.take():
+        if instance is None or instance is first or not state.budget.take_for_copy():
             return False
         self._start(call.second(instance), instance)
         return True
@@ -226,6 +226,8 @@ class Dispatcher:
                     state.circuit = Circuit()  # what the version before did says nothing of this one
                 state.route = self._table.endpoints[key]
                 touched.add(state)
+        # Until the whole message is read, nothing is sent: not to what died in it, either.
+        self._holding = True
         for route in changes.instances:
             state = self.state(route.endpoint)
             if state is not None:
@@ -388,7 +390,6 @@ class Dispatcher:
             touched.add(instance.state)
         # All of a dead host are out of the table before any of their requests looks for another place,
         # and the youngest goes back first, so that the oldest ends up in front.
-        self._holding = True
         ended: list[tuple[Attempt, Why]] = []
         for instance in dead:
             reason = reasons.get(instance.route.id, "")
@@ -399,12 +400,12 @@ class Dispatcher:
                 if instance.running:
                     self._blame(instance)
                 for attempt in charged:
-                    attempt.call.convicted(attempt, reason)
+                    attempt.call.losses.convicted(attempt, reason)
                 continue
             if instance.blamed:
                 instance.state.circuit.excused(instance.route.host)
             for attempt in charged:
-                attempt.call.excused(attempt)
+                attempt.call.losses.excused(attempt)
         for attempt, why in sorted(ended, key=lambda item: item[0].call.order, reverse=True):
             detail = reasons.get(attempt.instance.route.id) or HOST_LOST
             attempt.call.lost(attempt, detail, why=why, began=attempt.began)

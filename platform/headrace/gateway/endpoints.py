@@ -29,6 +29,7 @@ class Instance:
     __slots__ = (
         "asking",
         "blamed",
+        "broken",
         "concurrency",
         "contended_until",
         "full_until",
@@ -61,6 +62,8 @@ class Instance:
         """Takes nothing but this request, which runs with no neighbour."""
         self.blamed = False
         """Whether its trouble counted for the endpoint's circuit."""
+        self.broken = (0, 0.0)
+        """How many were lost when it broke, and how long the first of them had run by then."""
         self.greeted = False
         """Whether its start was counted as a cold start."""
         self.speed = ServiceTime()
@@ -86,9 +89,17 @@ class Instance:
         self.usable = True
         if not route.suspect:
             self.blamed = False
+            self.broken = (0, 0.0)
             losses, self.losses = self.losses, []
             for attempt in losses:
-                attempt.call.survived(attempt)
+                attempt.call.losses.survived(attempt)
+
+    def breaks(self, lost: Attempt) -> None:
+        """The attempt was lost here: what else runs here will be, too, if it died."""
+        if not self.broken[0]:
+            now = time.monotonic()
+            began = min(a.sent_at or now for a in (lost, *self.running))
+            self.broken = (1 + self.in_flight, now - began)
 
     def free(self, now: float) -> bool:
         """Whether it may take one more now."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from headrace.errors import BadRequest, RequestError
+from headrace.errors import BadRequest, MethodNotAllowed, RequestError
 from headrace.observe.tracing import parse
 
 MAX_HEAD_BYTES: Final = 64 << 10
+ANY_METHOD: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""What an endpoint may answer; others have no meaning here, whatever they name."""
 
 (
     _HOST,
@@ -63,12 +65,6 @@ class HeadTooLarge(RequestError):
     """Request line and headers are above `MAX_HEAD_BYTES`."""
 
     status, type, title = 431, "head-too-large", "Request head too large"
-
-
-class MethodNotAllowed(RequestError):
-    """The route exists, but not for this method."""
-
-    status, type, title = 405, "method-not-allowed", "Method not allowed"
 
 
 class UnsupportedMediaType(RequestError):
@@ -247,7 +243,9 @@ def read_head(method: bytes, url: bytes, version: str, headers: list[tuple[bytes
 def _origin_form(method: bytes, url: bytes, head: Head) -> bytes:
     """The path and query of the request target, whatever form it has."""
     if method in (b"CONNECT", b"TRACE"):
-        raise MethodNotAllowed(f"{method.decode()} is not supported.", hint="Use GET or POST.")
+        raise MethodNotAllowed(
+            f"{method.decode()} is not supported.", hint="Use GET or POST.", allow=ANY_METHOD
+        )
     if url[:1] == b"/":
         if b"#" in url:
             raise BadRequest("a fragment (#) in the request target.")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from headrace.errors import TYPE_PREFIX, InstanceDied, RequestError, from_problem
-from headrace.gateway.respond import response
+from headrace.gateway.respond import problem_lines, response
 
 _TYPES = {
     401: "authentication_error",
@@ -55,11 +55,7 @@ def openai_error(
 ) -> bytes:
     """A whole response that carries ``error``, or ``found`` for its ``error`` member."""
     status = status_of(error)
-    if status == 401:
-        extra += b"WWW-Authenticate: Bearer\r\n"
-    retry_after = error.extra.get("retry_after")
-    if retry_after is not None:
-        extra += b"Retry-After: %d\r\n" % int(retry_after)
+    extra += problem_lines(status, error.extra)
     if isinstance(error, InstanceDied) or status in (409, 504):
         # The client would send it again by itself, twice: it may have run, or has, or its time is over.
         extra += b"X-Should-Retry: false\r\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Generic, Protocol, TypeVar
 
 AGED_SHARE = 8
@@ -31,7 +32,7 @@ class Waiting(Protocol):
     key: str
     """Who asks: the id of its API key."""
     alone: bool
-    """It runs with no neighbour: out of turn, on an instance of its own."""
+    """It runs with no neighbour: out of turn, on an instance of its own; the oldest first."""
 
 
 W = TypeVar("W", bound=Waiting)
@@ -116,7 +117,10 @@ class WaitQueue(Generic[W]):
     def push(self, item: W, *, front: bool = False) -> None:
         """Append; ``front`` puts back what was taken out before, ahead of what came after it."""
         if item.alone:
+            later = list(takewhile(lambda other: other.order > item.order, reversed(self.alone)))
             self.alone[item] = None
+            for other in reversed(later):
+                self.alone.move_to_end(other)
         else:
             line = self.lines.get(item.version)
             if line is None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from headrace.observe.tracing import SpanRef
 
 _ids = itertools.count(int.from_bytes(secrets.token_bytes(3), "big"))
-_id_prefix = secrets.token_hex(5)
+ID_PREFIX = secrets.token_hex(5)
+"""Of the ids of all requests of this process."""
 
 SKIP_BYTES = 16 << 10
 """A refused request with a body up to this size keeps its connection."""
@@ -102,7 +103,7 @@ class Request:
     def __init__(self, client: ClientConnection) -> None:
         self.client = client
         self.head: Head = NO_HEAD
-        self.id = f"{_id_prefix}{next(_ids) & 0xFFFFFFFF:08x}"
+        self.id = f"{ID_PREFIX}{next(_ids) & 0xFFFFFFFF:08x}"
         self.key = ""
         """The id of the API key that asks: keys share an endpoint's queue fairly."""
         self.parts: list[bytes] = []

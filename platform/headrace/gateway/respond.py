@@ -6,14 +6,12 @@ import asyncio
 import http
 import socket
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from headrace.errors import (
-    PROBLEM_CONTENT_TYPE,
-    RequestError,
-    Unauthorized,
-)
+from headrace.errors import PROBLEM_CONTENT_TYPE, RequestError
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _encoder = msgspec.json.Encoder()
@@ -65,11 +63,6 @@ def problem(
 ) -> bytes:
     """A whole response that carries the problem document of ``error``."""
     status = int(error.extra.get("http_status", error.status))
-    if isinstance(error, Unauthorized):
-        extra += b"WWW-Authenticate: Bearer\r\n"
-    retry_after = error.extra.get("retry_after")
-    if retry_after is not None:
-        extra += b"Retry-After: %d\r\n" % int(retry_after)
     return response(
         status,
         problem_body(error, request_id),
@@ -77,8 +70,18 @@ def problem(
         request_id=request_id,
         close=close,
         head_only=head_only,
-        extra=extra,
+        extra=extra + problem_lines(status, error.extra),
     )
+
+
+def problem_lines(status: int, members: Mapping[str, Any]) -> bytes:
+    """The header lines that go with a problem document of this status and with these members."""
+    lines = b"WWW-Authenticate: Bearer\r\n" if status == 401 else b""
+    if (retry_after := members.get("retry_after")) is not None:
+        lines += b"Retry-After: %d\r\n" % int(retry_after)
+    if (allow := members.get("allow")) is not None:
+        lines += b"Allow: %b\r\n" % ", ".join(allow).encode()
+    return lines
 
 
 def reset_at_close(transport: asyncio.Transport) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from headrace import wire
 from headrace.config import Settings
-from headrace.errors import ControlAway, GatewayStopping, NotFound, RequestError
+from headrace.errors import ControlAway, GatewayStopping, MethodNotAllowed, NotFound, RequestError
 from headrace.gateway.api import cog, health, openai, plain, runpod
 from headrace.gateway.api.admin import AdminApi
 from headrace.gateway.api.jobs import JobsApi
@@ -35,10 +35,10 @@ from headrace.gateway.client import ClientConnection
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.early import EarlyClients
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.system import JobSystem
 from headrace.gateway.listen import BACKLOG, bind
-from headrace.gateway.request import Request
+from headrace.gateway.peers import DIRECTORY, Peers
+from headrace.gateway.request import ID_PREFIX, Request
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.spans import Spans
 from headrace.gateway.sweep import sweep_all
@@ -97,6 +97,7 @@ class Gateway:
         listener: socket.socket | None = None,
     ) -> None:
         self._settings = settings
+        self._token = token
         self._listener = listener
         self._informed = asyncio.Event()
         self._told = 0
@@ -142,9 +143,10 @@ class Gateway:
             self._tracing, self._spans = tracing, Spans(tracing)
             self.dispatcher.tracing, self.dispatcher.on_finish = tracing, self._spans.finished
         self._native = NativeApi(self.table, self.dispatcher)
-        self._admin = AdminApi(self._control)
-        self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id)
-        self._jobs_api = JobsApi(self.jobs.service, plain.PlainCalls(self.dispatcher, self.id))
+        self._peers = Peers(self._settings.run / DIRECTORY, self._token, ID_PREFIX, self.id)
+        self.jobs = JobSystem(self._settings, self.dispatcher, self.table, self.id, self._peers)
+        self._admin = AdminApi(self._control, self.jobs.store_state)
+        self._jobs_api = JobsApi(self.jobs.service, plain.PlainCalls(self.dispatcher, self.id, self._peers))
         runpod_api = runpod.RunpodApi(self.jobs.service)
         cog_api = cog.CogApi(self.jobs.service)
         openai_api = openai.OpenAiApi(self.table, self.dispatcher, self.jobs.sync)
@@ -162,9 +164,11 @@ class Gateway:
         sock.setblocking(False)
         self.port = sock.getsockname()[1]
         try:
+            await self._peers.start()
             await self.jobs.start()
         except BaseException:
             sock.close()
+            await self._peers.stop()
             raise
         self._control.start()
         if self._listener is not None:
@@ -210,6 +214,7 @@ class Gateway:
         await asyncio.sleep(0)
         await self.jobs.stop(max(0.0, until - loop.time()))
         await self.dispatcher.close()
+        await self._peers.stop()
         if self._tracing is not None:
             await self._tracing.close()
         await self._control.stop()
@@ -267,7 +272,7 @@ class Gateway:
             if path == b"/":
                 self._who(request)
             if head.method not in (b"GET", b"HEAD"):
-                raise MethodNotAllowed(f"{path.decode()} knows only GET and HEAD.")
+                raise MethodNotAllowed(f"{path.decode()} knows only GET and HEAD.", allow=["GET", "HEAD"])
             request.target = _Health()
             return 0
         if path.startswith(b"/api/v1/") or path == b"/api/openapi.json":

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
+from headrace import errors
 from headrace.errors import DataDirError, NotFound, RequestError
 
 T = TypeVar("T")
@@ -39,10 +40,7 @@ class BlobDamaged(RequestError):
     status, type, title = 500, "blob-damaged", "The stored body is damaged"
 
 
-class BlobsUnavailable(RequestError):
-    """The blob store does not answer or cannot write; nothing was stored."""
-
-    status, type, title = 503, "blobs-unavailable", "The blob store does not answer"
+BlobsUnavailable = errors.BlobsUnavailable
 
 
 class BlobStore(Protocol):

@@ -1,6 +1,8 @@
 """Blobs in S3 or what speaks its protocol: ``s3://bucket/prefix``, all else from the environment.
 
-boto3 blocks, so it runs in a few threads of its own. Large blobs go up in parts: whole or not there.
+boto3 blocks, so it runs in a few threads of its own. Large blobs go up in parts: whole or not there. Whoever
+asks is told in time of a server that takes connections and says nothing; what a thread is still at then ends
+by the limits of its requests.
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
+    ReadTimeoutError,
 )
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
 from headrace.errors import SettingsError
 from headrace.jobs.blobs import CHUNK_BYTES, FRESH_S, SHA256, BlobDamaged, BlobMissing, BlobsUnavailable
@@ -39,9 +44,14 @@ T = TypeVar("T")
 PART_BYTES = 8 << 20
 """A blob above this goes up in parts of this."""
 THREADS = 8
-ATTEMPTS = 4
+ATTEMPTS = 3
 CONNECT_S = 3.0
-READ_S = 15.0
+READ_S = 6.0
+"""Of one request, without a byte of its answer."""
+ANSWER_S = 20.0
+"""What carries no body has an answer within this, repeated requests and the wait for a thread included."""
+SLOWEST_BYTES_S = 256 << 10
+"""What carries a body has more time by its size; `READ_S` tells earlier of a server that takes nothing."""
 SPOOL_BYTES = 8 << 20
 """A stream above this waits in a temporary file until its name is known."""
 REFRESH_S = FRESH_S / 4
@@ -74,44 +84,42 @@ class S3Blobs:
     async def put(self, data: bytes | AsyncIterable[bytes]) -> str:
         """See `BlobStore.put`."""
         if isinstance(data, bytes):
-            name = await self._thread(lambda: hashlib.sha256(data).hexdigest())
-            await self._thread(lambda: self._put(name, data))
+            name = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+            await self._put(name, data, len(data))
             return name
         digest = hashlib.sha256()
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
             async for piece in data:
-                await self._thread(lambda piece=piece: _write(spool, digest, piece))  # type: ignore[misc]
+                await asyncio.to_thread(_write, spool, digest, piece)
             name = digest.hexdigest()
-            await self._thread(lambda: self._put(name, cast(IO[bytes], spool)))
+            await self._put(name, cast(IO[bytes], spool), spool.tell())
         return name
 
     async def get(self, sha256: str) -> bytes:
         """See `BlobStore.get`."""
         key = self._key(sha256)
-
-        def run() -> bytes:
-            # botocore repeats requests, but not an answer that breaks off.
-            for attempt in Retrying(
-                stop=stop_after_attempt(GET_TRIES),
-                retry=retry_if_exception_type((HTTPClientError, IncompleteReadError)),
-                reraise=True,
-            ):
-                with attempt:
-                    data: bytes = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-                    if hashlib.sha256(data).hexdigest() != sha256:
-                        raise _damaged(sha256)
-                    return data
-            raise AssertionError("a retry ends with a value or an error")
-
-        return await self._thread(run, sha256)
+        # botocore repeats requests, but not an answer that breaks off.
+        async for attempt in AsyncRetrying(
+            stop=stop_after_attempt(GET_TRIES), retry=retry_if_exception(_broke_off), reraise=True
+        ):
+            with attempt:
+                found = await self._thread(
+                    lambda: self._s3.get_object(Bucket=self._bucket, Key=key), sha256=sha256
+                )
+                size = int(found["ContentLength"])
+                data: bytes = await self._thread(found["Body"].read, size, sha256=sha256)
+        if await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest()) != sha256:
+            raise _damaged(sha256)
+        return data
 
     async def stream(self, sha256: str) -> AsyncIterator[bytes]:
         """See `BlobStore.stream`."""
         key = self._key(sha256)
-        body = await self._thread(lambda: self._s3.get_object(Bucket=self._bucket, Key=key)["Body"], sha256)
+        found = await self._thread(lambda: self._s3.get_object(Bucket=self._bucket, Key=key), sha256=sha256)
+        body = found["Body"]
         digest = hashlib.sha256()
         try:
-            while piece := await self._thread(lambda: body.read(CHUNK_BYTES), sha256):
+            while piece := await self._thread(lambda: body.read(CHUNK_BYTES), sha256=sha256):
                 digest.update(piece)
                 yield piece
         finally:
@@ -130,7 +138,7 @@ class S3Blobs:
     async def check(self) -> None:
         """Whether the bucket is there and may be used. Raises `SettingsError`, `BlobsUnavailable`."""
         try:
-            await self._thread(lambda: self._s3.head_bucket(Bucket=self._bucket), self._bucket)
+            await self._thread(lambda: self._s3.head_bucket(Bucket=self._bucket), sha256=self._bucket)
         except BlobMissing:
             raise SettingsError(
                 f"--blobs: there is no bucket {self._bucket}.", hint="Make it, or name another one."
@@ -158,18 +166,18 @@ class S3Blobs:
         now = parsedate_to_datetime(there).timestamp() if there else time.time()
         return float(now - head["LastModified"].timestamp())
 
-    def _put(self, name: str, data: bytes | IO[bytes]) -> None:
+    async def _put(self, name: str, data: bytes | IO[bytes], size: int) -> None:
         key = self._key(name)
-        age = self._age(key)
+        age = await self._thread(lambda: self._age(key))
         # An older one is put again, which makes it young: a sweep leaves it then.
         if age is not None and age < min(REFRESH_S, self._fresh_s):
             return
-        self._upload(key, data)
+        await self._thread(lambda: self._upload(key, data), size)
         if age is not None and age >= self._fresh_s:
             # A sweep that looked at the old one may be deleting it in this moment.
-            time.sleep(RECHECK_S)
-            if self._age(key) is None:
-                self._upload(key, data)
+            await asyncio.sleep(RECHECK_S)
+            if await self._thread(lambda: self._age(key)) is None:
+                await self._thread(lambda: self._upload(key, data), size)
 
     def _upload(self, key: str, data: bytes | IO[bytes]) -> None:
         if isinstance(data, bytes):
@@ -188,9 +196,14 @@ class S3Blobs:
         self._s3.delete_object(Bucket=self._bucket, Key=key)
         return 1
 
-    async def _thread(self, fn: Callable[[], T], sha256: str = "") -> T:
+    async def _thread(self, fn: Callable[[], T], size: int = 0, *, sha256: str = "") -> T:
+        """Run it in a thread, in time for ``size`` bytes; ``sha256``: what may be missing."""
+        within_s = ANSWER_S + size / SLOWEST_BYTES_S
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, fn)
+            async with asyncio.timeout(within_s):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, fn)
+        except TimeoutError:
+            raise self._unavailable(f"no answer in {within_s:.0f} s") from None
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             if sha256 and code in _MISSING:
@@ -199,7 +212,7 @@ class S3Blobs:
                 ) from None
             raise self._unavailable(code) from None
         except (BotoCoreError, HTTPClientError, Boto3Error, OSError) as error:
-            raise self._unavailable(type(error).__name__) from None
+            raise self._unavailable(type(error).__name__) from error
 
     def _unavailable(self, why: str) -> BlobsUnavailable:
         return BlobsUnavailable(
@@ -213,6 +226,14 @@ class _Unclosed:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _broke_off(error: BaseException) -> bool:
+    """Whether an answer ended in the middle. One that just stopped coming has had its time."""
+    cause = error.__cause__ if isinstance(error, BlobsUnavailable) else None
+    return isinstance(cause, HTTPClientError | IncompleteReadError) and not isinstance(
+        cause, ReadTimeoutError | ConnectTimeoutError | EndpointConnectionError
+    )
 
 
 def _write(file: Any, digest: Any, data: bytes) -> None:

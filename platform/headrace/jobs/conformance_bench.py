@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.jobs.model import Counts, Job, Lease, NewJob, Payload, Result
+from headrace.jobs.model import Counts, Ended, Job, Lease, NewJob, Payload, Result
 from headrace.jobs.store import JobStore
 
 PROJECT = "proj"
@@ -101,6 +101,12 @@ class Bench:
     async def counts(self, endpoint: str = "e") -> Counts:
         """Counts of an endpoint."""
         return await self.store.counts(PROJECT, endpoint)
+
+    def ended(self) -> list[Ended]:
+        """Collects what the store tells of jobs that it ends by itself, from now on."""
+        found: list[Ended] = []
+        self.store.ended = found.append
+        return found
 
     async def reopen(self) -> None:
         """Close the store and open its data again."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.jobs.conformance_bench import PROJECT, Harness, failed, opened, succeeded
 from headrace.jobs.model import INLINE_BYTES, NewJob, Payload, Result, Webhook
-from headrace.jobs.store import IdempotencyConflict, JobStore
+from headrace.jobs.store import NOTED_S, IdempotencyConflict, JobStore
 
 
 async def stores_everything(harness: Harness) -> None:
@@ -369,6 +369,22 @@ async def purges_only_what_waits(harness: Harness) -> None:
         await bench.expect("other", "queued")
         assert (await bench.counts()).queued == 0
         assert await bench.store.purge(PROJECT, "e", bench.now) == 0
+
+
+async def purges_no_fresh_lease_of_another(harness: Harness) -> None:
+    """What another worker has just leased may run, and the store is not told yet; its own it has noted."""
+    async with opened(harness) as bench:
+        await bench.submit("old")
+        await bench.lease_one(owner="w2")
+        bench.now += NOTED_S + 0.1
+        for job_id, owner in (("own", "w1"), ("fresh", "w2")):
+            await bench.submit(job_id)
+            await bench.lease_one(owner=owner)
+        await bench.submit("queued")
+        assert await bench.store.purge(PROJECT, "e", bench.now, owner="w1") == 3
+        await bench.expect("fresh", "running")
+        bench.now += NOTED_S + 0.1
+        assert await bench.store.purge(PROJECT, "e", bench.now, owner="w1") == 1
 
 
 async def counts_every_state(harness: Harness) -> None:

@@ -92,3 +92,37 @@ async def unsent_leases_do_not_count(harness: Harness) -> None:
         await bench.release(last, lost=False, reason="its instance died")
         await bench.expect("a", "failed")
         assert [a.number for a in await bench.store.attempts("a")] == [1, last.fence]
+
+
+async def leases_without_an_answer_are_taken_back(harness: Harness) -> None:
+    """What a lease call took whose answer was lost waits again as if it had not been leased, and nothing
+    else: not what another call or owner has, nor what an instance has, nor what has ended."""
+    async with opened(harness) as bench:
+        for name in ("had", "ended", "lost", "lost2"):
+            await bench.submit(name, max_attempts=1)
+        await bench.submit("other", endpoint="f")
+        call = (PROJECT, "e", bench.now + 0.1)
+        bench.now = call[2]
+        had, ended, lost, _ = await bench.lease()
+        other = await bench.lease_one(endpoint="f")
+        await bench.sent(had)
+        await bench.finish(ended)
+        bench.now += 0.3
+        await bench.submit("later")
+        later = await bench.lease_one()
+        assert not await bench.store.take_back("w1", [], bench.now)
+        assert not await bench.store.take_back("w2", [call], bench.now), "another worker's were taken back"
+        assert not await bench.store.take_back("w1", [("q", "e", call[2])], bench.now)
+        assert await bench.store.take_back("w1", [("nobody", "x", 1.0), call], bench.now) == 2
+        assert await bench.store.take_back("w1", [call], bench.now) == 0, "taken back twice"
+        for lease in (had, other, later):
+            assert not await bench.store.heartbeat("w1", [(lease.job.id, lease.fence)], bench.now + LEASE_S)
+        await bench.expect("ended", "succeeded")
+        job = await bench.expect("lost", "queued")
+        assert (job.lost, job.unsent, job.queued_at, job.reason) == (0, 1, None, "")
+        assert not await bench.store.attempts("lost"), "an unused lease is an attempt"
+        assert not await bench.finish(lost), "its old fence holds"
+        again = await bench.lease()
+        assert [lease.job.id for lease in again] == ["lost", "lost2"]
+        assert await bench.finish(again[0])
+        await bench.expect("lost", "succeeded")

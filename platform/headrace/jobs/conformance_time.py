@@ -40,9 +40,28 @@ async def a_prolonged_lease_is_not_touched(harness: Harness) -> None:
         assert await bench.finish(lease)
 
 
+async def a_sweep_may_leave_leases_alone(harness: Harness) -> None:
+    """Expired leases stay, and can be prolonged, when their owners could not do so; other work goes on."""
+    async with opened(harness) as bench:
+        await bench.submit("a")
+        lease = await bench.lease_one()
+        await bench.submit("late", ttl_s=LEASE_S)
+        bench.now += LEASE_S + 1
+        before = bench.now
+        await bench.store.sweep(before, leases=False)
+        await bench.expect("a", "running")
+        await bench.expect("late", "timed_out")
+        bench.now += 5
+        assert not await bench.store.heartbeat("w1", [("a", lease.fence)], bench.now + LEASE_S)
+        await bench.store.sweep(before)
+        await bench.expect("a", "running")
+        assert await bench.finish(lease)
+
+
 async def lost_attempts_are_bounded(harness: Harness) -> None:
     """A job that loses every worker ends, with a problem that says so."""
     async with opened(harness) as bench:
+        ended = bench.ended()
         await bench.submit("a")
         for _ in range(MAX_LOST):
             await bench.expect("a", "queued")
@@ -54,11 +73,13 @@ async def lost_attempts_are_bounded(harness: Harness) -> None:
         assert job.error["type"] == "urn:headrace:job-lost"
         assert job.reason
         assert (job.attempts, job.lost) == (MAX_LOST, MAX_LOST)
+        assert ended == [(PROJECT, job.endpoint, "failed", job.created_at)], f"told: {ended}"
 
 
 async def the_time_to_live_ends_a_job(harness: Harness) -> None:
     """Queued or running: past its deadline a job is timed out, and its worker has lost it."""
     async with opened(harness) as bench:
+        ended = bench.ended()
         await bench.submit("running", ttl_s=8.0)
         lease = await bench.lease_one()
         await bench.submit("queued", ttl_s=8.0)
@@ -75,6 +96,9 @@ async def the_time_to_live_ends_a_job(harness: Harness) -> None:
             assert job.error["type"] == "urn:headrace:deadline-exceeded", f"{job.error}"
             assert job.reason
             assert job.finished_at == bench.now
+        assert [(one.project, one.endpoint, one.state) for one in ended] == [
+            (PROJECT, job.endpoint, "timed_out")
+        ] * 2, f"told: {ended}"
         await bench.expect("long", "queued")
         assert not await bench.finish(lease), "a timed-out job was finished"
         assert [a.outcome for a in await bench.store.attempts("running")] == ["timed_out"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from headrace.jobs.conformance_bench import LEASE_S, PROJECT, Harness, failed, opened, succeeded
-from headrace.jobs.model import Lease, Result
+from headrace.jobs.model import HIGH_COUNTED, Lease, Result
 
 
 async def leases_by_priority_then_age(harness: Harness) -> None:
@@ -118,15 +118,46 @@ async def waiting_endpoints_are_told(harness: Harness) -> None:
             await bench.submit(f"j{i}", endpoint=f"e{i % 2}", priority="high" if i == 2 else "normal")
             bench.now += 1
         await bench.submit("k", project="other", endpoint="e0")
-        found = sorted(tuple(row) for row in await bench.store.waiting())
+        rows = await bench.store.waiting(bench.now)
+        found = sorted((row.project, row.endpoint, row.queued, row.oldest_at) for row in rows)
         assert found == [
             ("other", "e0", 1, start + 3),
             (PROJECT, "e0", 2, start),
             (PROJECT, "e1", 1, start + 1),
         ]
         await bench.lease(endpoint="e0")
-        assert len(await bench.store.waiting()) == 2
-        assert len(await bench.store.waiting(limit=1)) == 1
+        assert len(await bench.store.waiting(bench.now)) == 2
+        assert len(await bench.store.waiting(bench.now, limit=1)) == 1
+
+
+async def waiting_tells_what_comes_next(harness: Harness) -> None:
+    """The rank of the next job that may be leased, and how many high ones may be; what is delayed may not."""
+    async with opened(harness) as bench:
+
+        async def seen() -> tuple[int, int | None, int]:
+            (row,) = await bench.store.waiting(bench.now)
+            return row.queued, row.best, row.high
+
+        await bench.submit("low", priority="low")
+        assert await seen() == (1, 2, 0)
+        await bench.submit("normal")
+        assert await seen() == (2, 1, 0)
+        for i in range(3):
+            await bench.submit(f"high{i}", priority="high")
+        assert await seen() == (5, 0, 3)
+        first, second = await bench.lease(2)
+        assert await seen() == (3, 0, 1)
+        await bench.release(first, lost=True)
+        await bench.release(second, lost=True, delay_s=50.0)
+        assert await seen() == (5, 0, 2)
+        assert len(await bench.lease(3)) == 3
+        await bench.lease(1)
+        assert await seen() == (1, None, 0)
+        bench.now += 60
+        assert await seen() == (1, 0, 1)
+        for i in range(HIGH_COUNTED):
+            await bench.submit(f"more{i}", priority="high")
+        assert await seen() == (1 + HIGH_COUNTED, 0, HIGH_COUNTED)
 
 
 async def a_result_is_stored_once(harness: Harness) -> None:
@@ -326,11 +357,14 @@ async def released_jobs_wait_for_their_delay(harness: Harness) -> None:
 async def releases_that_count_are_bounded(harness: Harness) -> None:
     """The last of ``max_attempts`` makes the job failed, as lost, with the reason."""
     async with opened(harness) as bench:
+        ended = bench.ended()
         await bench.submit("a", max_attempts=2)
         await bench.release(await bench.lease_one(), lost=False)
         await bench.release(await bench.lease_one(), lost=True)
         await bench.expect("a", "queued")
+        assert not ended, f"told: {ended}"
         assert await bench.release(await bench.lease_one(), lost=False, reason="instance i-1 was killed")
+        assert [one.state for one in ended] == ["failed"], f"told: {ended}"
         job = await bench.expect("a", "failed")
         assert job.error is not None
         assert job.error["type"] == "urn:headrace:job-lost", f"{job.error}"

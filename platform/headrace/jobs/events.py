@@ -29,6 +29,8 @@ class Event(Value, frozen=True, kw_only=True):
 
 
 _DECODER = msgspec.json.Decoder(Event)
+_OLD_DECODER = msgspec.msgpack.Decoder(Event)
+"""Of events that an early build queued, which kept them as msgpack, and that were not delivered since."""
 _ENCODER = msgspec.json.Encoder()
 _FREE = ("context", "error", "receipt", "progress")
 """Members of a job that hold any JSON."""
@@ -57,7 +59,7 @@ def encode_event(job: Job, event: EventName, at: float, chunks: tuple[bytes, ...
 
 def decode_event(body: bytes) -> Event:
     """The event of a `Delivery.body`. Raises ``msgspec.DecodeError`` for what is none."""
-    return _DECODER.decode(body)
+    return (_DECODER if body[:1] == b"{" else _OLD_DECODER).decode(body)
 
 
 def _kept(job: Job) -> Job:

@@ -5,7 +5,7 @@ Times are seconds since the Unix epoch (``..._at``), durations seconds (``..._s`
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,8 @@ from headrace.jobs.state import JobState
 Priority = Literal["low", "normal", "high"]
 Api = Literal["native", "sync", "runpod", "cog"]
 PRIORITY_RANK: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
+HIGH_COUNTED = 128
+"""No worker leases more at a time."""
 
 INLINE_BYTES = 1 << 20
 """Inputs and outputs above this go to the blob store."""
@@ -122,6 +124,20 @@ class Job(Value, frozen=True, kw_only=True):
     """Why it waits, or why it died, for people."""
 
 
+class Waiting(Value, frozen=True, kw_only=True):
+    """An endpoint that has queued jobs."""
+
+    project: str
+    endpoint: str
+    queued: int
+    oldest_at: float
+    """When the oldest of them was created."""
+    best: int | None = None
+    """`PRIORITY_RANK` of the next one that may be leased; None: all have to wait for a time."""
+    high: int = 0
+    """How many of high priority may be leased, counted to `HIGH_COUNTED`."""
+
+
 class Lease(Value, frozen=True, kw_only=True):
     """The right to work on a job until ``until``. ``fence`` grows with every lease of the job."""
 
@@ -190,6 +206,15 @@ class Undelivered(Value, frozen=True, kw_only=True):
     """When it is tried again; None: it was given up."""
     detail: str = ""
     """What came of the last try."""
+
+
+class Ended(NamedTuple):
+    """A job that a store has ended by itself."""
+
+    project: str
+    endpoint: str
+    state: JobState
+    created_at: float
 
 
 class Counts(Value, frozen=True, kw_only=True):

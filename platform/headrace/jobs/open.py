@@ -7,32 +7,27 @@ import hashlib
 import importlib
 from typing import Any, cast
 
-from headrace.config import Settings
+from headrace.config import EXTRAS, Settings, missing_extra, wrong_address
 from headrace.datadir import read_cluster_token
 from headrace.errors import DataDirError, SettingsError
 from headrace.jobs.blobs import BlobStore, open_local_blobs
 from headrace.jobs.sqlite import open_sqlite
 from headrace.jobs.store import JobStore
 
-POSTGRES_SCHEMES = ("postgresql://", "postgres://")
-
 
 async def open_store(settings: Settings) -> JobStore:
     """Open ``settings.store``: SQLite in the data directory, or PostgreSQL.
 
-    Raises `SettingsError` (unknown scheme, extra not installed), `DataDirError`, `StoreUnavailable`.
+    Raises `SettingsError` (no such address, extra not installed), `DataDirError`, `StoreUnavailable`.
     """
     url = settings.store
+    if why := wrong_address("store", url):
+        raise SettingsError(f"--store: {why}.")
     if not url:
         return await open_sqlite(settings.data / "jobs.db")
-    if url.startswith(POSTGRES_SCHEMES):
-        module = _extra("headrace.jobs.postgres", "postgres", "asyncpg", "--store postgresql://...")
-        platform = await asyncio.to_thread(platform_id, settings)
-        return cast(JobStore, await module.open_postgres(url, platform=platform))
-    raise SettingsError(
-        f"--store {url.split(':', 1)[0]}: is no store.",
-        hint="Leave it empty for SQLite in --data-dir, or give postgresql://user@host/database.",
-    )
+    module = _extra("headrace.jobs.postgres", "store", "--store postgresql://...")
+    platform = await asyncio.to_thread(platform_id, settings)
+    return cast(JobStore, await module.open_postgres(url, platform=platform))
 
 
 async def open_blobs(settings: Settings) -> BlobStore:
@@ -41,15 +36,12 @@ async def open_blobs(settings: Settings) -> BlobStore:
     Raises `SettingsError`, `DataDirError`.
     """
     url = settings.blobs
+    if why := wrong_address("blobs", url):
+        raise SettingsError(f"--blobs: {why}.")
     if not url:
         return await asyncio.to_thread(open_local_blobs, settings.data / "blobs-jobs")
-    if url.startswith("s3://"):
-        module = _extra("headrace.jobs.blobs_s3", "s3", "boto3", "--blobs s3://...")
-        return cast(BlobStore, await module.open_s3(url, must_answer=False))
-    raise SettingsError(
-        f"--blobs {url.split(':', 1)[0]}: is no blob store.",
-        hint="Leave it empty for a directory in --data-dir, or give s3://bucket/prefix.",
-    )
+    module = _extra("headrace.jobs.blobs_s3", "blobs", "--blobs s3://...")
+    return cast(BlobStore, await module.open_s3(url, must_answer=False))
 
 
 def platform_id(settings: Settings) -> str:
@@ -61,13 +53,12 @@ def platform_id(settings: Settings) -> str:
     return hashlib.sha256(f"headrace-platform:{token}".encode()).hexdigest()[:16]
 
 
-def _extra(module: str, extra: str, package: str, option: str) -> Any:
+def _extra(module: str, setting: str, option: str) -> Any:
     """Import a module that needs an extra. Raises `SettingsError` that names the extra."""
+    package, extra = EXTRAS[setting]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != package and not (error.name or "").startswith(f"{package}."):
             raise
-        raise SettingsError(
-            f"{option} needs the package {package}.", hint=f"Install it: pip install 'headrace[{extra}]'."
-        ) from None
+        raise missing_extra(option, package, extra) from None

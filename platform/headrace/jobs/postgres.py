@@ -8,20 +8,45 @@ statement moved a job. After a lost connection a call is repeated within a budge
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace.jobs import ends
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
+from headrace.jobs.model import (
+    HIGH_COUNTED,
+    Attempt,
+    Chunk,
+    Counts,
+    Delivery,
+    Ended,
+    Job,
+    Lease,
+    NewJob,
+    Result,
+    Undelivered,
+    Waiting,
+)
 from headrace.jobs.postgres_link import POOL_SIZE, RETRY_BUDGET_S, Connection, Link, connect
 from headrace.jobs.postgres_rows import Row, columns, delivery_of_row, job_of_row
 from headrace.jobs.postgres_watch import Watch, WatchCallback
-from headrace.jobs.postgres_writes import Append, Finish, Move, Note, Release, Want, Writes, ended, timed_out
+from headrace.jobs.postgres_writes import (
+    Append,
+    Finish,
+    Move,
+    Note,
+    Release,
+    Want,
+    Writes,
+    ended,
+    timed_out,
+    unsent,
+)
 from headrace.jobs.sql import load_queries
 from headrace.jobs.state import JobState
-from headrace.jobs.store import TAKE_BYTES
+from headrace.jobs.store import NOTED_S, TAKE_BYTES
 from headrace.jobs.text import clean, clean_result
 
 _Q = load_queries("postgres")
@@ -44,8 +69,12 @@ class PostgresStore:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._watch = Watch(link, _Q["notify"])
-        self._writes = Writes(link, _Q)
+        self.ended: Callable[[Ended], None] = lambda _: None
+        self._writes = Writes(link, _Q, self._tell)
         self._folds: set[asyncio.Task[None]] = set()
+
+    def _tell(self, job: Ended) -> None:
+        self.ended(job)  # as it is set then
 
     async def close(self) -> None:
         """Store what is queued, for at most `DRAIN_S`, and close."""
@@ -142,12 +171,13 @@ class PostgresStore:
             self._watch.tell("queued", project, job.endpoint)
         return job
 
-    async def purge(self, project: str, endpoint: str, now: float) -> int:
+    async def purge(self, project: str, endpoint: str, now: float, *, owner: str | None = None) -> int:
         """See `JobStore.purge`."""
+        noted = math.inf if owner is None else now - NOTED_S
         last = await self._value("purge_last", project, endpoint)
         removed = 0
         while last is not None:
-            some = await self._changed("purge", project, endpoint, last, SLICE)
+            some = await self._changed("purge", project, endpoint, last, SLICE, noted, owner or "")
             removed += some
             if some < SLICE:
                 break
@@ -170,10 +200,20 @@ class PostgresStore:
 
     # -- workers ------------------------------------------------------------------------------
 
-    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
+    async def waiting(self, now: float, limit: int = 10_000) -> Sequence[Waiting]:
         """See `JobStore.waiting`."""
-        rows = await self._rows("waiting", limit)
-        return [(row["project"], row["endpoint"], row["n"], row["oldest"]) for row in rows]
+        rows = await self._rows("waiting", limit, now, HIGH_COUNTED)
+        return [
+            Waiting(
+                project=row["project"],
+                endpoint=row["endpoint"],
+                queued=row["n"],
+                oldest_at=row["oldest"],
+                best=row["best"],
+                high=row["high"],
+            )
+            for row in rows
+        ]
 
     async def lease(
         self, owner: str, project: str, endpoint: str, *, limit: int, now: float, until: float
@@ -184,6 +224,12 @@ class PostgresStore:
         return await self._writes.lease(
             Want(owner, project, endpoint, limit, now, until, secrets.randbits(62))
         )
+
+    async def take_back(self, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+        """See `JobStore.take_back`."""
+        if not calls:
+            return 0
+        return await self._slices("unanswered", [owner, *columns(calls)], lambda row: unsent(row, now))
 
     async def heartbeat(self, owner: str, leases: Sequence[tuple[str, int]], until: float) -> Sequence[str]:
         """See `JobStore.heartbeat`."""
@@ -245,12 +291,16 @@ class PostgresStore:
 
     # -- time ---------------------------------------------------------------------------------
 
-    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+    async def sweep(self, now: float, limit: int = 1000, *, leases: bool = True) -> Sequence[str]:
         """See `JobStore.sweep`."""
         await self._slices("past_deadline", [now], lambda row: timed_out(row, now), limit)
-        await self._slices(
-            "silent", [now], lambda row: ended(row, now, ends.silent_worker(row["owner"]), lost=True), limit
-        )
+        if leases:
+            await self._slices(
+                "silent",
+                [now],
+                lambda row: ended(row, now, ends.silent_worker(row["owner"]), lost=True),
+                limit,
+            )
         await self._changed("remove", now, limit)
         await self._changed("named_blobs", now, OFFERS, limit)
         blobs = await self._rows("loose_blobs", now, now + OFFER_AGAIN_S, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headrace.jobs import ends
-from headrace.jobs.model import Job, Lease, NewJob, Result
+from headrace.jobs.model import Ended, Job, Lease, NewJob, Result
 from headrace.jobs.postgres_lanes import Lane
-from headrace.jobs.postgres_link import Connection, Link
+from headrace.jobs.postgres_link import STATEMENT_S, Connection, Link
 from headrace.jobs.postgres_rows import (
     Row,
     columns,
@@ -26,6 +27,8 @@ from headrace.jobs.state import FINAL, JobState
 from headrace.jobs.store import IdempotencyConflict, StoreUnavailable
 
 SUBMIT_TRIES = 3
+BEGIN_S = STATEMENT_S / 2
+"""So late after it was sent a submission is still stored: before its gateway gives it up."""
 
 
 class Finish(NamedTuple):
@@ -97,8 +100,11 @@ class Move(NamedTuple):
 class Writes:
     """The lanes; each is called with one item and gives its result after the commit."""
 
-    def __init__(self, link: Link, queries: Mapping[str, str]) -> None:
+    def __init__(self, link: Link, queries: Mapping[str, str], ended: Callable[[Ended], None]) -> None:
         self._link = link
+        self._tell = ended
+        self._ahead = 0.0
+        """Seconds by which the server's clock is ahead of ours, as far as we know."""
         self._q = queries
         self.submit = Lane(self._submit, size=lambda item: len(item[0].input.data))
         self.lease = Lane(self._lease, key=lambda item: (item.project, item.endpoint))
@@ -126,7 +132,7 @@ class Writes:
         arrays = columns(rows)
 
         async def work(connection: Connection, repeated: bool) -> Sequence[tuple[Job, bool] | Exception]:
-            stored = {row["id"] for row in await connection.fetch(self._q["submit"], *arrays)}
+            stored = await self._insert(connection, arrays)
             results: list[tuple[Job, bool] | Exception] = []
             for new, now in items:
                 if new.id in stored:
@@ -137,6 +143,30 @@ class Writes:
             return results
 
         return await self._link.run(work)
+
+    async def _insert(self, connection: Connection, arrays: Sequence[Sequence[Any]]) -> set[str]:
+        """Store jobs; the ids of those that were not there.
+
+        A statement that is sent to a server which hangs is carried out when it goes on, and nobody waits for
+        it then: so it says by when. A quick answer that it came too late means that we knew the clock there
+        badly, and it has told what it is now; a slow one is as a lost connection, which the link's budget
+        bounds.
+        """
+        for _ in range(SUBMIT_TRIES):
+            sent = time.time()
+            until = sent + self._ahead + BEGIN_S
+            rows = await connection.fetch(self._q["submit"], *arrays, until)
+            at: float = next(row["at"] for row in rows if row["at"] is not None)
+            # The way of the answer makes it too little: the most that was seen is best, unless one was set.
+            now = time.time()
+            ahead = at - now
+            if at >= until or not 0.0 <= self._ahead - ahead <= BEGIN_S:
+                self._ahead = ahead
+            if at < until:
+                return {row["id"] for row in rows if row["at"] is None}
+            if now - sent > BEGIN_S:
+                raise TimeoutError
+        raise StoreUnavailable("it takes too long to store a job.", hint="Try again in a moment.")
 
     async def _known(
         self, connection: Connection, new: NewJob, now: float, repeated: bool
@@ -157,7 +187,7 @@ class Writes:
                     if job.reason != ends.ABANDONED:
                         return job, same[1]
                 continue
-            if await connection.fetch(self._q["submit"], *columns([submit_row(new, now)])):
+            if await self._insert(connection, columns([submit_row(new, now)])):
                 return job_of_new(new, now), True
         return StoreUnavailable("the job's id or key comes and goes.", hint="Try again in a moment.")
 
@@ -199,7 +229,7 @@ class Writes:
         def move(row: Row) -> Move:
             item = by_id[row["id"]]
             if item.unsent:
-                return Move(row["id"], "queued", item.now, item.delay_s, item.reason, 0, None, 1)
+                return unsent(row, item.now, item.reason, item.delay_s)
             return ended(row, item.now, item.reason, lost=item.lost, delay_s=item.delay_s)
 
         held = await self.move("held", columns([(item.job, item.fence) for item in items]), move)
@@ -208,14 +238,18 @@ class Writes:
     async def move(self, lock: str, args: Sequence[Any], decide: Callable[[Row], Move]) -> set[str]:
         """Lock jobs by a query, decide for each, and move them, in one transaction; the ids."""
 
-        async def work(connection: Connection, _: bool) -> set[str]:
+        async def work(connection: Connection, _: bool) -> Sequence[tuple[Row, Move]]:
             async with connection.transaction():
-                moves = [decide(row) for row in await connection.fetch(self._q[lock], *args)]
+                moves = [(row, decide(row)) for row in await connection.fetch(self._q[lock], *args)]
                 if moves:
-                    await connection.execute(self._q["move"], *columns(moves))
-            return {one.job for one in moves}
+                    await connection.execute(self._q["move"], *columns([move for _, move in moves]))
+            return moves
 
-        return await self._link.run(work)
+        moves = await self._link.run(work)
+        for row, move in moves:
+            if move.state in FINAL:
+                self._tell(Ended(row["project"], row["endpoint"], move.state, row["created_at"]))
+        return {move.job for _, move in moves}
 
     async def abandon(self, waiter: str, now: float, free_key: bool) -> Job | None:
         """See `JobStore.abandon`."""
@@ -298,6 +332,11 @@ def ended(row: Row, now: float, reason: str, *, lost: bool, delay_s: float = 0.0
         return Move(row["id"], "queued", now, delay_s, reason, int(lost), None)
     problem, why = ends.lost_problem(reason, counted, lost_now)
     return Move(row["id"], "failed", now, 0.0, why, int(lost), msgspec.json.encode(problem))
+
+
+def unsent(row: Row, now: float, reason: str = "", delay_s: float = 0.0) -> Move:
+    """What becomes of a job that no instance had."""
+    return Move(row["id"], "queued", now, delay_s, reason, 0, None, 1)
 
 
 def timed_out(row: Row, now: float) -> Move:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +13,25 @@ from typing import Any, TypeVar
 
 from headrace.errors import BadRequest
 from headrace.jobs import sqlite_moves as moves
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
+from headrace.jobs.model import (
+    HIGH_COUNTED,
+    Attempt,
+    Chunk,
+    Counts,
+    Delivery,
+    Ended,
+    Job,
+    Lease,
+    NewJob,
+    Result,
+    Undelivered,
+    Waiting,
+)
 from headrace.jobs.sql import load_migrations
 from headrace.jobs.sqlite_moves import Q
 from headrace.jobs.sqlite_rows import insert_row, job_of, new_job, readable
 from headrace.jobs.state import JobState
-from headrace.jobs.store import TAKE_BYTES, IdempotencyConflict, StoreUnavailable
+from headrace.jobs.store import NOTED_S, TAKE_BYTES, IdempotencyConflict, StoreUnavailable
 from headrace.jobs.text import clean, clean_result
 from headrace.sqlite_writer import Database, StoreBusy, open_database
 
@@ -34,6 +48,7 @@ class SqliteStore:
     def __init__(self, database: Database, path: Path) -> None:
         self._db = database
         self._path = path
+        self.ended: Callable[[Ended], None] = lambda _: None
 
     async def close(self) -> None:
         """See `JobStore.close`."""
@@ -135,14 +150,15 @@ class SqliteStore:
         """See `JobStore.retry`."""
         return await self._write(lambda db: moves.retry(db, project, job_id, now))
 
-    async def purge(self, project: str, endpoint: str, now: float) -> int:
+    async def purge(self, project: str, endpoint: str, now: float, *, owner: str | None = None) -> int:
         """See `JobStore.purge`."""
-        args = {"project": project, "endpoint": endpoint}
+        noted = math.inf if owner is None else now - NOTED_S
+        args = {"project": project, "endpoint": endpoint, "owner": owner, "noted": noted}
         last = await self._read(lambda db: db.execute(Q["purge_last"], args).fetchone()[0])
         if last is None:
             return 0
         some = args | {"last": last, "limit": SLICE}
-        return await self._repeat(lambda db: db.execute(Q["purge_some"], some).rowcount)
+        return await self._repeat(lambda db: (db.execute(Q["purge_some"], some).rowcount, ()))
 
     async def counts(self, project: str, endpoint: str) -> Counts:
         """See `JobStore.counts`."""
@@ -160,16 +176,17 @@ class SqliteStore:
 
     # -- workers ------------------------------------------------------------------------------
 
-    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
+    async def waiting(self, now: float, limit: int = 10_000) -> Sequence[Waiting]:
         """See `JobStore.waiting`."""
+        at = {"now": now, "counted": HIGH_COUNTED}
 
-        def run(db: sqlite3.Connection) -> Sequence[tuple[str, str, int, float]]:
+        def run(db: sqlite3.Connection) -> Sequence[Waiting]:
             found = []
             for project, endpoint, queued in db.execute(Q["waiting"], {"limit": limit}).fetchall():
-                args = {"project": project, "endpoint": endpoint}
-                oldest = db.execute(Q["oldest_queued"], args).fetchone()
+                who = {"project": project, "endpoint": endpoint}
+                oldest, best, high = db.execute(Q["waiting_of"], who | at).fetchone()
                 if oldest is not None:
-                    found.append((project, endpoint, queued, oldest[0]))
+                    found.append(Waiting(**who, queued=queued, oldest_at=oldest, best=best, high=high))
             return found
 
         return await self._read(run)
@@ -181,6 +198,11 @@ class SqliteStore:
         return await self._write(
             lambda db: moves.lease(db, owner, project, endpoint, limit=max(0, limit), now=now, until=until)
         )
+
+    async def take_back(self, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+        """See `JobStore.take_back`."""
+        which = tuple(calls)
+        return await self._write(lambda db: moves.take_back(db, owner, which, now)) if which else 0
 
     async def heartbeat(self, owner: str, leases: Sequence[tuple[str, int]], until: float) -> Sequence[str]:
         """See `JobStore.heartbeat`."""
@@ -226,7 +248,7 @@ class SqliteStore:
     ) -> bool:
         """See `JobStore.release`."""
         how: dict[str, Any] = {"reason": clean(reason), "lost": lost, "delay_s": delay_s, "unsent": unsent}
-        return await self._write(lambda db: moves.release(db, job_id, fence, now, **how))
+        return await self._ending(lambda db: moves.release(db, job_id, fence, now, **how))
 
     async def release_owner(self, owner: str, now: float) -> int:
         """See `JobStore.release_owner`."""
@@ -239,10 +261,11 @@ class SqliteStore:
 
     # -- time ---------------------------------------------------------------------------------
 
-    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+    async def sweep(self, now: float, limit: int = 1000, *, leases: bool = True) -> Sequence[str]:
         """See `JobStore.sweep`. ``limit`` holds for each kind of work."""
         await self._repeat(lambda db: moves.sweep_deadlines(db, now, SLICE), limit)
-        await self._repeat(lambda db: moves.sweep_leases(db, now, SLICE), limit)
+        if leases:
+            await self._repeat(lambda db: moves.sweep_leases(db, now, SLICE), limit)
         await self._repeat(lambda db: moves.sweep_expired(db, now, SLICE), limit)
         blobs: list[str] = []
         for _ in range(-(-limit // SLICE)):
@@ -287,11 +310,20 @@ class SqliteStore:
 
     # -- the database -------------------------------------------------------------------------
 
-    async def _repeat(self, fn: Callable[[sqlite3.Connection], int], limit: int | None = None) -> int:
+    async def _ending(self, fn: Callable[[sqlite3.Connection], tuple[T, Sequence[Ended]]]) -> T:
+        """Write, and tell of the jobs that came to an end by it."""
+        result, ended = await self._write(fn)
+        for job in ended:
+            self.ended(job)
+        return result
+
+    async def _repeat(
+        self, fn: Callable[[sqlite3.Connection], tuple[int, Sequence[Ended]]], limit: int | None = None
+    ) -> int:
         """In slices until less than one is done, so that nobody waits for all of it; how many in all."""
         done = 0
         while limit is None or done < limit:
-            some = await self._write(fn)
+            some = await self._ending(fn)
             done += some
             if some < SLICE:
                 break

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace.jobs import ends, events
-from headrace.jobs.model import Chunk, Job, Lease, Payload, Result
+from headrace.jobs.model import Chunk, Ended, Job, Lease, Payload, Result
 from headrace.jobs.sql import load_queries
 from headrace.jobs.sqlite_rows import COMPLETED, OUTPUT, ROW_BYTES, START, job_of, readable, to_json
 from headrace.jobs.state import FINAL
@@ -111,7 +111,7 @@ def lease(
         problem, why = ends.lost_problem("its record cannot be read", 1, 0)
         for seq in {row[0] for row in taken} - jobs_by_seq.keys():
             dead = {"seq": seq, "now": now, "lost": 0, "error": to_json(problem), "reason": why}
-            db.execute(Q["die"], dead)
+            db.execute(Q["die"], dead).fetchall()
         taken = [row for row in taken if row[0] in jobs_by_seq]
     # By rank, turn, seq.
     taken.sort(key=lambda row: (row[3], row[4], row[0]))
@@ -122,6 +122,17 @@ def lease(
         if notify & START and nth == 1:
             queue_event(db, jobs[seq], "start", now)
     return [Lease(job=job, fence=job.attempts, owner=owner, until=until) for job in jobs.values()]
+
+
+def take_back(db: sqlite3.Connection, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+    """See `JobStore.take_back`."""
+    rows: list[tuple[str, int]] = []
+    for project, endpoint, at in calls:
+        args = {"owner": owner, "project": project, "endpoint": endpoint, "at": at}
+        rows += db.execute(Q["unanswered"], args).fetchall()
+    for job_id, fence in rows:
+        release(db, job_id, fence, now, reason="", lost=True, delay_s=0.0, unsent=True)
+    return len(rows)
 
 
 def heartbeat(
@@ -211,60 +222,68 @@ def release(
     lost: bool,
     delay_s: float,
     unsent: bool = False,
-) -> bool:
-    """See `JobStore.release`."""
+) -> tuple[bool, list[Ended]]:
+    """See `JobStore.release`; and the job, if this was its end."""
     found = db.execute(Q["budget"], {"id": job_id, "fence": fence}).fetchone()
     if found is None:
-        return False
+        return False, []
     seq, counted, lost_before, max_attempts, notify = found
     if unsent:
         db.execute(Q["give_back"], {"seq": seq, "now": now, "reason": reason, "delay_s": delay_s})
         db.execute(Q["no_attempt"], {"seq": seq, "fence": fence})
-        return True
+        return True, []
     lost_now = lost_before + int(lost)
     counted -= int(lost)
     args = {"seq": seq, "now": now, "lost": int(lost)}
     if ends.may_try_again(counted, lost_now, max_attempts):
         db.execute(Q["release"], args | {"reason": reason, "delay_s": delay_s})
-        return True
+        return True, []
     problem, why = ends.lost_problem(reason, counted, lost_now)
-    db.execute(Q["die"], args | {"error": to_json(problem), "reason": why})
+    ended = db.execute(Q["die"], args | {"error": to_json(problem), "reason": why}).fetchall()
     if notify & COMPLETED:
         tell_end(db, db.execute(Q["job_get_any"], {"id": job_id}).fetchone(), now)
-    return True
+    return True, [Ended(*row) for row in ended]
 
 
-def release_owned(db: sqlite3.Connection, owner: str, now: float, limit: int) -> int:
-    """Queue again some of what a gone worker held; how many."""
+def release_owned(db: sqlite3.Connection, owner: str, now: float, limit: int) -> tuple[int, list[Ended]]:
+    """Queue again some of what a gone worker held; how many, and which came to their end."""
     db.execute(Q["waiters_gone"], {"owner": owner})
     rows = db.execute(Q["owned"], {"owner": owner, "limit": limit}).fetchall()
-    for job_id, fence in rows:
-        release(db, job_id, fence, now, reason=ends.gone_worker(owner), lost=True, delay_s=0.0)
-    return len(rows)
+    reason = ends.gone_worker(owner)
+    return len(rows), _lose(db, [(job_id, fence, reason) for job_id, fence in rows], now)
 
 
-def sweep_leases(db: sqlite3.Connection, now: float, limit: int) -> int:
-    """Queue again, or end, jobs whose lease has expired; how many."""
+def sweep_leases(db: sqlite3.Connection, now: float, limit: int) -> tuple[int, list[Ended]]:
+    """Queue again, or end, jobs whose lease has expired; how many, and which ended."""
     rows = db.execute(Q["expired_leases"], {"now": now, "limit": limit}).fetchall()
-    for job_id, fence, owner in rows:
-        release(db, job_id, fence, now, reason=ends.silent_worker(owner), lost=True, delay_s=0.0)
-    return len(rows)
+    lost = [(job_id, fence, ends.silent_worker(owner)) for job_id, fence, owner in rows]
+    return len(rows), _lose(db, lost, now)
 
 
-def sweep_deadlines(db: sqlite3.Connection, now: float, limit: int) -> int:
-    """End jobs that are past their deadline; how many."""
+def _lose(db: sqlite3.Connection, lost: Sequence[tuple[str, int, str]], now: float) -> list[Ended]:
+    """Release (job, fence, reason) whose workers are gone; those that have no attempt left."""
+    ended: list[Ended] = []
+    for job_id, fence, reason in lost:
+        ended += release(db, job_id, fence, now, reason=reason, lost=True, delay_s=0.0)[1]
+    return ended
+
+
+def sweep_deadlines(db: sqlite3.Connection, now: float, limit: int) -> tuple[int, list[Ended]]:
+    """End jobs that are past their deadline; how many, and which."""
+    ended: list[Ended] = []
     rows = db.execute(Q["past_deadline"], {"now": now, "limit": limit}).fetchall()
     for seq, state, notify in rows:
         problem, reason = ends.deadline_problem(state)
-        db.execute(Q["time_out"], {"seq": seq, "now": now, "error": to_json(problem), "reason": reason})
+        args = {"seq": seq, "now": now, "error": to_json(problem), "reason": reason}
+        ended += [Ended(*row) for row in db.execute(Q["time_out"], args).fetchall()]
         if notify & COMPLETED:
             tell_end(db, db.execute(Q["jobs_get_seqs"], {"seqs": f"[{seq}]"}).fetchone(), now)
-    return len(rows)
+    return len(rows), ended
 
 
-def sweep_expired(db: sqlite3.Connection, now: float, limit: int) -> int:
+def sweep_expired(db: sqlite3.Connection, now: float, limit: int) -> tuple[int, list[Ended]]:
     """Remove jobs that are past their retention; how many."""
-    return db.execute(Q["remove_expired"], {"now": now, "limit": limit}).rowcount
+    return db.execute(Q["remove_expired"], {"now": now, "limit": limit}).rowcount, []
 
 
 def sweep_orphans(db: sqlite3.Connection, now: float, limit: int) -> tuple[list[str], int]:

@@ -8,11 +8,23 @@ of NUL and of surrogates. A record that cannot be read keeps no other job from i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from headrace import errors
-from headrace.jobs.model import Attempt, Chunk, Counts, Delivery, Job, Lease, NewJob, Result, Undelivered
+from headrace.jobs.model import (
+    Attempt,
+    Chunk,
+    Counts,
+    Delivery,
+    Ended,
+    Job,
+    Lease,
+    NewJob,
+    Result,
+    Undelivered,
+    Waiting,
+)
 from headrace.jobs.state import JobState
 
 StoreUnavailable = errors.StoreUnavailable
@@ -24,10 +36,16 @@ ended it before: something about it may be what kills its workers."""
 
 
 TAKE_BYTES = 8 << 20
+NOTED_S = 2.0
+"""A lease so old is noted when an instance has the job; before, that may be on its way."""
 
 
 class JobStore(Protocol):
     """See the module. ``now`` is always the caller's clock, in seconds since the Unix epoch."""
+
+    ended: Callable[[Ended], None]
+    """Told, once it is committed, of each job that a call here has ended by itself: with its time to live, or
+    with the last attempt that it had. For whoever counts; does nothing until it is set."""
 
     async def close(self) -> None:
         """Commit what is queued and close."""
@@ -107,9 +125,14 @@ class JobStore(Protocol):
         """
         ...
 
-    async def purge(self, project: str, endpoint: str, now: float) -> int:
+    async def purge(self, project: str, endpoint: str, now: float, *, owner: str | None = None) -> int:
         """Remove all jobs of the endpoint that no instance has: queued ones, and leased ones that wait in a
-        gateway; how many."""
+        gateway; how many.
+
+        ``owner``: the worker that asks, which has noted what instances have of its own, and notes first what
+        it sends until this has returned. What others leased in the last `NOTED_S` stays: instances may have
+        it, and the store is not told yet.
+        """
         ...
 
     async def counts(self, project: str, endpoint: str) -> Counts:
@@ -118,8 +141,8 @@ class JobStore(Protocol):
 
     # -- workers ------------------------------------------------------------------------------
 
-    async def waiting(self, limit: int = 10_000) -> Sequence[tuple[str, str, int, float]]:
-        """(project, endpoint, queued jobs, oldest queued at) of endpoints with queued jobs."""
+    async def waiting(self, now: float, limit: int = 10_000) -> Sequence[Waiting]:
+        """Endpoints with queued jobs; cheap with any number of jobs."""
         ...
 
     async def lease(
@@ -131,6 +154,13 @@ class JobStore(Protocol):
         queued is next, however many jobs others have. A job that was released keeps its place, one that was
         retried comes after those of its key.
         Two workers never get the same job (PostgreSQL: SKIP LOCKED).
+        """
+        ...
+
+    async def take_back(self, owner: str, calls: Sequence[tuple[str, str, float]], now: float) -> int:
+        """Queue again what `lease` calls took whose answers never came: (project, endpoint, their ``now``);
+        how many. Only what is the owner's still, and noted as with no instance. As with ``unsent`` of
+        `release` nothing is counted, and each keeps its place.
         """
         ...
 
@@ -190,10 +220,13 @@ class JobStore(Protocol):
 
     # -- time ---------------------------------------------------------------------------------
 
-    async def sweep(self, now: float, limit: int = 1000) -> Sequence[str]:
+    async def sweep(self, now: float, limit: int = 1000, *, leases: bool = True) -> Sequence[str]:
         """Queue again what has an expired lease (or fail it, out of attempts, with the reason); time
         out what is past its deadline; remove what is past its retention. Gives blobs that nothing names now;
         the same one may be given more than once, so that none stays when its deletion was missed.
+
+        Not ``leases``: expired ones stay, since those who hold them could not prolong them. However late it
+        gets to its work, nothing ends by it that had not yet ended at ``now``.
         """
         ...
 

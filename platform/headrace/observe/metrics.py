@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -191,128 +192,116 @@ class _Facts(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        facts = self._facts
-        endpoints = shown(facts.endpoints)
-        yield from _requests(endpoints, facts.gateway)
-        yield from _lifecycle(endpoints, facts.gateway)
-        yield from _instances(endpoints, facts.gateway)
-        yield from _jobs(facts, endpoints)
-        yield from _gateway(facts)
-        yield from _platform(facts)
+        yield from _of_endpoints(shown(self._facts.endpoints), self._facts.gateway)
+        yield from _of_gateway(self._facts)
+        yield from _of_platform(self._facts)
 
 
-_WHERE = ["project", "endpoint", "gateway"]
+Values = Mapping[str, int] | Mapping[str, Histogram]
 
 
-def _requests(endpoints: Sequence[EndpointFacts], gateway: str) -> Iterator[Metric]:
-    duration = HistogramMetricFamily(
-        "http_server_request_duration_seconds",
+class _Family(NamedTuple):
+    """A metric that every endpoint has, of the gateway that answers."""
+
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily] | type[HistogramMetricFamily]
+    name: str
+    text: str
+    label: str
+    """Beside project, endpoint and gateway; empty: none."""
+    values: Callable[[EndpointFacts], Values]
+    """By that label; without one by the empty string."""
+
+
+_OF_ENDPOINTS = (
+    _Family(
+        HistogramMetricFamily, "http_server_request_duration_seconds",
         "Duration of requests to endpoints, from the whole request to the last byte.",
-        labels=[*_WHERE, "status_class"],
-    )
-    active = GaugeMetricFamily(
-        "headrace_requests_in_flight", "Attempts under way in instances.", labels=_WHERE
-    )
-    waiting = GaugeMetricFamily("headrace_queue_length", "Requests that wait for a free slot.", labels=_WHERE)
-    wait = HistogramMetricFamily(
-        "headrace_queue_wait_seconds", "Time in the queue of requests that had to wait.", labels=_WHERE
-    )
-    for e in endpoints:
-        where = [e.project, e.name, gateway]
-        for kind, histogram in sorted(e.meter.requests.items()):
-            name = "cancelled" if kind == CANCELLED else f"{kind}xx"
-            duration.add_metric([*where, name], *_buckets(histogram))
-        active.add_metric(where, e.in_flight)
-        waiting.add_metric(where, e.waiting)
-        if e.meter.queue.total:
-            wait.add_metric(where, *_buckets(e.meter.queue))
-    yield from (duration, active, waiting, wait)
-
-
-def _lifecycle(endpoints: Sequence[EndpointFacts], gateway: str) -> Iterator[Metric]:
-    attempts = CounterMetricFamily(
-        "headrace_attempts", "Attempts at instances, by how they ended.", labels=[*_WHERE, "outcome"]
-    )
-    retries = CounterMetricFamily(
-        "headrace_retries",
-        "Attempts after which the request was sent again, by why.",
-        labels=[*_WHERE, "reason"],
-    )
-    cold = CounterMetricFamily(
-        "headrace_cold_starts", "Instances that requests had to wait for, by tier.", labels=[*_WHERE, "tier"]
-    )
-    starts = HistogramMetricFamily(
-        "headrace_cold_start_duration_seconds", "How long those took to start.", labels=[*_WHERE, "tier"]
-    )
-    for e in endpoints:
-        where = [e.project, e.name, gateway]
-        for family, counts in (
-            (attempts, e.meter.attempts),
-            (retries, e.meter.retries),
-            (cold, e.meter.cold_starts),
-        ):
-            for name, count in sorted(counts.items()):
-                family.add_metric([*where, name], count)
-        for tier, histogram in sorted(e.meter.cold_start_s.items()):
-            starts.add_metric([*where, tier], *_buckets(histogram))
-    yield from (attempts, retries, cold, starts)
-
-
-def _instances(endpoints: Sequence[EndpointFacts], gateway: str) -> Iterator[Metric]:
-    routable = GaugeMetricFamily(
-        "headrace_endpoint_instances",
+        "status_class", lambda e: {_status_class(kind): seen for kind, seen in e.meter.requests.items()},
+    ),
+    _Family(
+        GaugeMetricFamily, "headrace_requests_in_flight", "Attempts under way in instances.",
+        "", lambda e: {"": e.in_flight},
+    ),
+    _Family(
+        GaugeMetricFamily, "headrace_queue_length", "Requests that wait for a free slot.",
+        "", lambda e: {"": e.waiting},
+    ),
+    _Family(
+        HistogramMetricFamily, "headrace_queue_wait_seconds",
+        "Time in the queue of requests that had to wait.",
+        "", lambda e: {"": e.meter.queue} if e.meter.queue.total else {},
+    ),
+    _Family(
+        CounterMetricFamily, "headrace_attempts", "Attempts at instances, by how they ended.",
+        "outcome", lambda e: e.meter.attempts,
+    ),
+    _Family(
+        CounterMetricFamily, "headrace_retries", "Attempts after which the request was sent again, by why.",
+        "reason", lambda e: e.meter.retries,
+    ),
+    _Family(
+        CounterMetricFamily, "headrace_cold_starts", "Instances that requests had to wait for, by tier.",
+        "tier", lambda e: e.meter.cold_starts,
+    ),
+    _Family(
+        HistogramMetricFamily, "headrace_cold_start_duration_seconds", "How long those took to start.",
+        "tier", lambda e: e.meter.cold_start_s,
+    ),
+    _Family(
+        GaugeMetricFamily, "headrace_endpoint_instances",
         "Instances that this gateway knows: ready, suspect (its host is late), or in trouble.",
-        labels=[*_WHERE, "state"],
-    )
-    circuit = GaugeMetricFamily(
-        "headrace_circuit_open", "1 while nothing is sent to instances that keep failing.", labels=_WHERE
-    )
-    for e in endpoints:
-        where = [e.project, e.name, gateway]
-        for state, count in sorted(e.instances.items()):
-            routable.add_metric([*where, state], count)
-        circuit.add_metric(where, int(e.circuit_open))
-    yield from (routable, circuit)
-
-
-def _jobs(facts: Facts, endpoints: Sequence[EndpointFacts]) -> Iterator[Metric]:
-    stored = GaugeMetricFamily(
-        "headrace_jobs", "Jobs in the store, by state.", labels=["project", "endpoint", "state"]
-    )
-    for key, count in sorted(facts.jobs.items()):
-        stored.add_metric(key, count)
-    duration = HistogramMetricFamily(
-        "headrace_job_duration_seconds",
+        "state", lambda e: e.instances,
+    ),
+    _Family(
+        GaugeMetricFamily, "headrace_circuit_open",
+        "1 while nothing is sent to instances that keep failing.",
+        "", lambda e: {"": int(e.circuit_open)},
+    ),
+    _Family(
+        HistogramMetricFamily, "headrace_job_duration_seconds",
         "From a job's submission to its stored result, by its final state.",
-        labels=[*_WHERE, "state"],
-    )
-    late = CounterMetricFamily(
-        "headrace_late_results_dropped", "Results of attempts that had lost their lease.", labels=_WHERE
-    )
-    for e in endpoints:
-        where = [e.project, e.name, facts.gateway]
-        for state, histogram in sorted(e.meter.jobs.items()):
-            duration.add_metric([*where, state], *_buckets(histogram))
-        late.add_metric(where, e.meter.late)
-    webhooks = CounterMetricFamily(
-        "headrace_webhook_deliveries",
-        "Tries to deliver a webhook, by outcome.",
-        labels=["gateway", "outcome"],
-    )
-    for outcome, count in sorted(facts.webhooks.items()):
-        webhooks.add_metric([facts.gateway, outcome], count)
-    yield from (stored, duration, late, webhooks)
+        "state", lambda e: e.meter.jobs,
+    ),
+    _Family(
+        CounterMetricFamily, "headrace_late_results_dropped",
+        "Results of attempts that had lost their lease.",
+        "", lambda e: {"": e.meter.late},
+    ),
+)  # fmt: skip
 
 
-def _gateway(facts: Facts) -> Iterator[Metric]:
-    refused = CounterMetricFamily(
-        "headrace_requests_refused",
-        "Requests refused before they reached an endpoint, by the type of their problem.",
-        labels=["gateway", "type"],
-    )
-    for kind, count in sorted(facts.refused.items()):
-        refused.add_metric([facts.gateway, kind], count)
-    yield refused
+def _of_endpoints(endpoints: Sequence[EndpointFacts], gateway: str) -> Iterator[Metric]:
+    for one in _OF_ENDPOINTS:
+        own = [one.label] if one.label else []
+        family: Any = one.kind(one.name, one.text, labels=["project", "endpoint", "gateway", *own])
+        for e in endpoints:
+            for name, value in sorted(one.values(e).items()):
+                labels = [e.project, e.name, gateway, *([name] if own else [])]
+                if isinstance(value, Histogram):
+                    family.add_metric(labels, *_buckets(value))
+                else:
+                    family.add_metric(labels, value)
+        yield family
+
+
+def _status_class(kind: int) -> str:
+    return "cancelled" if kind == CANCELLED else f"{kind}xx"
+
+
+def _of_gateway(facts: Facts) -> Iterator[Metric]:
+    for name, text, label, counts in (
+        (
+            "headrace_requests_refused",
+            "Requests refused before they reached an endpoint, by the type of their problem.",
+            "type",
+            facts.refused,
+        ),
+        ("headrace_webhook_deliveries", "Tries to deliver a webhook, by outcome.", "outcome", facts.webhooks),
+    ):
+        counter = CounterMetricFamily(name, text, labels=["gateway", label])
+        for kind, count in sorted(counts.items()):
+            counter.add_metric([facts.gateway, kind], count)
+        yield counter
     for name, text, value in (
         ("http_server_open_connections", "Open connections of clients.", facts.clients),
         ("headrace_request_body_bytes", "Bytes of request bodies that the gateway holds.", facts.body_bytes),
@@ -325,7 +314,7 @@ def _gateway(facts: Facts) -> Iterator[Metric]:
     yield info
 
 
-def _platform(facts: Facts) -> Iterator[Metric]:
+def _of_platform(facts: Facts) -> Iterator[Metric]:
     up = GaugeMetricFamily("headrace_control_up", "1 when control answered this scrape.")
     up.add_metric([], int(facts.platform is not None))
     yield up
@@ -334,6 +323,12 @@ def _platform(facts: Facts) -> Iterator[Metric]:
         for state, count in sorted((facts.platform or {}).get(name, {}).items()):
             gauge.add_metric([state], count)
         yield gauge
+    stored = GaugeMetricFamily(
+        "headrace_jobs", "Jobs in the store, by state.", labels=["project", "endpoint", "state"]
+    )
+    for key, number in sorted(facts.jobs.items()):
+        stored.add_metric(key, number)
+    yield stored
 
 
 def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:

@@ -26,14 +26,14 @@ from headrace.sdk.background import Cancel
 from headrace.sdk.job import Job
 from headrace.sdk.manage import Management
 from headrace.sdk.stream import EVENTS, NDJSON, Stream
-from headrace.sdk.transport import Reply, Transport
+from headrace.sdk.transport import IF_UNSTORED, Reply, Transport
 
 DEFAULT_TIMEOUT_S = 600.0
 SUBMIT_TIMEOUT_S = 30.0
 MARGIN_S = 10.0
 """The client waits this much longer than it asks the platform to, so that the platform says what was late."""
 JSON = "application/json"
-OWN_KEY = {"X-Headrace-If-Unstored": "run"}
+OWN_KEY = {IF_UNSTORED: "run"}
 """With a key that nobody asked for: it is for retries of a broken connection only, so that the platform may
 run the call without it while its job store takes nothing (a full disk)."""
 _UNSET: Any = object()
@@ -44,7 +44,8 @@ class Client(Management):
 
     ``url`` defaults to ``HEADRACE_URL``, then ``http://127.0.0.1:8700``. ``api_key`` defaults to
     ``HEADRACE_API_KEY``, then, for a loopback address, to the admin key of the default data directory.
-    A connection that dies is retried for up to ``retry_for`` seconds, with the same ``Idempotency-Key``.
+    A connection that dies is retried for up to ``retry_for`` seconds, with the same ``Idempotency-Key``;
+    so is what the platform refuses because its job store does not answer.
     Raises `headrace.errors.RequestError` for what the platform answers, ``NotRunning`` when nobody does.
     """
 
@@ -317,6 +318,6 @@ def _local_admin_key(url: str) -> str | None:
         except ValueError:
             return None
     try:
-        return Path(load_settings().data_dir, "admin.key").read_text().strip() or None
+        return Path(load_settings(finding=True).data_dir, "admin.key").read_text().strip() or None
     except OSError:
         return None

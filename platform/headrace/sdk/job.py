@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import quote
 
 import msgspec
 
-from headrace.errors import DeadlineExceeded, GatewayStopping, InstanceDied, RequestError, from_problem
+from headrace.errors import (
+    DeadlineExceeded,
+    GatewayStopping,
+    InstanceDied,
+    RequestError,
+    StoreUnavailable,
+    from_problem,
+)
 
 if TYPE_CHECKING:
     from headrace.sdk.client import Client
@@ -19,6 +27,8 @@ if TYPE_CHECKING:
 LONGEST_WAIT_S = 30.0
 """One long poll."""
 POLL_MARGIN_S = 10.0
+LAST_POLL_MARGIN_S = 1.0
+"""Of the poll in which the time that was asked for ends."""
 STREAM_TRIES = 5
 """A stream that breaks off is asked for again so often, without an item in between."""
 BROKEN_PAUSE_S = 0.2
@@ -52,10 +62,7 @@ class Job:
 
     def refresh(self, wait: float = 0.0) -> str:
         """Look again, waiting at most ``wait`` seconds (30 at once) for its end; the state."""
-        wait = min(wait, LONGEST_WAIT_S)
-        reply = self._ask("GET", f"?wait={wait:g}" if wait > 0 else "", timeout=wait + POLL_MARGIN_S)
-        self.document = reply.json()
-        return self.state
+        return self._look(min(wait, LONGEST_WAIT_S), POLL_MARGIN_S)
 
     def done(self) -> bool:
         """Whether it has ended, well or not."""
@@ -65,34 +72,51 @@ class Job:
         """Wait for the output: a JSON value or bytes; the items of a generator are a list.
 
         Raises what the job failed with (a `headrace.errors.RequestError`), ``DeadlineExceeded`` when it timed
-        out, ``concurrent.futures.CancelledError``, or ``TimeoutError`` after ``timeout`` seconds.
+        out, ``concurrent.futures.CancelledError``, or ``TimeoutError`` after ``timeout`` seconds. While the
+        platform or its job store does not answer, this waits on.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        away: RequestError | None = None
         while self.state not in FINAL:
-            left = LONGEST_WAIT_S if until is None else until - time.monotonic()
+            left = until - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"job {self.id} is still {self.state} after {timeout:g} s")
-            self.refresh(max(0.05, left))
+                seen = f", as it was last seen: {away.message.rstrip('.')}" if away else ""
+                raise TimeoutError(f"job {self.id} is still {self.state} after {timeout:g} s{seen}") from away
+            wait = max(0.05, min(left, LONGEST_WAIT_S))
+            try:
+                self._look(wait, LAST_POLL_MARGIN_S if left <= LONGEST_WAIT_S else POLL_MARGIN_S)
+                away = None
+            except (StoreUnavailable, DeadlineExceeded) as error:
+                away = error
+                time.sleep(max(0.0, min(_pause(error), until - time.monotonic())))
         if self.state == "cancelled":
             raise CancelledError(f"job {self.id} was cancelled")
         if self.state == "succeeded":
             return self._output()
-        error = self.document.get("error")
-        if error:
-            raise from_problem(int(error.get("status", 500)), error)
+        problem = self.document.get("error")
+        if problem:
+            raise from_problem(int(problem.get("status", 500)), problem)
         if self.state == "timed_out":
             raise DeadlineExceeded(f"job {self.id} timed out.")
         raise RequestError(f"job {self.id} failed: {self.document.get('reason') or 'no reason is known'}.")
 
-    def stream(self) -> Iterator[Any]:
+    @overload
+    def stream(self, *, attempts: Literal[False] = False) -> Iterator[Any]: ...
+
+    @overload
+    def stream(self, *, attempts: Literal[True]) -> Iterator[tuple[int, Any]]: ...
+
+    def stream(self, *, attempts: bool = False) -> Iterator[Any]:
         """The items of a generator's job as they come. After a new attempt they come again from the first.
 
-        When the gateway that gives them stops or dies, another one goes on behind the last item.
+        ``attempts=True``: as ``(attempt, item)``. When ``attempt`` is not that of the item before, the ones
+        so far are void. When the gateway that gives them stops or dies, another one goes on behind the last.
+        While the job store does not answer, this waits on, for as long as the client's timeout.
         """
-        after, broken = "", 0
+        after, broken, away = "", 0, math.inf
         while True:
-            reply = self._ask("GET", f"/stream?format=ndjson{after}", timeout=self._client.timeout)
             try:
+                reply = self._ask("GET", f"/stream?format=ndjson{after}", timeout=self._client.timeout)
                 for line in reply.lines():
                     found = msgspec.json.decode(line)
                     if "end" in found:
@@ -101,8 +125,13 @@ class Job:
                     if "item" not in found:
                         problem = found.get("error") or {}
                         raise from_problem(int(problem.get("status", 500)), problem)
-                    after, broken = f"&after={found['attempt']}.{found['seq']}", 0
-                    yield found["item"]
+                    after, broken, away = f"&after={found['attempt']}.{found['seq']}", 0, math.inf
+                    yield (found["attempt"], found["item"]) if attempts else found["item"]
+            except StoreUnavailable as error:
+                away = min(away, time.monotonic())
+                if time.monotonic() - away >= self._client.timeout:
+                    raise
+                time.sleep(_pause(error))
             except (GatewayStopping, InstanceDied):
                 broken += 1
                 if broken > STREAM_TRIES:
@@ -121,6 +150,11 @@ class Job:
         """Run a failed or timed-out job again, under its id. Raises ``Conflict`` for others."""
         self.document = self._ask("POST", "/retry").json()
 
+    def _look(self, wait: float, margin: float) -> str:
+        reply = self._ask("GET", f"?wait={wait:g}" if wait > 0 else "", timeout=wait + margin)
+        self.document = reply.json()
+        return self.state
+
     def _output(self) -> Any:
         if self.document.get("output") is not None:
             return self.document["output"]
@@ -134,3 +168,8 @@ class Job:
         reply = self._client.request(method, target, timeout=timeout)
         reply.raise_for_problem()
         return reply
+
+
+def _pause(error: RequestError) -> float:
+    """Seconds until it is worth while to ask again."""
+    return max(BROKEN_PAUSE_S, float(error.extra.get("retry_after", 0.0)))

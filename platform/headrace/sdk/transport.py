@@ -1,8 +1,8 @@
 """HTTP for the client: pooled keep-alive connections, a deadline, and retries within a budget.
 
 What is sent again: a connection that could not be made, always; one that died under a request that may be
-repeated, with the same ``Idempotency-Key``; an answer that says "not now" (queue full, control restarting),
-after its ``Retry-After``. Never anything once the first byte of an answer was handed out.
+repeated, with the same ``Idempotency-Key``; an answer that says "not now" (queue full, control restarting,
+job store away), after its ``Retry-After``. Never anything once the first byte of an answer was handed out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from headrace.errors import (
     PROBLEM_CONTENT_TYPE,
+    BlobsUnavailable,
     ControlAway,
     DeadlineExceeded,
     GatewayStopping,
@@ -29,6 +30,7 @@ from headrace.errors import (
     NotRunning,
     QueueFull,
     RequestError,
+    StoreUnavailable,
     UsageError,
     from_problem,
 )
@@ -44,6 +46,9 @@ FIRST_CONTACT_S = 1.0
 CHUNK = 64 << 10
 MAX_LINE = 64 << 20
 """Bytes of one item of a stream."""
+KEY = "idempotency-key"
+IF_UNSTORED = "X-Headrace-If-Unstored"
+_STORE_AWAY = (StoreUnavailable, BlobsUnavailable)
 _BROKEN = (OSError, http.client.HTTPException)
 
 
@@ -201,11 +206,11 @@ class Transport:
         until = started + timeout
         attempt = died = 0
         refused: Reply | None = None
+        merged = {**self._headers, **(headers or {})}
         while True:
             attempt += 1
             error: Exception
             try:
-                merged = {**self._headers, **(headers or {})}
                 reply = self._once(method, path, body, merged, until, cancel, reuse=repeatable)
             except DeadlineExceeded:
                 raise _late(method, refused) from None
@@ -216,7 +221,7 @@ class Transport:
                 died += 1
                 error, give_up = broken, not repeatable
             else:
-                wait = self._not_now(reply, repeatable)
+                wait = self._not_now(reply, merged, repeatable, time.monotonic() - started)
                 if (
                     wait is None
                     or self._tried(attempt, started, MAX_ATTEMPTS)
@@ -328,11 +333,14 @@ class Transport:
             )
         return InstanceDied(f"the connection to {self._url} died under the request ({error}).")
 
-    @staticmethod
-    def _not_now(reply: Reply, repeatable: bool) -> float | None:
+    def _not_now(
+        self, reply: Reply, headers: dict[str, str], repeatable: bool, spent_s: float
+    ) -> float | None:
         """Seconds to wait before the request is sent again; None: this is the answer.
 
-        What a gateway gave up when it stopped may have run, as when its connection dies.
+        What a gateway gave up when it stopped may have run, as when its connection dies. A job store that
+        does not answer may have stored it: a key finds it again. Each such answer may take long by itself,
+        so that time alone bounds their number.
         """
         if reply.status not in (QueueFull.status, ControlAway.status):
             return None
@@ -340,9 +348,16 @@ class Transport:
             return None
         try:
             reply.raise_for_problem()
-        except (QueueFull, ControlAway, GatewayStopping) as error:
+        except (QueueFull, ControlAway, GatewayStopping, *_STORE_AWAY) as error:
             if isinstance(error, GatewayStopping) and not repeatable:
                 return None
+            if isinstance(error, _STORE_AWAY):
+                keyed = any(name.lower() == KEY for name in headers)
+                if spent_s >= self._retry_for or not (repeatable or keyed):
+                    return None
+                if not repeatable:
+                    # It may be stored, and run: from now on only as what has this key.
+                    headers.pop(IF_UNSTORED, None)
             return float(error.extra.get("retry_after", 0.5)) * random.uniform(1.0, 1.2)  # noqa: S311 - jitter
         except RequestError:
             pass

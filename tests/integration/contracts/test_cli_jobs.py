@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.integration.conftest import Platform, until
 
@@ -114,31 +113,3 @@ async def test_purge_of_an_endpoint_that_is_not_there(platform: Platform) -> Non
     assert code == 1, err
     code, out, _ = await headrace(platform, "purge", "add", "--json")
     assert (code, json.loads(out)["removed"]) == (0, 0)
-
-
-async def test_a_request_is_looked_for_at_other_gateways(platform: Platform) -> None:
-    connections: list[object] = []
-    shown = {"id": "0" * 18, "endpoint": "add", "state": "running", "priority": "normal", "api": "sync"}
-    shown |= {"created_at": 1.0, "lost": 0, "retried": 0, "attempts": []}
-
-    async def gateway(request: web.Request) -> web.Response:
-        if request.transport not in connections:
-            connections.append(request.transport)
-        if request.path.endswith("job_1") or len(connections) < 3:
-            return web.json_response({"type": "urn:headrace:not-found", "detail": "none"}, status=404)
-        return web.json_response(shown)
-
-    app = web.Application()
-    app.router.add_get("/api/v1/jobs/{id}", gateway)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        code, out, err = await headrace(platform, "show", "0" * 18, "--url", url)
-        assert (code, "add  running" in out) == (0, True), err
-        assert len(connections) == 3
-        code, _, _ = await headrace(platform, "show", "job_1", "--url", url)
-        assert (code, len(connections)) == (1, 4)
-    finally:
-        await runner.cleanup()

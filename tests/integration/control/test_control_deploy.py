@@ -55,6 +55,7 @@ async def test_a_new_endpoint_that_does_not_import_is_failed_with_the_traceback(
     assert "ImportError" in platform.gateway.endpoints[route.endpoint].reason
     await platform.restart()
     assert "ImportError" in platform.world.endpoints["default/hello"].reason, "also after a restart"
+    assert platform.world.endpoints["default/hello"].spec.entry == platform.spec().entry
     for part in platform.parts:
         await part.connect()
     platform.gateway.wake("hello")
@@ -113,6 +114,18 @@ async def test_a_rollout_brings_new_up_before_old_drains_and_can_go_back(platfor
     status, doc = await gateway.api("POST", "/endpoints/hello/rollback", {})
     assert status == 409
     keep.cancel()
+
+
+async def test_the_openapi_document_says_which_version_it_is_of(platform):
+    gateway = platform.gateway
+    document = {"openapi": "3.1.0", "info": {"title": "hello", "version": "1"}, "paths": {}}
+    for version in (1, 2):
+        spec = platform.spec(env={"A": str(version)}, openapi=document)
+        await gateway.deploy(spec, verify=False)
+        status, found = await gateway.api("GET", "/endpoints/hello/openapi.json")
+        assert (status, found["info"]) == (200, {"title": "hello", "version": str(version)})
+    await gateway.deploy(platform.spec("odd", openapi={"info": []}), verify=False)
+    assert await gateway.api("GET", "/endpoints/odd/openapi.json") == (200, {"info": []})
 
 
 async def _say(gateway, busy):

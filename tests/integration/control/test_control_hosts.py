@@ -176,7 +176,7 @@ async def test_wrong_names_methods_keys_and_cursors_are_told(platform):
     status, doc = await platform.gateway.api("GET", "/endpoints/helo")
     assert (status, doc["closest"]) == (404, "hello")
     status, doc = await platform.gateway.api("PATCH", "/endpoints/hello")
-    assert (status, doc["hint"]) == (404, "Use GET or DELETE.")
+    assert (status, doc["hint"], doc["allow"]) == (405, "Use GET or DELETE.", ["GET", "DELETE"])
     assert (await platform.gateway.api("GET", "/endpoints", limit="x"))[0] == 422
     assert (await platform.gateway.api("GET", "/endpoints", cursor="x"))[0] == 422
     call = wire.ApiCall(method="GET", path="/status", scopes=("call",), key_id="k")

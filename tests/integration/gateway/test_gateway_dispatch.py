@@ -319,3 +319,27 @@ async def test_other_machines_need_tls(rig):
     assert "TLS" in rig.control.of(wire.InstanceTrouble)[0].detail
     await rig.instance()
     assert (await task).status == 200
+
+
+async def test_copies_leave_a_budget_for_what_is_lost(rig):
+    """An endpoint that is slower than its `hedge_after` sends one for each of its requests."""
+    losses = 0
+
+    async def behaviour(exchange):
+        nonlocal losses
+        if losses:
+            losses -= 1
+            exchange.reset()
+            return
+        await asyncio.sleep(0.05 if exchange.request.get("X-Headrace-Attempt") == "1" else 0)
+        await exchange.answer()
+
+    rig.endpoint(hedge_after_s=0.01, retries=5)
+    await rig.up()
+    instances = [await rig.instance(behaviour) for _ in range(4)]
+    await rig.known(lambda t: len(t.instances) == 4)
+    assert {(await rig.call()).status for _ in range(40)} == {200}
+    assert sum(len(i.requests) for i in instances) > 50, "there were copies"
+    losses = 3
+    assert (await rig.call()).status == 200
+    await rig.quiet()

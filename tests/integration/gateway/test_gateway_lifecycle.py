@@ -66,6 +66,7 @@ def state_of(rig):
 @pytest.mark.parametrize("reason", ["host-lost: silent", "stopped: grace over"])
 async def test_a_lost_host_costs_nothing_even_when_the_reset_comes_first(rig, monkeypatch, reason):
     monkeypatch.setattr(verdict_module, "VERDICT_S", 5.0)
+    monkeypatch.setattr(verdict_module, "SURE_S", 5.0)
     rig.endpoint(retries=0)
     await rig.up()
     lost = await rig.instance(dying)
@@ -85,6 +86,7 @@ async def test_a_lost_host_costs_nothing_even_when_the_reset_comes_first(rig, mo
 @pytest.mark.parametrize("word", ["signalled: 9", None])
 async def test_its_own_death_costs_a_retry_by_controls_word_or_without_it(rig, monkeypatch, word):
     monkeypatch.setattr(verdict_module, "VERDICT_S", 30.0 if word else 0.02)
+    monkeypatch.setattr(verdict_module, "SURE_S", 30.0 if word else 0.02)
     rig.endpoint(retries=0)
     await rig.up()
     doomed = await rig.instance(dying)
@@ -208,6 +210,7 @@ async def test_only_so_many_requests_are_sent_again(rig):
 async def test_a_broken_endpoint_opens_its_circuit_and_one_probe_closes_it(rig, monkeypatch):
     monkeypatch.setattr(circuit_module, "FIRST_OPEN_S", 0.3)
     monkeypatch.setattr(verdict_module, "VERDICT_S", 0.01)
+    monkeypatch.setattr(verdict_module, "SURE_S", 0.01)
     rig.endpoint(retries=0)
     await rig.up()
     for n in range(circuit_module.OPENS_AFTER):
@@ -238,6 +241,7 @@ async def test_a_broken_endpoint_opens_its_circuit_and_one_probe_closes_it(rig, 
 
 async def test_a_new_version_has_a_circuit_of_its_own(rig, monkeypatch):
     monkeypatch.setattr(verdict_module, "VERDICT_S", 0.01)
+    monkeypatch.setattr(verdict_module, "SURE_S", 0.01)
     rig.endpoint(retries=0)
     await rig.up()
     old = [await rig.instance(dying, host=f"h{n}") for n in range(circuit_module.OPENS_AFTER)]
@@ -387,6 +391,8 @@ async def test_copies_that_die_count_and_what_killed_two_runs_alone(rig):
     await rig.until(lambda: alone.started)
     assert state_of(rig).queue.alone == {}
     alone.now.set()
+    await rig.until(lambda: len(rig.control.of(wire.InstanceTrouble)) == 3)
+    dead(rig, next(i for i in third if i.requests), "exited: exit code 3")
     answer = await task
     assert (answer.status, answer.json()["type"]) == (502, "urn:headrace:instance-killed")
     assert answer.json()["detail"].startswith("3 instances died")

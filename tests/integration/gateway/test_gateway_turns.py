@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from headrace.gateway.call import ALONE_AFTER, Call
+from headrace.gateway.call import Call
 from headrace.gateway.request import Request
 
 ENGINE = str(Path(__file__).parents[3] / "platform" / "headrace" / "engines" / "python")
@@ -125,7 +125,7 @@ async def test_alone_is_alone_for_all_gateways(rig, engine):
         request = Request(Sink())
         request.body = b"alone"
         call = Call(gateway.dispatcher, request, gateway.dispatcher.state("default/echo"), None, b"/", 30.0)
-        call.alone, call.deaths = True, ALONE_AFTER
+        call.alone = True
         gateway.dispatcher.requeue(call)
         calls.append(call)
     await rig.until(lambda: all(call.done for call in calls))

@@ -20,6 +20,7 @@ from headrace import Client
 from headrace.cluster.local import LocalCluster
 from headrace.errors import SettingsError, StoreUnavailable
 from headrace.gateway.jobs import leases, outcome, results, runner, system
+from headrace.gateway.jobs import service as service_module
 from headrace.jobs import ends
 
 from tests.integration.conftest import make_settings, running_platform, until
@@ -30,6 +31,10 @@ SOURCE = """
     @headrace.endpoint(name="add")
     def add(a: int, pad: str = "") -> int:
         return a + 1
+
+    @headrace.endpoint(name="chat", api="openai")
+    async def chat(scope, receive, send):
+        raise AssertionError("nobody asks")
 """
 HOLDING = """
     import time
@@ -39,6 +44,57 @@ HOLDING = """
         time.sleep(seconds)
         return 1
 """
+
+
+class Hanging:
+    """A job store that does not answer for a while."""
+
+    def __init__(self, store: Any) -> None:
+        self.store, self.asked = store, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    async def get(self, project: str, job_id: str) -> Any:
+        self.asked += 1
+        raise StoreUnavailable("it hangs.")
+
+
+async def test_who_waits_for_a_call_waits_on_while_the_store_hangs(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "AWAY_POLL_S", 0.05)
+    monkeypatch.setattr(service_module, "LOCAL_POLL_S", 0.1)
+    async with running_platform(make_settings(work / "hangs"), work) as platform:
+        await platform.deploy(HOLDING)
+        service = platform.cluster.gateway.jobs.service
+        store = service.store
+        headers = {"Idempotency-Key": "k"}
+        call = asyncio.create_task(
+            platform.request("POST", "/e/held", json={"seconds": 1.0}, headers=headers)
+        )
+
+        async def runs() -> Any:
+            found = await platform.api("GET", "/jobs?endpoint=held")
+            return found["items"] and found["items"][0]["state"] == "running" and found["items"][0]["id"]
+
+        job_id = await until(runs)
+        away = Hanging(store)
+        service._store = away
+        await until(lambda: away.asked >= 3)
+        # With the time the patience ends, not before: who asks is told.
+        began, asked = time.monotonic(), away.asked
+        with pytest.raises(StoreUnavailable, match="hangs"):
+            await service.wait("default", job_id, 0.3)
+        assert (time.monotonic() - began < 5.0, away.asked - asked > 3) == (True, True)
+        status, headers, problem = await platform.request("GET", f"/api/v1/jobs/{job_id}/output")
+        assert (status, problem["type"]) == (503, "urn:headrace:store-unavailable"), problem
+        assert (headers["Retry-After"], problem["retry_after"]) == ("1", 1)
+        await until(lambda: not service.runs_here(job_id))
+        assert not call.done()
+        service._store = store
+        status, _, value = await asyncio.wait_for(call, 30)
+        assert (status, value) == (200, 1)
 
 
 LARGE_OUTPUT = """
@@ -64,9 +120,19 @@ async def test_plain_calls_are_served_and_jobs_are_refused_until_it_answers(
             ("/api/v1/jobs", {"endpoint": "add", "input": {"a": 1}}, {}),
             ("/e/add", {"a": 1}, {"Prefer": "respond-async"}),
             ("/e/add", {"a": 1}, {"Idempotency-Key": "k"}),
+            ("/v2/add/run", {"input": {"a": 1}}, {}),
+            ("/v2/add/runsync", {"input": {"a": 1}}, {}),
+            ("/cog/add/predictions", {"input": {"a": 1}}, {}),
         ):
-            status, _, problem = await platform.request("POST", path, json=body, headers=headers)
+            status, told, problem = await platform.request("POST", path, json=body, headers=headers)
             assert (status, problem["type"]) == (503, "urn:headrace:store-unavailable"), problem
+            assert told["Retry-After"] == "1", path
+        body = {"model": "chat", "messages": []}
+        status, told, problem = await platform.request(
+            "POST", "/v1/chat/completions", json=body, headers={"Idempotency-Key": "k"}
+        )
+        assert (status, problem["error"]["code"]) == (503, "store_unavailable"), problem
+        assert told["Retry-After"] == "1"
         jobs = platform.cluster.gateway.jobs
         jobs._settings = msgspec.structs.replace(settings, store="")
 
@@ -277,7 +343,7 @@ async def test_a_large_result_outlasts_an_outage_of_its_store_and_its_job_runs_o
 
 
 async def test_a_store_that_cannot_be_meant_ends_the_start(work: Path) -> None:
-    with pytest.raises(SettingsError, match="is no store"):
+    with pytest.raises(SettingsError, match="--store: not an address"):
         await LocalCluster(make_settings(work / "odd", store="mysql://x/y")).start()
 
 

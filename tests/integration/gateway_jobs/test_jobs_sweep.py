@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
-from headrace.gateway.jobs import remover
+from headrace.gateway.jobs import remover, sweeper
+from headrace.gateway.jobs.leases import HEARTBEAT_S, LEASE_S
 from headrace.gateway.jobs.owners import OwnerMark
-from headrace.gateway.jobs.sweeper import sweep
+from headrace.gateway.jobs.sweeper import GAP_S, STEADY_S, Steady, sweep
 from headrace.jobs.blobs import BlobMissing, BlobsUnavailable, LocalBlobs, open_local_blobs
 from headrace.jobs.model import NewJob, Payload
 from headrace.jobs.sqlite import SqliteStore, open_sqlite
@@ -24,7 +25,7 @@ from tests.integration.conftest import until
 SWEEPER = """
 import asyncio, pathlib, sys
 from headrace.gateway.jobs.owners import OwnerMark
-from headrace.gateway.jobs.sweeper import sweep
+from headrace.gateway.jobs.sweeper import GAP_S, STEADY_S, Steady, sweep
 from headrace.jobs.blobs import open_local_blobs
 from headrace.jobs.sqlite import open_sqlite
 
@@ -36,6 +37,12 @@ async def main(data):
 
 asyncio.run(main(pathlib.Path(sys.argv[1])))
 """
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases expire as soon as the store answers."""
+    monkeypatch.setattr(sweeper, "STEADY_S", 0.2)
 
 
 def stopped_between_writes(process: asyncio.subprocess.Process, path: Path) -> bool:
@@ -171,3 +178,36 @@ async def test_a_blob_that_could_not_be_deleted_is_offered_until_it_is(
 
     await until(gone)
     assert blobs.fails == 0
+
+
+def answers(steady: Steady, begin: float, end: float) -> None:
+    while begin <= end:
+        steady.answered(begin)
+        begin += 1.0
+
+
+def test_leases_expire_once_the_store_has_answered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "STEADY_S", STEADY_S)
+    assert LEASE_S > HEARTBEAT_S + GAP_S, "one that is prolonged could expire within a gap that is not seen"
+    assert STEADY_S > HEARTBEAT_S
+    steady = Steady()
+    assert not steady.holds(1000.0)
+    answers(steady, 1000.0, 1000.0 + STEADY_S - 1.0)
+    assert not steady.holds(1000.0 + STEADY_S - 0.5)
+    assert steady.holds(1000.0 + STEADY_S)
+    steady.failed()
+    assert not steady.holds(1001.0 + STEADY_S)
+    answers(steady, 1100.0, 1100.0 + STEADY_S)
+    assert steady.holds(1101.0 + STEADY_S)
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_no_lease_expires_of_a_clock_that_was_set(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """Nor of a machine that was suspended."""
+    monkeypatch.setattr(sweeper, "STEADY_S", STEADY_S)
+    steady = Steady()
+    answers(steady, 10_000.0, 10_100.0)
+    assert steady.holds(10_101.0)
+    assert not steady.holds(10_101.0 + jump)
+    answers(steady, 10_101.0 + jump, 10_101.0 + jump + STEADY_S / 2)
+    assert not steady.holds(10_101.0 + jump + STEADY_S / 2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from headrace.gateway.jobs import results, runner, sync
+from headrace.gateway.jobs import looks, results, sync
 from headrace.jobs.store import StoreUnavailable
 
 from tests.integration.conftest import Platform, until
@@ -176,6 +176,27 @@ async def test_items_of_a_new_attempt_replace_those_of_a_broken_one(platform: Pl
     assert [line.split(b'"item":')[1] for line in text.splitlines()[:-1]] == [b"10}", b"11}", b"12}"]
 
 
+async def test_a_runpod_stream_tells_the_attempt_of_its_items(platform: Platform) -> None:
+    await deploy(platform)
+    file = shared_file(platform, "breaks-runpod.txt")
+    status, _, job = await platform.request("POST", "/v2/breaks/run", json={"input": {"file": str(file)}})
+    assert status == 200, job
+    found: list[tuple[int, int]] = []
+
+    async def ended() -> bool:
+        _, _, page = await platform.request("GET", f"/v2/breaks/stream/{job['id']}")
+        found.extend((item["attempt"], item["output"]) for item in page["stream"])
+        return page["status"] == "COMPLETED" and not page["stream"]
+
+    await until(ended)
+    last = found[-1][0]
+    assert [item for attempt, item in found if attempt == last] == [10, 11, 12]
+    # What was given before is told apart, and nothing of it comes after.
+    void = [(attempt, item) for attempt, item in found if attempt != last]
+    assert found[: len(void)] == void
+    assert [item for _, item in void] == list(range(len(void)))
+
+
 async def test_sync_calls_come_before_jobs_and_high_jobs_before_others(platform: Platform) -> None:
     await deploy(platform)
     store = platform.cluster.gateway.jobs.service.store
@@ -197,7 +218,7 @@ async def test_jobs_that_cannot_run_say_why_and_end_with_their_endpoint(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await deploy(platform)
-    monkeypatch.setattr(runner, "MISSING_S", 0.2)
+    monkeypatch.setattr(looks, "MISSING_S", 0.2)
     id = await submit(platform, "doomed", {})
 
     async def says_why() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from headrace.gateway.jobs import webhooks as webhooks_module
 from standardwebhooks.webhooks import Webhook
 
 from tests.integration.conftest import Platform, make_settings, running_platform, until
+from tests.integration.gateway_jobs.old_events import add_old_events
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -104,6 +106,23 @@ async def test_a_webhook_is_signed_and_tried_until_it_is_taken(
     assert (event["type"], event["data"]["id"], event["data"]["output"]) == ("job.completed", job["id"], 2)
     await asyncio.sleep(0.3)
     assert len(receiver.seen) == 4
+
+
+async def test_events_that_an_earlier_build_queued_are_delivered(
+    platform: Platform, receiver: Receiver
+) -> None:
+    receiver.reset()
+    store = platform.cluster.gateway.jobs.service.store
+    await store._db.write(lambda db: add_old_events(db, receiver.url))  # type: ignore[attr-defined]
+    await until(lambda: len(receiver.seen) == 3)
+    found = {headers["webhook-id"]: json.loads(body) for headers, body in receiver.seen}
+    assert {id: event["type"] for id, event in found.items()} == {
+        "job_old.0.start": "job.start",
+        "job_old.0.1.output.0": "job.output",
+        "job_old.0.completed": "job.completed",
+    }
+    completed = found["job_old.0.completed"]["data"]
+    assert (completed["id"], completed["output"]) == ("job_old", [1, "two"])
 
 
 async def test_events_that_were_asked_for_come_and_others_do_not(
@@ -304,3 +323,34 @@ async def test_a_name_that_leads_inside_gets_nothing(platform: Platform, receive
     finally:
         sender._private = True
         platform.cluster.gateway.jobs.service._private = True
+
+
+async def test_a_file_of_authorities_that_is_gone_ends_no_gateway(receiver: Receiver, work: Path) -> None:
+    """It was there when the platform was started, and is not when a gateway is started again."""
+    receiver.reset()
+    file = work / "authorities.pem"
+    settings = make_settings(work / "authorities", webhook_private=True, webhook_ca=str(file))
+    async with running_platform(settings, work) as platform:
+        assert (await platform.deploy(SOURCE))["state"] == "succeeded"
+        job = await submit(platform, receiver.url)
+
+        async def waits() -> Any:
+            hooks = (await platform.api("GET", f"/jobs/{job['id']}"))["webhooks"]
+            return hooks and hooks[0]
+
+        hook = await until(waits)
+        assert (hook["state"], hook["tries"], receiver.seen) == ("waiting", 0, [])
+        assert f"webhook_ca {file}: " in hook["detail"]
+        subject = ("-subj", "/CN=an authority", "-keyout", str(work / "authority.key"), "-out", str(file))
+        subprocess.run(
+            ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-x509", *subject],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        await until(lambda: receiver.seen)
+
+        async def delivered() -> bool:
+            return not (await platform.api("GET", f"/jobs/{job['id']}"))["webhooks"]
+
+        await until(delivered)

@@ -12,6 +12,7 @@ import headrace.cli.main as cli_main
 import pytest
 from headrace.cli.app import COMMANDS, SUMMARIES, cli, run
 from headrace.errors import DataDirError, EndpointNotFound, SpecError
+from headrace.sdk.client import Client
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,9 @@ def test_no_command_imports_ray() -> None:
         (["nodes", "add", "--gpu", "H100=none"], "whole number"),
         (["nodes", "add", "--memory", "much"], "--memory"),
         (["nodes", "drop"], "drop"),
-        (["up", "--store", "mysql://somewhere"], "no address of a store"),
+        (["up", "--store", "mysql://somewhere"], "'--store': not an address like postgresql://"),
+        (["up", "--blobs", "ftp://somewhere"], "'--blobs': not an address like s3://"),
+        (["up", "--log-level", "loud"], "'--log-level': 'loud' is not one of"),
         (["up", "--port", "70000"], "--port"),
         (["list", "--url", "nonsense"], "is not an address"),
         (["deploy", "missing.py"], "missing.py"),
@@ -106,6 +109,33 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert shown.err.startswith("headrace: ")
     assert shown.err.count("\n") == 1
     assert said in shown.err
+
+
+@pytest.mark.parametrize("command", [["up"], ["dev", "app.py"]])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("log_level", "loud"), ("store", "mysql://x"), ("blobs", "ftp://x"), ("webhook_ca", "/nope.pem")],
+)
+def test_a_wrong_setting_is_one_line_that_names_its_source_before_anything_starts(
+    command: list[str],
+    setting: str,
+    value: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    toml = tmp_path / "headrace.toml"
+    toml.write_text(f'{setting} = "{value}"\n')
+    assert run(command) == 1
+    from_file = capsys.readouterr().err
+    toml.unlink()
+    monkeypatch.setenv(f"HEADRACE_{setting.upper()}", value)
+    assert run(command) == 1
+    from_environment = capsys.readouterr().err
+    assert from_file.startswith(f"headrace: headrace.toml: {setting}")
+    assert from_environment.startswith(f"headrace: HEADRACE_{setting.upper()}")
+    assert from_file.count("\n") == from_environment.count("\n") == 1
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_file_whose_import_fails_is_shown_with_its_traceback(
@@ -146,6 +176,18 @@ def test_without_a_platform_it_says_how_to_start_one(
     document = json.loads(shown.out)
     assert document["error"]["type"] == "NotRunning"
     assert document["error"]["exit_code"] == 1
+
+
+@pytest.mark.parametrize("line", ['store = "mysql://u:p@h"', 'log_level = "loud"'])
+def test_who_only_looks_for_a_platform_is_not_refused_for_a_value_that_is_wrong(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_API_KEY", raising=False)
+    Path("headrace.toml").write_text(f'data_dir = "{tmp_path}/d"\n{line}\n')
+    assert run(["down", "--json"]) == 0
+    assert f"{tmp_path}/d" in capsys.readouterr().out
+    Client("http://127.0.0.1:1").close()
 
 
 def test_down_without_a_platform_is_done_already(capsys: pytest.CaptureFixture[str]) -> None:

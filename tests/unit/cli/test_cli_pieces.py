@@ -18,6 +18,7 @@ from headrace.cli.endpoints import describe, report
 from headrace.cli.logs import line
 from headrace.cli.options import Session, is_loopback, open_session, read_up
 from headrace.cli.output import Output, duration, facts, moment, size, table
+from headrace.cli.up import status_text
 from headrace.config import load_settings
 from headrace.errors import SetupError
 from hypothesis import given
@@ -58,6 +59,14 @@ def test_a_key_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "admin.key").mkdir()
     with pytest.raises(SetupError, match="HEADRACE_API_KEY"):
         open_session(OUT, None, str(tmp_path), {})
+
+
+def test_status_says_whether_the_job_store_answers() -> None:
+    found = {"hosts": 1, "store": {"kind": "postgresql", "reachable": False, "reason": "nobody is there"}}
+    assert "store  postgresql, not reachable: nobody is there" in status_text("http://here", found)
+    found["store"] = {"kind": "sqlite", "reachable": True, "reason": ""}
+    assert "store  sqlite, reachable" in status_text("http://here", found)
+    assert "store" not in status_text("http://here", {"hosts": 1})
 
 
 def test_addresses_that_are_not_ours_are_not_loopback() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,100 @@ def test_a_wrong_value_names_its_source_and_setting(tmp_path: Path) -> None:
     toml.write_text("port = \n")
     with pytest.raises(SettingsError, match=r"headrace\.toml"):
         load_settings({}, {}, toml)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("log_level", "loud", "use debug, info, warning or error"),
+        ("store", "mysql://u:geheim@h/d", "postgresql://user@host/database"),
+        ("store", "jobs.db", "SQLite"),
+        ("blobs", "ftp://geheim@x", "s3://bucket/prefix"),
+        ("blobs", "s3://", "s3://bucket/prefix"),
+        ("webhook_ca", "/nope.pem", "No such file or directory"),
+        ("webhook_ca", "headrace.toml", "it holds no certificate"),
+    ],
+)
+def test_what_would_end_a_start_is_refused_with_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toml = tmp_path / "headrace.toml"
+    toml.write_text(f'{name} = "{value}"\n')
+    sources: dict[str, tuple[dict[str, str], dict[str, str], Path]] = {
+        f"{toml}: {name}": ({}, {}, toml),
+        f"HEADRACE_{name.upper()}": ({}, {f"HEADRACE_{name.upper()}": value}, tmp_path / "none.toml"),
+        f"--{name.replace('_', '-')}": ({name: value}, {}, tmp_path / "none.toml"),
+    }
+    for source, (cli, environ, file) in sources.items():
+        with pytest.raises(SettingsError) as wrong:
+            load_settings(cli, environ, file, starting=True)
+        assert wrong.value.message.startswith(source)
+        assert why in wrong.value.message
+        assert "geheim" not in str(wrong.value)
+        assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "package", "extra"),
+    [
+        ("store", "postgresql://u:geheim@h/d", "asyncpg", "postgres"),
+        ("blobs", "s3://bucket/geheim", "boto3", "s3"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named_before_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, package: str, extra: str
+) -> None:
+    environ, toml = {f"HEADRACE_{name.upper()}": value}, tmp_path / "none.toml"
+    assert getattr(load_settings({}, environ, toml, starting=True), name) == value
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda of: None if of == package else real(of))
+    with pytest.raises(SettingsError) as wrong:
+        load_settings({}, environ, toml, starting=True)
+    assert wrong.value.message == f"HEADRACE_{name.upper()} needs the package {package}."
+    assert f"headrace[{extra}]" in str(wrong.value)
+    assert "geheim" not in str(wrong.value)
+    assert getattr(load_settings({}, environ, toml), name) == value
+
+
+def test_a_file_that_is_gone_keeps_nobody_from_stopping_the_platform(tmp_path: Path) -> None:
+    settings = load_settings({}, {"HEADRACE_WEBHOOK_CA": "/nope.pem"}, tmp_path / "none.toml")
+    assert settings.webhook_ca == "/nope.pem"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'store = "mysql://u:p@h"',
+        'blobs = "ftp://x"',
+        'log_level = "loud"',
+        "port = 70000",
+        'webhook_ca = "/no"',
+    ],
+)
+def test_a_wrong_value_keeps_nobody_from_finding_the_platform(tmp_path: Path, line: str) -> None:
+    toml = tmp_path / "headrace.toml"
+    toml.write_text(f'{line}\ndata_dir = "{tmp_path}/d"\ndrain_grace = 7\n')
+    environ = {"HEADRACE_SPARES": "-1"}
+    settings = load_settings({}, environ, toml, finding=True)
+    assert (settings.data, settings.drain_grace, settings.spares) == (tmp_path / "d", 7, 2)
+    with pytest.raises(SettingsError):
+        load_settings({}, environ, toml, starting=True)
+    # That may be where it is, in other letters.
+    toml.write_text('data_dri = "d"\n')
+    with pytest.raises(SettingsError, match="data_dri: there is no such setting"):
+        load_settings({}, {}, toml, finding=True)
+
+
+def test_values_that_are_right_are_taken(tmp_path: Path) -> None:
+    given = {
+        "store": "postgresql://u:p@h/d?sslmode=require",
+        "blobs": "s3://bucket/a/prefix",
+        "log_level": "error",
+    }
+    settings = load_settings(given, {}, tmp_path / "none.toml", starting=True)
+    assert {name: getattr(settings, name) for name in given} == given
+    assert load_settings({"store": "postgres://", "blobs": "s3://b"}, {}, tmp_path / "none.toml")
 
 
 def test_the_run_directory_follows_the_data_directory(tmp_path: Path) -> None:

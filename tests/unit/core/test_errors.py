@@ -31,3 +31,9 @@ def test_an_unknown_problem_is_still_a_request_error() -> None:
     assert type(error) is errors.RequestError
     assert error.message == "Odd"
     assert error.extra["http_status"] == 599
+
+
+@pytest.mark.parametrize("cls", [errors.StoreUnavailable, errors.BlobsUnavailable])
+def test_what_passes_by_itself_says_when_to_come_again(cls: type[errors.RequestError]) -> None:
+    assert cls("away.").to_problem()["retry_after"] == 1
+    assert errors.from_problem(503, cls("away.", retry_after=7).to_problem()).extra["retry_after"] == 7

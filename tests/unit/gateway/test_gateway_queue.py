@@ -119,3 +119,15 @@ async def test_retry_after_follows_the_drain_rate():
     assert state.retry_after() == 20
     state.service = 1000.0
     assert state.retry_after() == 60
+
+
+def test_those_that_run_alone_come_in_their_order_also_when_put_back():
+    queue: WaitQueue = WaitQueue()
+    items = [Item(n) for n in range(5)]
+    for n in (3, 1, 4, 0, 2):
+        items[n].alone = True
+        queue.push(items[n], front=True)
+    assert list(queue.alone) == items
+    assert queue.remove(items[2])
+    queue.push(items[2])
+    assert list(queue.alone) == items

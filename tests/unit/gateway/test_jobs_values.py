@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +28,11 @@ from headrace.gateway.jobs import items, sink
 from headrace.gateway.jobs.attempt import deadline_passed, request_of, sent_before, timeout_of
 from headrace.gateway.jobs.documents import document, seen, waiting_of
 from headrace.gateway.jobs.items import EventParser, LineParser, parser_for
-from headrace.gateway.jobs.lanes import GIVE_BACK_S, MAX_AHEAD, Lane, Run
+from headrace.gateway.jobs.lanes import GIVE_BACK_S, MAX_AHEAD, OUTRANKED_S, Lane, Run
 from headrace.gateway.jobs.outcome import REFUSED, Ended, Release, judge, receipt_of
 from headrace.gateway.jobs.sink import JobClient, Outcome
 from headrace.gateway.request import Request
-from headrace.jobs.model import Job, Lease, Payload
+from headrace.jobs.model import Job, Lease, Payload, Waiting
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -334,10 +335,22 @@ def test_an_attempt_ends_with_the_job_or_after_its_own_time() -> None:
     assert deadline_passed(job()) is None
 
 
-def endpoint(*slots: tuple[int, int], queue: int = 0, **route: Any) -> Any:
-    group = [SimpleNamespace(concurrency=c, in_flight=f, free=lambda now, c=c, f=f: f < c) for c, f in slots]
+def instance(concurrency: int, in_flight: int) -> SimpleNamespace:
     return SimpleNamespace(
-        group=lambda version: group,
+        concurrency=concurrency,
+        in_flight=in_flight,
+        free=lambda now: in_flight < concurrency,
+        contended_until=0.0,
+        full_until=0.0,
+    )
+
+
+def endpoint(*slots: tuple[int, int], queue: int = 0, contended: float = 0.0, **route: Any) -> Any:
+    group = [instance(*slot) for slot in slots]
+    for each in group:
+        each.contended_until = contended
+    return SimpleNamespace(
+        group=lambda version: group if version in (None, 1) else [],
         queue=[None] * queue,
         circuit=Circuit(),
         why_waiting=lambda version: "queued behind 7 others",
@@ -378,6 +391,94 @@ def test_sync_calls_that_take_every_slot_leave_a_turn_to_one_job() -> None:
     assert lane.want(endpoint((4, 4), queue=9)) == 0
     waiting.call.phase = "sent"
     assert lane.want(endpoint((4, 4), queue=9)) == 1
+
+
+def test_a_slot_that_another_gateway_fills_is_not_free() -> None:
+    lane = Lane("default", "echo")
+    busy = endpoint((4, 0), contended=time.monotonic() + 60)
+    assert lane.want(busy) == 1, "one asks for its turn"
+    lane.hold(run(lane))
+    assert lane.want(busy) == 0
+    lane.sent.add(waiting := lane.held.pop())
+    waiting.call = SimpleNamespace(phase="queued", attempts=())  # type: ignore[assignment]
+    assert lane.want(busy) == 0
+    waiting.call.phase = "sent"
+    assert lane.want(endpoint((4, 1), contended=time.monotonic() + 60)) == 1
+    assert lane.want(endpoint((4, 4), contended=time.monotonic() + 60)) == 0
+    full = endpoint((4, 0))
+    full.group(None)[0].full_until = math.inf
+    assert lane.want(full) == 1
+    assert lane.want(endpoint((4, 0), contended=time.monotonic() - 1)) == 4
+
+
+def leases_of(lane: Lane, *priorities: str) -> list[Lease]:
+    return [run(lane, priority=priority).lease for priority in priorities]
+
+
+def test_high_jobs_in_the_store_are_wanted_until_a_lease_finds_no_more() -> None:
+    lane = Lane("default", "echo")
+    for _ in range(3):
+        lane.heard("high")
+    lane.ask()
+    lane.heard("high")
+    lane.took_over(2, leases_of(lane, "high", "high"))
+    assert (lane.waiting, lane.urgent) == (2, 2)
+    lane.ask()
+    lane.heard("normal")
+    lane.took_over(2, leases_of(lane, "high", "normal"))
+    assert (lane.waiting, lane.urgent) == (1, 0)
+    lane.ask()
+    lane.heard("high")
+    lane.took_over(3, leases_of(lane, "normal"))
+    assert (lane.waiting, lane.urgent) == (1, 1), "heard while the lease was under way"
+    lane.ask()
+    lane.told(Waiting(project="default", endpoint="echo", queued=9, oldest_at=5.0, best=0, high=7))
+    assert (lane.waiting, lane.urgent, lane.oldest_at) == (9, 7, 5.0)
+    lane.told(None)
+    assert (lane.waiting, lane.urgent, lane.oldest_at) == (0, 0, 0.0)
+
+
+def test_high_jobs_come_past_held_ones_as_many_as_get_a_slot_soon() -> None:
+    lane = Lane("default", "echo")
+    lane.urgent = 9
+    lane.hold(run(lane, priority="low"))
+    assert lane.want(endpoint((2, 2))) == 2
+    for waiting in (run(lane, priority="high"), run(lane, priority="high")):
+        waiting.call = SimpleNamespace(phase="queued", attempts=())  # type: ignore[assignment]
+        lane.sent.add(waiting)
+    assert lane.want(endpoint((2, 2))) == 0, "the others stay where every gateway sees them"
+    lane.service_s = 0.1
+    assert lane.want(endpoint((2, 2))) == 3
+    lane.urgent = 0
+    assert lane.want(endpoint((2, 2), queue=2)) == 0, "what is leased ahead waits here already"
+    lane.urgent = 9
+    lane.service_s = 10.0
+    lane.sent.remove(waiting)
+    # Those for a version that nobody runs do not keep others away, but are not taken without end.
+    lane.sent.update(run(lane, priority="high", version=7) for _ in range(MAX_AHEAD))
+    assert lane.want(endpoint((2, 2))) == 1
+    lane.sent.add(run(lane, priority="high", version=7))
+    assert lane.want(endpoint((2, 2))) == 0
+
+
+def test_what_waits_for_long_goes_back_when_better_ones_are_in_the_store() -> None:
+    lane = Lane("default", "echo")
+    for priority in ("low", "normal", "high"):
+        lane.hold(run(lane, priority=priority))
+    queued = run(lane, priority="low")
+    queued.call = SimpleNamespace(phase="queued", attempts=())  # type: ignore[assignment]
+    begun = run(lane, priority="low")
+    begun.call = SimpleNamespace(  # type: ignore[assignment]
+        phase="queued", attempts=[SimpleNamespace(sent_at=1.0, outcome="lost")]
+    )
+    lane.sent.update((queued, begun))
+    now = time.monotonic()
+    assert lane.stale(now, 0) == [], "it was leased ahead"
+    later = now + OUTRANKED_S + 0.1
+    assert [r.lease.job.priority for r in lane.stale(later, 0)] == ["low", "normal", "low"]
+    assert lane.stale(later, 1) == [lane.held[1], queued]
+    assert lane.stale(later, 2) == []
+    assert lane.stale(later) == []
 
 
 def test_a_held_job_goes_back_when_it_gets_no_slot() -> None:

@@ -156,6 +156,17 @@ def test_the_burst_holds_the_requests_of_two_full_instances():
     assert all(budget.take() for _ in range(128))
 
 
+def test_copies_leave_half_of_the_burst_for_what_is_lost():
+    budget = RetryBudget()
+    budget.widen(8)
+    copies = 0
+    while budget.take_for_copy():
+        copies += 1
+    assert copies == budget.burst / 2
+    assert all(budget.take() for _ in range(budget.burst // 2))
+    assert not budget.take()
+
+
 # -- balance --------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Blobs in S3, against a real local server that speaks its protocol (moto's, in a process of its own)."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import socket
@@ -12,6 +13,7 @@ import boto3
 import pytest
 from headrace.config import Settings
 from headrace.errors import SettingsError
+from headrace.jobs import blobs_s3
 from headrace.jobs.blobs import BlobDamaged, BlobMissing, BlobsUnavailable
 from headrace.jobs.blobs_s3 import PART_BYTES, open_s3
 from headrace.jobs.open import open_blobs
@@ -230,3 +232,63 @@ async def test_a_server_that_is_away_is_told_in_time(s3, monkeypatch):
             await asyncio.wait_for(store.put(b"x"), DEADLINE_S)
         await store.close()
     assert "tests-secret" not in str(caught.value)
+
+
+@contextlib.asynccontextmanager
+async def mute_server(monkeypatch, *, knows_head=False):
+    """A server that takes connections and says nothing, or at most that a blob is not there."""
+
+    async def serve(reader, writer):
+        served.append(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            while knows_head:
+                asked = await reader.readuntil(b"\r\n\r\n")
+                if not asked.startswith(b"HEAD"):
+                    return
+                status = b"200 OK" if asked.startswith(b"HEAD /%b " % BUCKET.encode()) else b"404 Not Found"
+                writer.write(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % status)
+
+    served = []
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    try:
+        yield
+    finally:
+        server.close()
+        for writer in served:
+            writer.transport.abort()
+
+
+async def test_a_server_that_says_nothing_holds_nobody_also_behind_others(s3, monkeypatch):
+    monkeypatch.setattr(blobs_s3, "ANSWER_S", 0.5)
+    # What a thread is at ends much later: when the server goes.
+    monkeypatch.setattr(blobs_s3, "READ_S", 2 * DEADLINE_S)
+    monkeypatch.setattr(blobs_s3, "CHECK_S", 0.1)
+    async with mute_server(monkeypatch):
+        store = await open_s3(f"s3://{BUCKET}", must_answer=False)
+        puts = [store.put(b"x%d" % n) for n in range(blobs_s3.THREADS * 3)]
+        found = await asyncio.wait_for(asyncio.gather(*puts, return_exceptions=True), DEADLINE_S)
+        assert {(type(error), "no answer in" in str(error)) for error in found} == {(BlobsUnavailable, True)}
+        with pytest.raises(BlobsUnavailable):
+            await asyncio.wait_for(store.get(_name(b"x")), DEADLINE_S)
+    await asyncio.wait_for(store.close(), DEADLINE_S)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 2 * PART_BYTES])
+async def test_a_server_that_takes_no_body_is_told_by_its_silence(s3, monkeypatch, size):
+    for name in ("CONNECT_S", "READ_S"):
+        monkeypatch.setattr(blobs_s3, name, 0.2)
+    monkeypatch.setattr(blobs_s3, "ATTEMPTS", 1)
+    async with mute_server(monkeypatch, knows_head=True):
+        store = await open_s3(f"s3://{BUCKET}", must_answer=False)
+        with pytest.raises(BlobsUnavailable) as caught:
+            await asyncio.wait_for(store.put(os.urandom(size)), DEADLINE_S)
+        assert "no answer in" not in str(caught.value)
+        await asyncio.wait_for(store.close(), DEADLINE_S)
+
+
+def test_silence_is_told_within_a_minute():
+    # Two requests: one that goes up, and one that takes it back.
+    pauses = sum(2.0**n for n in range(blobs_s3.ATTEMPTS - 1))
+    assert 2 * (blobs_s3.ATTEMPTS * blobs_s3.READ_S + pauses) < 60
+    assert blobs_s3.ANSWER_S <= 20

@@ -64,7 +64,11 @@ async def openapi(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiR
         data = await parts.store.version_spec(endpoint.project, endpoint.name, endpoint.version)
     if data is None:
         raise NotFound(f"endpoint {endpoint.name!r} has no working version yet.")
-    return reply(msgspec.json.decode(data)["openapi"])
+    document = msgspec.json.decode(data)["openapi"]
+    if isinstance(info := document.get("info"), dict):
+        # The document was made when the file was read: then there was no version yet.
+        info["version"] = str(endpoint.version)
+    return reply(document)
 
 
 async def delete(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:

@@ -15,7 +15,15 @@ from headrace.control.api import endpoints, keys, logs, platform
 from headrace.control.api.replies import problem, reply
 from headrace.control.parts import Parts
 from headrace.control.specs import DeploymentRequest
-from headrace.errors import BadRequest, Forbidden, HeadraceError, NotFound, RequestError, StorageFull
+from headrace.errors import (
+    BadRequest,
+    Forbidden,
+    HeadraceError,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    StorageFull,
+)
 from headrace.sqlite_writer import disk_is_full
 
 log = logging.getLogger("headrace.control")
@@ -164,8 +172,10 @@ def _find(call: wire.ApiCall) -> tuple[Route, dict[str, str]]:
         if route.method == call.method:
             return route, match.groupdict()
         methods.append(route.method)
-    hint = f"Use {' or '.join(methods)}." if methods else "GET /api/openapi.json lists the routes."
-    raise NotFound(f"no route {call.method} {call.path}.", hint=hint)
+    if methods:
+        hint = f"Use {' or '.join(methods)}."
+        raise MethodNotAllowed(f"no route {call.method} {call.path}.", hint=hint, allow=methods)
+    raise NotFound(f"no route {call.path}.", hint="GET /api/openapi.json lists the routes.")
 
 
 def openapi() -> dict[str, Any]:

@@ -109,6 +109,8 @@ class Exchange:
 
     def problem(self, problem: Problem, extra: bytes = b"") -> None:
         """A problem document as the answer."""
+        if "allow" in problem.extra:
+            extra += b"Allow: " + ", ".join(problem.extra["allow"]).encode() + b"\r\n"
         self.respond(problem.status, CONTENT_TYPE, problem.encode(self.request_id), extra)
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"", *, sized: bool = False) -> None:
@@ -168,6 +170,9 @@ class Exchange:
             waiter: asyncio.Future[None] = self.conn.loop.create_future()
             self.conn.waiting.append(lambda: None if waiter.done() else waiter.set_result(None))
             await waiter
+        elif self.conn.ending:
+            # Who only writes would keep the loop from telling that the client has left.
+            await asyncio.sleep(0)
 
     def _finish(self) -> None:
         self.done = True
@@ -200,13 +205,13 @@ class Connection(asyncio.Protocol):
         self.site.connections.add(self)
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
-        """Called by the loop: whatever runs for this connection is cancelled."""
+        """Called by the loop: whatever runs for this connection is cancelled; who took it over sees to it."""
         self.site.gone(self)
         self._deaf = True
         x, self.current = self.current, None
         if x is not None and not x.done:
             x.done = x.cancelled = True
-            if x.cancel is not None:
+            if x.cancel is not None and self._upgraded is None:
                 x.cancel()
         if self._upgraded is not None:
             self._upgraded.lost()
@@ -251,6 +256,11 @@ class Connection(asyncio.Protocol):
         """End now."""
         self._deaf = True
         self._transport.abort()
+
+    @property
+    def ending(self) -> bool:
+        """What is written now goes nowhere."""
+        return bool(self._transport.is_closing())
 
     def unsent(self) -> int:
         """Bytes that the client has not taken yet."""

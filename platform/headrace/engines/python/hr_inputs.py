@@ -217,7 +217,10 @@ def check_route(head: Head) -> None:
             "not-found", "a native handler answers at / only", "Leave out what follows the endpoint's name."
         )
     if head.method not in _METHODS:
-        raise Problem("method-not-allowed", f"{head.method.decode()} is not answered here", "Use POST.")
+        allow = [method.decode() for method in _METHODS]
+        raise Problem(
+            "method-not-allowed", f"{head.method.decode()} is not answered here", "Use POST.", allow=allow
+        )
 
 
 def _query(head: Head) -> Dict[str, Any]:

@@ -164,6 +164,13 @@ class Server:
         """This exchange lives as long as its connection (a WebSocket)."""
         x.deadline = 0.0
 
+    def deadline_again(self, x: Exchange) -> None:
+        """Its client has all that it gets (the app closed the WebSocket): what goes on has the timeout."""
+        if self._timeout_s > 0:
+            x.deadline = time.monotonic() + self._timeout_s
+            if self._timer is None or x.deadline < self._timer_at:
+                self._arm(x.deadline)
+
     def _arm(self, at: float) -> None:
         # One timer for all: it stays where it is when requests end, and most deadlines are far away.
         if self._timer is not None:

@@ -1,4 +1,10 @@
-"""WebSocket (RFC 6455) for ASGI apps: handshake, frames, close; no extensions."""
+"""WebSocket (RFC 6455) for ASGI apps: handshake, frames, close; no extensions.
+
+A client that leaves is told to the app as `websocket.disconnect`, and by `ClientLeft` when it sends. An app
+that has not returned `Server.cancel_grace_s` later (it may do neither) is cancelled, and from then on it is
+work that was cancelled, as in a plain request: it holds its slot until it stops, and an instance in which
+nothing else runs ends for it. An app that closes first may go on for the endpoint's timeout.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +33,10 @@ class BadFrame(Exception):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
+
+
+class ClientLeft(ConnectionError):
+    """What is sent on a closed WebSocket raises, as ASGI says (an ``OSError``)."""
 
 
 class FrameReader:
@@ -129,6 +139,10 @@ class Session:
     """One WebSocket: the app's receive and send, and the connection's feed."""
 
     def __init__(self, x: Exchange, key: bytes, limit: int) -> None:
+        self.on_left: Callable[[], None] = lambda: None
+        """Called once, when the client has left: not when the app has closed first."""
+        self.on_close: Callable[[], None] = lambda: None
+        """Called once, when the app has closed, or refused: not when the client has left first."""
         self._x = x
         self._key = key
         self._reader = FrameReader(limit)
@@ -146,8 +160,14 @@ class Session:
         return await self._events.get()
 
     async def send(self, event: Dict[str, Any]) -> None:
-        """Take an event from the app."""
+        """Take an event from the app. Raises `ClientLeft` for a message when the WebSocket is closed."""
         kind = event.get("type")
+        if self._state == "closed":
+            # Whatever the app makes of it, others have their turn: it may do nothing but send.
+            await asyncio.sleep(0)
+            if kind == "websocket.send":
+                raise ClientLeft("the WebSocket is closed: its client has left, or the app closed it")
+            return
         if kind == "websocket.accept" and self._state == "connecting":
             self._accept(event)
         elif kind == "websocket.send" and self._state == "open":
@@ -156,13 +176,12 @@ class Session:
             self._x.conn.write(frame(TEXT if text is not None else BINARY, payload))
             await self._x.drain()
         elif kind == "websocket.close":
+            self.on_close()
             if self._state == "connecting":
                 self._state = "closed"
                 self._x.problem(Problem("forbidden", "the app refused the WebSocket"))
             else:
                 self.close(int(event.get("code") or 1000), str(event.get("reason") or ""))
-        elif self._state == "closed":
-            return
         else:
             raise RuntimeError(f"{kind!r} may not be sent while the WebSocket is {self._state}")
 
@@ -186,13 +205,17 @@ class Session:
                 self._take(opcode, payload)
         except BadFrame as error:
             self.close(error.code, str(error))
+            self._left()
 
     def _take(self, opcode: int, payload: bytes) -> None:
+        if self._state == "closed":
+            return  # nothing counts after a close frame
         if opcode == PING:
             self._x.conn.write(frame(PONG, payload))
         elif opcode == CLOSE:
             code = int.from_bytes(payload[:2], "big") if len(payload) >= 2 else 1005
             self.close(1000 if code == 1005 else code, "", told=code)
+            self._left()
         elif opcode in (TEXT, BINARY):
             if self._events.qsize() >= _MAX_QUEUED:
                 raise BadFrame(1008, "messages come faster than the app takes them")
@@ -217,6 +240,18 @@ class Session:
         if self._state != "closed":
             self._state = "closed"
             self._events.put_nowait({"type": "websocket.disconnect", "code": 1006, "reason": ""})
+            self._left()
+
+    def _left(self) -> None:
+        tell, self.on_left = self.on_left, lambda: None
+        tell()
+
+
+def of_leaving(error: Optional[BaseException]) -> bool:
+    """Whether that, or what it was raised for, is only that the client has left."""
+    while error is not None and not isinstance(error, ClientLeft):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scope: Dict[str, Any]) -> None:
@@ -234,7 +269,7 @@ def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scop
         try:
             await app(scope, session.receive, session.send)
         except BaseException as error:
-            if not x.cancelled:
+            if not (x.cancelled or of_leaving(error)):
                 problem, _ = handler_failed(error)
         server.release(x)
         if session.opened:
@@ -244,11 +279,25 @@ def start(server: Server, app: Callable[..., Awaitable[None]], x: Exchange, scop
                 problem or Problem("handler-error", "the app neither accepted nor refused the WebSocket")
             )
 
-    task = asyncio.ensure_future(run())
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(run())
 
     def cancel() -> None:
-        # The app hears of it through its receive; one that doesn't listen is ended with the instance.
-        session.lost()
-        task.add_done_callback(lambda _: server.release(x))
+        if not task.done():
+            x.cancelled = True
+            task.add_done_callback(lambda _: server.release(x))
+            task.cancel()
+            server.abandon(x)
 
-    x.cancel = cancel
+    def stop() -> None:
+        # Its client left before it was accepted, or the instance ends: no grace, as in a plain request.
+        session.on_left = lambda: None
+        session.lost()
+        cancel()
+
+    def left() -> None:
+        loop.call_later(server.cancel_grace_s, cancel)
+
+    session.on_left = left
+    session.on_close = lambda: server.deadline_again(x)
+    x.cancel = stop

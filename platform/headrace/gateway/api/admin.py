@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import parse_qsl, unquote
+
+import msgspec
 
 from headrace import wire
 from headrace.errors import (
+    PROBLEM_CONTENT_TYPE,
     BadRequest,
     ControlAway,
     DeadlineExceeded,
@@ -18,7 +23,7 @@ from headrace.errors import (
 from headrace.gateway.api import openapi
 from headrace.gateway.control_link import ControlLink
 from headrace.gateway.request import Request
-from headrace.gateway.respond import response
+from headrace.gateway.respond import problem_lines, response
 
 log = logging.getLogger("headrace.gateway")
 
@@ -31,10 +36,11 @@ PREFIX = b"/api/v1"
 
 
 class AdminApi:
-    """See the module."""
+    """See the module. ``store_state`` tells of the job store, which gateways know and control does not."""
 
-    def __init__(self, control: ControlLink) -> None:
+    def __init__(self, control: ControlLink, store_state: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         self._control = control
+        self._store_state = store_state
         self._under_way = 0
 
     def limit(self, request: Request) -> int:
@@ -78,8 +84,15 @@ class AdminApi:
         if not isinstance(reply, wire.ApiReply):
             raise RequestError(f"control answered with {type(reply).__name__}.")
         body = reply.body
-        if below == b"/openapi.json" and reply.status == 200 and call.method == "GET":
-            body = openapi.whole(body)
+        if reply.status == 200 and call.method == "GET":
+            if call.path == "/openapi.json":
+                body = openapi.whole(body)
+            elif call.path.rstrip("/") == "/status":
+                found = msgspec.json.decode(body, type=dict[str, Any])
+                body = msgspec.json.encode(found | {"store": await self._store_state()})
+        extra = b"Cache-Control: no-store\r\n"
+        if reply.content_type == PROBLEM_CONTENT_TYPE:
+            extra += problem_lines(reply.status, msgspec.json.decode(body, type=dict[str, Any]))
         return response(
             reply.status,
             body,
@@ -87,7 +100,7 @@ class AdminApi:
             request_id=request.id,
             close=request.client.closes(request),
             head_only=request.head.method == b"HEAD",
-            extra=b"Cache-Control: no-store\r\n",
+            extra=extra,
         )
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import EndpointNotFound, NotFound, ValidationFailed
+from headrace.errors import EndpointNotFound, MethodNotAllowed, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import TaskExchange, json_response
 from headrace.gateway.api.given import (
     check_head,
@@ -31,7 +31,6 @@ from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.runpod import left_out, output_value
 from headrace.gateway.api.waiting import answered, server_timing
 from headrace.gateway.auth import require
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.service import JobService
 from headrace.gateway.request import Request
 from headrace.jobs.events import Event
@@ -95,7 +94,8 @@ class CogApi:
         method = request.head.method
         allowed = (b"POST",) if cancel or not prediction else (b"GET", b"PUT")
         if method not in allowed:
-            raise MethodNotAllowed(f"this route knows only {', '.join(m.decode() for m in allowed)}.")
+            names = [name.decode() for name in allowed]
+            raise MethodNotAllowed(f"this route knows only {', '.join(names)}.", allow=names)
         if prediction and not _ID.fullmatch(prediction):
             raise ValidationFailed("the prediction's id: use 1 to 128 of A-Z, a-z, 0-9, '_', '.' and '-'.")
         state = self._service.endpoint(record.project, name) if ":" not in name else None

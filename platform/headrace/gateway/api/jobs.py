@@ -8,7 +8,7 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -18,6 +18,7 @@ from headrace.errors import (
     Conflict,
     EndpointNotFound,
     Forbidden,
+    MethodNotAllowed,
     NotFound,
     ValidationFailed,
     VersionNotFound,
@@ -34,13 +35,12 @@ from headrace.gateway.api.given import (
 from headrace.gateway.api.native import Target
 from headrace.gateway.api.plain import PlainCalls
 from headrace.gateway.auth import may_call, require, require_endpoint
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.attempt import FORWARD
 from headrace.gateway.jobs.lanes import SYNC_PREFIX
 from headrace.gateway.jobs.service import JobService
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response
-from headrace.jobs.model import Job, NewJob, Payload, Priority, Webhook
+from headrace.jobs.model import NewJob, Payload, Priority, Webhook
 from headrace.jobs.state import FINAL, JOB_MOVES, RETRYABLE, JobState
 from headrace.jobs.store import StoreUnavailable
 
@@ -57,6 +57,7 @@ _PREFER_ASYNC = re.compile(rb"(?:^|[,;\s])respond-async(?:$|[,;\s])", re.IGNOREC
 _WEBHOOK_EVENTS = frozenset({"start", "output", "logs", "completed"})
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86_400)]
+Found = TypeVar("Found")
 
 
 class WebhookBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,7 +124,11 @@ class JobsApi:
         allowed = _METHODS.get(route.kind, (b"GET",))
         method = b"GET" if request.head.method == b"HEAD" else request.head.method
         if method not in allowed:
-            raise MethodNotAllowed(f"this route knows only {', '.join(m.decode() for m in allowed)}.")
+            names = [name.decode() for name in allowed]
+            raise MethodNotAllowed(
+                f"this route knows only {', '.join(names)}.",
+                allow=[*names, *(["HEAD"] if "GET" in names else [])],
+            )
         request.key = record.id
         request.target = route
         return MAX_BODY if method == b"POST" else 0
@@ -219,15 +224,20 @@ class JobsApi:
                 _known(None, route.name)
 
     async def _unstored(self, project: str, job_id: str) -> dict[str, Any] | None:
-        """A call that only this gateway knows."""
+        """A call that only a gateway knows, this one or another."""
         found = self._plain.find(project, job_id)
-        if found is None:
+        if found is None and not self._plain.elsewhere(job_id):
             return None
+        away: StoreUnavailable | None = None
         try:
-            stored = await self._service.get(project, job_id)
-        except StoreUnavailable:
-            return found
-        return found if stored is None else None
+            if await self._service.get(project, job_id) is not None:
+                return None
+        except StoreUnavailable as error:
+            away = error
+        found = found or await self._plain.ask(project, job_id)
+        if found is None and away is not None:
+            raise away
+        return found
 
     async def _create(self, request: Request, project: str) -> bytes:
         body = decode(request.body, JobBody, what="the job")
@@ -318,8 +328,10 @@ class JobsApi:
 
     async def _one(self, request: Request, project: str, job_id: str) -> bytes:
         wait_s = _number(_query(request), "wait", 0.0, 0.0, MAX_WAIT_S)
-        if await self._unstored(project, job_id) is not None:
-            return json_response(request, 200, await self._plain.wait(project, job_id, wait_s))
+        if (plain := await self._unstored(project, job_id)) is not None:
+            if wait_s:
+                plain = _known(await self._plain.wait(project, job_id, wait_s), job_id)
+            return json_response(request, 200, plain)
         job = _known(await self._service.wait(project, job_id, wait_s), job_id)
         doc = await self._service.document(job, attempts=True)
         doc["webhooks"] = await self._service.undelivered(job)
@@ -373,7 +385,8 @@ class JobsApi:
         if await self._unstored(project, route.name) is not None:
             if route.kind == "retry":
                 raise Conflict("a call without an Idempotency-Key is not stored.", hint="Send it again.")
-            return json_response(request, 200, self._plain.cancel(project, route.name))
+            plain = _known(await self._plain.cancel(project, route.name), route.name)
+            return json_response(request, 200, plain)
         if route.kind == "cancel":
             job = _known(await service.cancel(project, route.name), route.name)
         else:
@@ -386,12 +399,12 @@ class JobsApi:
         return json_response(request, 200, await service.document(job))
 
 
-def _known(job: Job | None, job_id: str) -> Job:
+def _known(job: Found | None, job_id: str) -> Found:
     if job is None:
         raise NotFound(
             f"no job {job_id[:80]!r}.",
-            hint="Jobs are kept for 30 min after their end. A call without an Idempotency-Key is known to "
-            "the gateway that has it: with several, ask again.",
+            hint="Jobs are kept for 30 min after their end. A call without an Idempotency-Key is known while "
+            "its gateway lives, which keeps the last 1000.",
         )
     return job
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from headrace import wire
-from headrace.errors import RequestError
+from headrace.errors import MethodNotAllowed, RequestError
 from headrace.gateway.api.exchange import TaskExchange
 from headrace.gateway.api.health import VERSION
 from headrace.gateway.auth import may_call, require
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.request import Request
 from headrace.gateway.respond import response
 from headrace.jobs.state import JOB_MOVES
@@ -65,7 +64,7 @@ class MetricsApi:
         """Check key and method. Raises `RequestError`."""
         require(record, ("metrics",), "read metrics")
         if request.head.method not in (b"GET", b"HEAD"):
-            raise MethodNotAllowed("/metrics knows only GET and HEAD.")
+            raise MethodNotAllowed("/metrics knows only GET and HEAD.", allow=["GET", "HEAD"])
         request.target = Route(record)
         return 0
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import BadRequest, EndpointNotFound, NotFound, ValidationFailed
+from headrace.errors import BadRequest, EndpointNotFound, MethodNotAllowed, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import json_response
 from headrace.gateway.api.given import decode
 from headrace.gateway.api.native import Target, priority_of, timeout_of
@@ -22,7 +22,6 @@ from headrace.gateway.auth import may_call, require
 from headrace.gateway.call import Call
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.sync import SyncCalls
 from headrace.gateway.request import Request, too_large
 from headrace.gateway.routing import RoutingTable
@@ -80,7 +79,8 @@ class OpenAiApi:
         name, call, model = unquote(found[1] or ""), found[2] or "", unquote(found[3] or "")
         require(record, ("invoke",), "call endpoints")
         if head.method not in ((b"POST",) if call else (b"GET", b"HEAD")):
-            raise MethodNotAllowed(f"this is a {'POST' if call else 'GET'} request.")
+            allowed = ["POST"] if call else ["GET", "HEAD"]
+            raise MethodNotAllowed(f"this is a {allowed[0]} request.", allow=allowed)
         limit = MAX_BODY if call else 1 << 16
         if name:
             state, _ = self._find(record, name)

@@ -193,8 +193,9 @@ SCHEMAS: Doc = {
         {"id": TEXT, "status": {"enum": sorted(set(RUNPOD_WORDS.values()))}},
         {"output": ANY, "error": TEXT, "delayTime": WHOLE, "executionTime": WHOLE, "retries": WHOLE},
     ),
+    "RunPodItem": record({"output": ANY, "attempt": WHOLE}),
     "RunPodStream": record(
-        {"status": {"enum": sorted(set(RUNPOD_WORDS.values()))}, "stream": array(record({"output": ANY}))}
+        {"status": {"enum": sorted(set(RUNPOD_WORDS.values()))}, "stream": array(ref("RunPodItem"))}
     ),
     "RunPodHealth": record(
         {

@@ -16,7 +16,14 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import BodyTooLarge, Conflict, EndpointNotFound, NotFound, ValidationFailed
+from headrace.errors import (
+    BodyTooLarge,
+    Conflict,
+    EndpointNotFound,
+    MethodNotAllowed,
+    NotFound,
+    ValidationFailed,
+)
 from headrace.gateway.api.exchange import TaskExchange, json_response
 from headrace.gateway.api.given import (
     check_head,
@@ -28,7 +35,6 @@ from headrace.gateway.api.given import (
 )
 from headrace.gateway.api.waiting import answered, server_timing
 from headrace.gateway.auth import require
-from headrace.gateway.head import MethodNotAllowed
 from headrace.gateway.jobs.documents import is_json
 from headrace.gateway.jobs.service import JobService, Workers
 from headrace.gateway.request import Request
@@ -107,7 +113,8 @@ class RunpodApi:
             raise NotFound(f"{action} {'takes' if action in _WITH_ID else 'takes no'} job id in its path.")
         method = request.head.method
         if method != (b"GET" if action in _GET else b"POST"):
-            raise MethodNotAllowed(f"{action} is a {'GET' if action in _GET else 'POST'} request.")
+            wanted = "GET" if action in _GET else "POST"
+            raise MethodNotAllowed(f"{action} is a {wanted} request.", allow=[wanted])
         state = self._service.endpoint(record.project, name) if ":" not in name else None
         if state is None or state.route.state == "deleting":
             raise EndpointNotFound(f"no endpoint {name[:80]!r}.", hint="`headrace list` shows what there is.")
@@ -183,10 +190,12 @@ class RunpodApi:
         return json_response(request, 200, await self._document(done), server_timing(done))
 
     async def _stream(self, job: Job) -> dict[str, Any]:
-        """The items that no gateway has given yet. What is there when the job is final is all."""
+        """The items of the newest attempt that no gateway has given yet. What is there when the job is final
+        is all. ``attempt`` is ours: where it changes, the items before it are void."""
         chunks = await self._service.store.take_chunks(job.id, limit=STREAM_ITEMS)
         status = "FAILED" if job.state == "cancelled" else RUNPOD_WORDS[job.state]
-        return {"status": status, "stream": [{"output": msgspec.Raw(chunk.data)} for chunk in chunks]}
+        items = [{"output": msgspec.Raw(chunk.data), "attempt": chunk.attempt} for chunk in chunks]
+        return {"status": status, "stream": items}
 
     async def _retry(self, route: Route) -> dict[str, Any]:
         job = await self._job(route)

@@ -16,6 +16,7 @@ from headrace.gateway.jobs.lanes import GIVE_BACK_S, Run
 from headrace.gateway.jobs.recall import KEEP_LINE, recall
 from headrace.gateway.receipt import whereabouts
 from headrace.gateway.request import Request
+from headrace.gateway.upstream import Upstream, idle_usable
 from headrace.jobs.model import Job
 
 if TYPE_CHECKING:
@@ -36,23 +37,32 @@ class JobAttempt(Attempt):
         """See `Attempt.begin`."""
         call = cast(JobCall, self.call)
         if call.run.marks_first:
-            call.dispatcher.spawn(self._begin_marked(call))
+            # Taken now: when it is our turn at a full instance, the slot is kept for this very connection.
+            call.dispatcher.spawn(self._begin_marked(call, self.instance.checkout()))
         else:
             super().begin()
 
-    async def _begin_marked(self, call: JobCall) -> None:
+    async def _begin_marked(self, call: JobCall, up: Upstream | None) -> None:
+        ours = await self._mark(call)
+        if ours and up is not None and idle_usable(up):
+            self._transmit(up)
+            return
+        if up is not None:
+            self.instance.keep(up)
+        if ours:
+            super().begin()
+
+    async def _mark(self, call: JobCall) -> bool:
+        """Whether the store knows of it, and it is still to be sent."""
         try:
             ours = await call.leases.mark(call.run, self.instance.route.id)
         except RequestError as error:
             # It was not sent, and will not be before the store answers.
             call.fail(error)
-            return
-        if self.outcome:
-            return
-        if ours:
-            super().begin()
-        else:
+            return False
+        if not ours and not self.outcome:
             call.leases.void(call.run)
+        return ours and not self.outcome
 
 
 class JobCall(Call):
@@ -110,10 +120,7 @@ class JobCall(Call):
         self.deadline = time.monotonic() + seconds
         self._timer = self.dispatcher.loop.call_later(seconds, self._expired)
 
-    def _expired(self) -> None:
-        if self._verdict is not None:
-            super()._expired()
-            return
+    def _too_late(self) -> None:
         job, where = self.run.lease.job, whereabouts(self)
         sent = bool(self.run.sent_at)
         if job.api == "sync":
@@ -182,8 +189,9 @@ def sent_before(run: Run) -> InstanceDied | None:
     if run.idempotent or not 0 < run.lease.job.sent < run.lease.fence:
         return None
     return InstanceDied(
-        "an instance had accepted it once; then the gateway that waited for the answer died, and no instance "
-        "has kept one. It is not sent again, since the endpoint is not idempotent.",
+        "an instance had accepted it once; then the gateway that waited for the answer died or lost touch "
+        "with the job store, and no instance has kept one. It is not sent again, since the endpoint is not "
+        "idempotent.",
         hint="It may have run: check before you send it again.",
     )
 

@@ -1,8 +1,9 @@
-"""Wakes those who wait for a job in this gateway, the moment something happens to it here."""
+"""Wakes those who wait for a job in this gateway, the moment something happens to it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Hub:
@@ -10,6 +11,8 @@ class Hub:
 
     def __init__(self) -> None:
         self._bells: dict[str, list[asyncio.Event]] = {}
+        self.tell: Callable[[str], None] | None = None
+        """Passes it on to other gateways, when the store does not."""
 
     def bell(self, job_id: str) -> asyncio.Event:
         """An event that rings with every `ring` of the job until `drop`."""
@@ -26,7 +29,13 @@ class Hub:
             self._bells.pop(job_id, None)
 
     def ring(self, job_id: str) -> None:
-        """Something happened to the job."""
+        """Something happened to the job here."""
+        self.heard(job_id)
+        if self.tell is not None:
+            self.tell(job_id)
+
+    def heard(self, job_id: str) -> None:
+        """Something happened to the job, here or elsewhere."""
         for bell in self._bells.get(job_id, ()):
             bell.set()
 

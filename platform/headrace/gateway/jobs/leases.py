@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from headrace.errors import RequestError
-from headrace.gateway.jobs.lanes import Run
+from headrace.gateway.jobs.lanes import Lane, Run
 from headrace.jobs.store import JobStore, StoreUnavailable
 
 log = logging.getLogger("headrace.gateway.jobs")
@@ -23,6 +23,12 @@ LEASE_S = 30.0
 HEARTBEAT_S = 5.0
 NOTE_AFTER_S = 0.25
 """A job that an instance has for so long is known to the store as running."""
+
+TAKE_BACK_S = 10.0
+"""After a lease call without an answer the store is asked for what it took until two questions so far apart
+are answered: the statement may still run when the first one is, for as long as statements may."""
+MAX_UNANSWERED = 1000
+"""So many calls without an answer are remembered; what others took runs when its lease is over."""
 
 
 class Leases:
@@ -44,13 +50,17 @@ class Leases:
         self.void = void
         self.give_back = give_back
         self._moved = moved
+        self._unanswered: dict[tuple[str, str, float], float] = {}
+        """Lease calls -> when the store was first asked for what they took (monotonic; 0: not yet)."""
 
-    async def beat(self, runs: Callable[[], Iterable[Run]]) -> None:
-        """Prolong all leases, for ever."""
+    async def beat(self, runs: Callable[[], Iterable[Run]], look: Callable[[], None]) -> None:
+        """Prolong all leases, for ever; ``look`` when jobs are queued again by that."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             try:
                 await self.prolong(runs())
+                if self._unanswered and await self._take_back():
+                    look()
             except StoreUnavailable as error:
                 log.warning("leases are not prolonged: %s", error)
             except Exception:
@@ -72,6 +82,24 @@ class Leases:
             if run.sent_at and run.instance and run.noted != run.instance and not run.settling:
                 await self.mark(run, run.instance)
 
+    def unanswered(self, lane: Lane, at: float) -> None:
+        """A lease call of then failed. The store may have committed it nevertheless, or be about to: those
+        jobs are ours, and nobody here knows."""
+        if len(self._unanswered) < MAX_UNANSWERED:
+            self._unanswered[lane.project, lane.stored_as, at] = 0.0
+
+    async def _take_back(self) -> int:
+        """Queue again what failed calls took. Whatever another call leases meanwhile is not theirs."""
+        asked, calls = time.monotonic(), list(self._unanswered)
+        count = await self._store.take_back(self._owner, calls, time.time())
+        for call in calls:
+            first = self._unanswered[call] = self._unanswered[call] or asked
+            if asked - first >= TAKE_BACK_S:
+                del self._unanswered[call]
+        if count:
+            log.warning("%d jobs were leased by calls that had no answer: they are queued again", count)
+        return count
+
     def sent(self, run: Run) -> None:
         """An instance gets it now."""
         run.sent_at = time.time()
@@ -85,14 +113,21 @@ class Leases:
         if run.marked and not run.accepted:
             run.marked = False
             run.noted = ""
-            self._spawn(self._unmark(run))
+            self._take_mark(run)
 
     async def mark(self, run: Run, instance: str) -> bool:
         """Write down that the instance has it, or gets it next. False: the fence is void."""
         job_id, fence = run.key
+        while run.unmarking is not None:
+            # The later one of two notes has to be stored last.
+            await run.unmarking.wait()
         if not await self._store.note(job_id, fence, instance=instance, sent_at=run.sent_at or time.time()):
             return False
-        run.marked, run.noted = True, instance
+        if run.queued and not run.accepted:
+            # Refused meanwhile: no instance has it after all.
+            self._take_mark(run)
+        else:
+            run.marked, run.noted = True, instance
         return True
 
     def _due(self, run: Run) -> None:
@@ -107,9 +142,17 @@ class Leases:
             # The next heartbeat tells it.
             log.info("job %s is not noted as running: %s", run.lease.job.id, error)
 
-    async def _unmark(self, run: Run) -> None:
+    def _take_mark(self, run: Run) -> None:
+        if run.unmarking is None:
+            run.unmarking = asyncio.Event()
+            self._spawn(self._unmark(run, run.unmarking))
+
+    async def _unmark(self, run: Run, done: asyncio.Event) -> None:
         job_id, fence = run.key
         try:
             await self._store.note(job_id, fence, sent_at=0.0)
         except RequestError as error:
             log.info("job %s stays noted as sent: %s", job_id, error)
+        finally:
+            run.unmarking = None
+            done.set()

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -16,23 +17,21 @@ from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.endpoints import EndpointState
 from headrace.gateway.jobs.attempt import begin, deadline_passed, sent_before, take_over
 from headrace.gateway.jobs.hub import Hub
-from headrace.gateway.jobs.lanes import Lane, Run
-from headrace.gateway.jobs.leases import LEASE_S, Leases
+from headrace.gateway.jobs.lanes import Lane, Lanes, Run
+from headrace.gateway.jobs.leases import LEASE_S, TAKE_BACK_S, Leases
+from headrace.gateway.jobs.looks import Looks
 from headrace.gateway.jobs.outcome import Release
 from headrace.gateway.jobs.results import STORE_AGAIN_S, Budget, Results
 from headrace.gateway.jobs.sink import JobClient, Outcome
 from headrace.gateway.routing import RoutingTable
 from headrace.jobs.blobs import BlobStore
 from headrace.jobs.model import Job, Lease, Priority, Result
-from headrace.jobs.store import JobStore, StoreUnavailable
+from headrace.jobs.store import JobStore
 
 log = logging.getLogger("headrace.gateway.jobs")
 
-POLL_S = 0.5
 LARGE_INPUT_BYTES = 256 << 20
 """Inputs from the blob store that are held at a time (one may be larger)."""
-MISSING_S = 10.0
-"""An endpoint that is unknown for so long was deleted: its jobs fail."""
 MAX_DOOMED = 100
 SETTLE_S = 2.0
 """For giving leases back at the end of a stop."""
@@ -57,18 +56,25 @@ class Runner:
         self._blobs = blobs
         self._dispatcher = dispatcher
         self._table = table
-        self._owner = owner
+        self.owner = owner
         self._hub = hub
         self._results = Results(store, blobs, hub)
         self._leases = Leases(store, owner, self._spawn, self._void, self._moved, self._returned)
         self._inputs = Budget(LARGE_INPUT_BYTES)
-        self._lanes: dict[tuple[str, str], Lane] = {}
-        self._by_key: dict[str, Lane] = {}
+        self._lanes = Lanes()
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._poll_now = asyncio.Event()
         self._stopping = False
         self._over_all: asyncio.Future[None] | None = None
+        self._looks = Looks(
+            store,
+            table,
+            dispatcher,
+            self._lanes,
+            pump=self._pump,
+            give_back=self._returned,
+            doom=lambda lane: self._spawn(self._doom(lane)),
+        )
         self.finished: Finished = lambda job, result: None
         self.client_for: MakeClient | None = None
         dispatcher.on_room = self.room
@@ -77,14 +83,14 @@ class Runner:
 
     def start(self) -> None:
         """Begin to look for jobs."""
-        self._spawn(self._poll())
-        self._spawn(self._leases.beat(self._runs.values))
+        self._spawn(self._looks.run())
+        self._spawn(self._leases.beat(self._runs.values, self.look))
 
     async def stop(self, grace_s: float) -> None:
         """Lease nothing more, give back what has not begun, let the rest end within ``grace_s``, then
         give that back, too."""
         self._stopping = True
-        for lane in self._lanes.values():
+        for lane in self._lanes.all():
             held, lane.held = list(lane.held), type(lane.held)()
             for run in held:
                 self._give_back(run, "its gateway stopped")
@@ -116,10 +122,8 @@ class Runner:
 
     def hint(self, project: str, endpoint: str, priority: Priority = "normal") -> None:
         """A job was stored: look for it now."""
-        lane = self._lane(project, endpoint)
-        lane.waiting += 1
-        lane.hints += 1
-        lane.urgent += priority == "high"
+        lane = self._lanes.of(project, endpoint)
+        lane.heard(priority)
         self._pump(lane)
 
     def runs_here(self, job_id: str) -> bool:
@@ -130,17 +134,22 @@ class Runner:
         """The job, if this gateway has its lease."""
         return self._runs.get(job_id)
 
-    async def begin_purge(self, project: str, endpoint: str) -> None:
-        """What instances have already is not purged: the store must know of it."""
-        lane = self._lanes.get((project, endpoint))
-        runs = [run for run in lane.sent if run.sent_at and not run.marked] if lane is not None else []
-        await asyncio.gather(*(self._leases.mark(run, run.instance) for run in runs if not run.settling))
-
-    async def end_purge(self, project: str, endpoint: str) -> None:
-        """What waited here was purged, too."""
-        lane = self._lanes.get((project, endpoint))
-        if lane is not None:
-            await self._leases.prolong([*lane.held, *(run for run in lane.sent if not run.sent_at)])
+    @asynccontextmanager
+    async def purging(self, project: str, endpoint: str) -> AsyncIterator[None]:
+        """Around a purge. What instances have, get meanwhile, or have ended is not purged: the store must
+        know of it. What waited here was purged, too."""
+        lane = self._lanes.of(project, endpoint)
+        lane.purging += 1
+        try:
+            runs = [run for run in self._runs.values() if run.lane is lane and run.purgeable]
+            await asyncio.gather(*(self._leases.mark(run, run.instance) for run in runs))
+            yield
+        except BaseException:
+            # The store may carry it out nevertheless, for as long as statements may take.
+            asyncio.get_running_loop().call_later(TAKE_BACK_S, lane.purged)
+            raise
+        lane.purged()
+        await self._leases.prolong([*lane.held, *(run for run in lane.sent if not run.sent_at)])
         self.look()
 
     def abort(self, job_id: str) -> None:
@@ -151,23 +160,15 @@ class Runner:
 
     def look(self) -> None:
         """Something changed for many jobs: look at the store soon."""
-        self._poll_now.set()
+        self._looks.soon()
 
     def room(self, state: EndpointState) -> None:
         """From the dispatcher: there may be a free slot."""
-        lane = self._by_key.get(state.key)
+        lane = self._lanes.at(state.key)
         if lane is not None:
             self._pump(lane)
 
     # -- lanes ----------------------------------------------------------------------------------
-
-    def _lane(self, project: str, endpoint: str) -> Lane:
-        lane = self._lanes.get((project, endpoint))
-        if lane is None:
-            lane = self._lanes[project, endpoint] = Lane(project, endpoint)
-            if not lane.sync:
-                self._by_key[lane.key] = lane
-        return lane
 
     def _pump(self, lane: Lane) -> None:
         if self._stopping:
@@ -190,30 +191,35 @@ class Runner:
                 self._spawn(self._lease(lane, want))
 
     async def _lease(self, lane: Lane, want: int) -> None:
-        lane.hints = lane.urgent = 0
+        lane.ask()
         leases: list[Lease] = []
+        now, asked = time.time(), time.monotonic()
         try:
-            now = time.time()
             leases = list(
                 await self._store.lease(
-                    self._owner, lane.project, lane.stored_as, limit=want, now=now, until=now + LEASE_S
+                    self.owner, lane.project, lane.stored_as, limit=want, now=now, until=now + LEASE_S
                 )
             )
-            lane.waiting = max(0, lane.waiting - len(leases)) if len(leases) == want else lane.hints
+            lane.took_over(want, leases)
         except RequestError as error:
             log.warning("cannot lease jobs of %s: %s", lane.key, error)
-            lane.retry_at = time.monotonic() + STORE_AGAIN_S
+            self._no_lease(lane, now)
         except Exception:
             log.exception("cannot lease jobs of %s", lane.key)
-            lane.retry_at = time.monotonic() + STORE_AGAIN_S
+            if not leases:
+                self._no_lease(lane, now)
         finally:
             lane.leasing = False
         for lease in leases:
-            self._take(lane, lease)
+            self._take(lane, lease, asked)
         self._pump(lane)
 
-    def _take(self, lane: Lane, lease: Lease) -> None:
-        run = Run(lease, lane)
+    def _no_lease(self, lane: Lane, at: float) -> None:
+        lane.retry_at = time.monotonic() + STORE_AGAIN_S
+        self._leases.unanswered(lane, at)
+
+    def _take(self, lane: Lane, lease: Lease, asked: float) -> None:
+        run = Run(lease, lane, leased_at=asked)
         self._runs[lease.job.id] = run
         if self._stopping:
             self._give_back(run, "its gateway stopped")
@@ -244,69 +250,20 @@ class Runner:
             run.lane.hold(run)
             self._pump(run.lane)
 
-    async def _poll(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(POLL_S):
-                    await self._poll_now.wait()
-            except TimeoutError:
-                pass
-            self._poll_now.clear()
-            try:
-                await self._look()
-            except StoreUnavailable as error:
-                log.warning("the job store does not answer: %s", error)
-                await asyncio.sleep(STORE_AGAIN_S)
-            except Exception:
-                log.exception("looking for jobs failed")
-
-    async def _look(self) -> None:
-        if not self._table.complete:
-            return
-        for lane in self._lanes.values():
-            lane.hints = 0
-        found = await self._store.waiting()
-        seen: set[tuple[str, str]] = set()
-        now = time.monotonic()
-        for project, endpoint, queued, oldest_at in found:
-            lane = self._lane(project, endpoint)
-            seen.add((project, endpoint))
-            if not lane.leasing:
-                lane.waiting, lane.oldest_at = max(queued, lane.hints), oldest_at
-        for key, lane in list(self._lanes.items()):
-            if key not in seen and not lane.leasing:
-                lane.waiting, lane.oldest_at = lane.hints, 0.0
-            for run in lane.stale(now):
-                lane.held.remove(run)
-                self._returned(run)
-            self._pump(lane)
-            if lane.idle:
-                del self._lanes[key]
-                if not lane.sync:
-                    self._by_key.pop(lane.key, None)
-            elif lane.waiting and self._dispatcher.state(lane.key) is None:
-                self._missing(lane)
-
-    def _missing(self, lane: Lane) -> None:
-        now = time.monotonic()
-        lane.missing_since = lane.missing_since or now
-        if now - lane.missing_since >= MISSING_S and not lane.leasing:
-            lane.leasing = True
-            self._spawn(self._doom(lane))
-
     async def _doom(self, lane: Lane) -> None:
         """Fail jobs of an endpoint that is not there any more."""
         error = EndpointNotFound(f"endpoint {lane.key} was deleted.")
+        now = time.time()
         try:
-            now = time.time()
             leases = await self._store.lease(
-                self._owner, lane.project, lane.stored_as, limit=MAX_DOOMED, now=now, until=now + LEASE_S
+                self.owner, lane.project, lane.stored_as, limit=MAX_DOOMED, now=now, until=now + LEASE_S
             )
             for lease in leases:
                 run = self._runs[lease.job.id] = Run(lease, lane)
                 self._ended(run, Outcome(error=error))
         except RequestError:
             log.warning("cannot end the jobs of %s", lane.key)
+            self._leases.unanswered(lane, now)
         finally:
             lane.leasing = False
 
@@ -350,8 +307,9 @@ class Runner:
 
     def _moved(self, run: Run) -> None:
         """An instance has it: the next one may wait in the queue."""
-        if run.call is not None and run.call.state.queue:
-            asyncio.get_running_loop().call_soon(self._pump, run.lane)
+        lane = run.lane
+        if run.call is not None and (run.call.state.queue or lane.urgent or (lane.waiting and not lane.held)):
+            asyncio.get_running_loop().call_soon(self._pump, lane)
 
     def _items(self, run: Run, items: list[bytes]) -> None:
         run.pending.extend(items)
@@ -392,11 +350,13 @@ class Runner:
             self._forget(run)
             self._hub.ring(job.id)
             if result is None:
-                self._poll_now.set()
+                self._looks.soon()
 
     def _returned(self, run: Run) -> None:
         """It got no slot here: for another gateway, or in another order."""
         if not run.settling and not run.void:
+            if run in run.lane.held:
+                run.lane.held.remove(run)
             self._end_call(run)
             self._give_back(run, "")
 
@@ -409,6 +369,7 @@ class Runner:
     async def _give(self, run: Run, how: Release) -> None:
         try:
             await self._results.release(run, how)
+            run.lane.waiting += 1
         except RequestError as error:
             log.warning("job %s: its lease will expire: %s", run.lease.job.id, error)
         finally:

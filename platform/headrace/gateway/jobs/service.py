@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, NamedTuple
@@ -19,13 +20,15 @@ from headrace.gateway.jobs.results import store_payload
 from headrace.gateway.jobs.runner import Runner
 from headrace.gateway.jobs.webhooks import Document, WebhookSender
 from headrace.jobs.blobs import BlobStore
-from headrace.jobs.model import INLINE_BYTES, Attempt, Chunk, Counts, Job, NewJob, Payload, Result
+from headrace.jobs.model import INLINE_BYTES, Attempt, Chunk, Counts, Ended, Job, NewJob, Payload, Result
 from headrace.jobs.state import FINAL, JobState
 from headrace.jobs.store import JobStore, StoreUnavailable
 from headrace.observe.tracing import CURRENT
 
 FIRST_POLL_S = 0.2
 LAST_POLL_S = 0.5
+AWAY_POLL_S = 1.0
+"""Between two questions to a store that does not answer."""
 LOCAL_POLL_S = 2.0
 """A job that runs here rings when it ends: the store is only asked in case that was missed."""
 CHUNKS = 1000
@@ -62,6 +65,7 @@ class JobService:
         """The stores are open."""
         self._store, self._blobs, self._runner, self.webhooks = store, blobs, runner, webhooks
         runner.finished = self._finished
+        store.ended = self._ended_by_store
         webhooks.documents = self.documents
 
     def drain(self) -> None:
@@ -130,14 +134,24 @@ class JobService:
     ) -> Job | None:
         """The job when it is final, or as it is when the time is up or the gateway drains. None: unknown.
 
-        ``while_draining``: wait on, for an answer that is to be given by this gateway.
+        ``while_draining``: wait on, for an answer that is to be given by this gateway. A store that does not
+        answer is asked again until then; raises `StoreUnavailable` after it.
         """
         deadline = time.monotonic() + timeout_s
         bell = self._hub.bell(job_id)
         pause = FIRST_POLL_S
         try:
             while True:
-                job = await self.store.get(project, job_id)
+                store = self.store
+                try:
+                    job = await store.get(project, job_id)
+                except StoreUnavailable:
+                    left = deadline - time.monotonic()
+                    if left <= AWAY_POLL_S or (self._draining and not while_draining):
+                        raise
+                    # No bell tells of its return. The job goes on: its end is stored when the store is back.
+                    await asyncio.sleep(AWAY_POLL_S)
+                    continue
                 left = deadline - time.monotonic()
                 over = left <= 0 or (self._draining and not while_draining)
                 if job is None or job.state in FINAL or over:
@@ -181,10 +195,8 @@ class JobService:
     async def purge(self, project: str, endpoint: str) -> int:
         """Remove all jobs of the endpoint that no instance has; how many."""
         store, runner = self._open()
-        await runner.begin_purge(project, endpoint)
-        count = await store.purge(project, endpoint, time.time())
-        await runner.end_purge(project, endpoint)
-        return count
+        async with runner.purging(project, endpoint):
+            return await store.purge(project, endpoint, time.time(), owner=runner.owner)
 
     async def counts(self, project: str, endpoint: str) -> Counts:
         """Jobs of the endpoint by state."""
@@ -291,13 +303,14 @@ class JobService:
 
     async def undelivered(self, job: Job) -> Sequence[dict[str, Any]]:
         """The job's webhook events that were not delivered, as the native API shows them."""
+        waits = self.webhooks.why_not if self.webhooks is not None else ""
         return [
             {
                 "event": one.event,
                 "state": "given_up" if one.next_at is None else "waiting",
                 "tries": one.tries,
                 "next_at": one.next_at,
-                "detail": one.detail,
+                "detail": one.detail if one.next_at is None else waits or one.detail,
             }
             for one in (await self.store.undelivered(job.id) if job.webhook is not None else ())
         ]
@@ -319,7 +332,7 @@ class JobService:
     def store(self) -> JobStore:
         """The store. Raises `StoreUnavailable` while it is not open."""
         if self._store is None:
-            raise StoreUnavailable(f"{self.why_not}.", hint="Try again in a moment.", retry_after=1)
+            raise StoreUnavailable(f"{self.why_not}.", hint="Try again in a moment.")
         return self._store
 
     # -- inside ---------------------------------------------------------------------------------
@@ -331,6 +344,11 @@ class JobService:
 
     def _finished(self, job: Job, result: Result) -> None:
         self._ended(job, result.state)
+
+    def _ended_by_store(self, job: Ended) -> None:
+        state = self._dispatcher.state(f"{job.project}/{job.endpoint}")
+        if state is not None:  # calls with a key are stored under another name
+            state.meter.job(job.state, max(0.0, time.time() - job.created_at))
 
     def _ended(self, job: Job, how: JobState) -> None:
         state = self._dispatcher.state(f"{job.project}/{job.endpoint}")

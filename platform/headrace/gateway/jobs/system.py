@@ -10,17 +10,17 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from headrace.config import Settings
-from headrace.errors import DataDirError, SettingsError
+from headrace.errors import DataDirError, RequestError, SettingsError
 from headrace.gateway.dispatch import Dispatcher
 from headrace.gateway.jobs.hints import hear
 from headrace.gateway.jobs.hub import Hub
-from headrace.gateway.jobs.outbound import tls_context
 from headrace.gateway.jobs.owners import OwnerMark
 from headrace.gateway.jobs.runner import Runner
 from headrace.gateway.jobs.service import JobService
 from headrace.gateway.jobs.sweeper import bury, sweep
 from headrace.gateway.jobs.sync import SyncCalls
 from headrace.gateway.jobs.webhooks import WebhookSender, read_secret
+from headrace.gateway.peers import Peers
 from headrace.gateway.routing import RoutingTable
 from headrace.jobs.open import open_blobs, open_store
 from headrace.jobs.store import JobStore
@@ -31,6 +31,8 @@ FIRST_OPEN_S = 2.0
 """A start waits so long for the store, then goes on without."""
 OPEN_TIMEOUT_S = 10.0
 OPEN_AGAIN_S = 1.0
+PROBE_S = 1.0
+"""A store that has not answered a small question by then does not answer."""
 RELEASE_S = 2.0
 """A stop waits so long for the store; without it, another gateway gives back what this one held."""
 
@@ -38,15 +40,19 @@ RELEASE_S = 2.0
 class JobSystem:
     """See the module. Without a store that answers the gateway still serves; jobs are refused with 503."""
 
-    def __init__(self, settings: Settings, dispatcher: Dispatcher, table: RoutingTable, owner: str) -> None:
+    def __init__(
+        self, settings: Settings, dispatcher: Dispatcher, table: RoutingTable, owner: str, peers: Peers
+    ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
         self._table = table
         self._owner = owner
+        self._peers = peers
         self._hub = Hub()
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = True
         self._mark: OwnerMark | None = None
+        self._probe: asyncio.Task[None] | None = None
         self._store: JobStore | None = None
         self._runner: Runner | None = None
         self.service = JobService(dispatcher, self._hub, webhook_private=settings.webhook_private)
@@ -68,6 +74,8 @@ class JobSystem:
     async def stop(self, grace_s: float) -> None:
         """Give leases back, let attempts end within ``grace_s``, and close."""
         self.service.detach()
+        if self._probe is not None:
+            self._probe.cancel()
         runner, mark, store = self._runner, self._mark, self._store
         for task in self._tasks:
             task.cancel()
@@ -100,10 +108,33 @@ class JobSystem:
             found = [state.key for state in states if state.meter.jobs or state.stored or state.held][:most]
         return [(project, name) for project, _, name in (key.partition("/") for key in found)]
 
+    async def store_state(self) -> dict[str, Any]:
+        """``kind`` of the job store, whether it is ``reachable`` now, and the ``reason`` why not."""
+        # One at a time, with its outcome for all who ask meanwhile: none of them takes a connection more.
+        probe = self._probe
+        if probe is None or probe.done():
+            probe = self._probe = asyncio.get_running_loop().create_task(self._ask_store())
+            probe.add_done_callback(_seen)
+        # Not `asyncio.timeout`: a query that is cancelled waits for its connection, as long as that hangs.
+        done, _ = await asyncio.wait([probe], timeout=PROBE_S)
+        reason = ""
+        if not done or probe.cancelled():
+            if not probe.cancelling():
+                probe.cancel()
+            reason = f"the job store did not answer within {PROBE_S:g} s"
+        elif isinstance(error := probe.exception(), RequestError):
+            reason = error.message.rstrip(".")
+        elif error is not None:
+            raise error
+        kind = "postgresql" if self._settings.store else "sqlite"
+        return {"kind": kind, "reachable": not reason, "reason": reason}
+
+    async def _ask_store(self) -> None:
+        await self.service.store.has_key("", "", "")
+
     async def _open(self) -> None:
         settings = self._settings
         secret = await asyncio.to_thread(read_secret, settings.data)
-        tls = await asyncio.to_thread(tls_context, settings.webhook_ca)
         # What is open already is closed when the rest cannot be: this is tried every second.
         async with contextlib.AsyncExitStack() as opened:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -115,7 +146,7 @@ class JobSystem:
             opened.pop_all()
         self._store, self._mark = store, mark
         runner = Runner(store, blobs, self._dispatcher, self._table, self._owner, self._hub)
-        webhooks = WebhookSender(blobs, secret, private=settings.webhook_private, tls=tls)
+        webhooks = WebhookSender(blobs, secret, private=settings.webhook_private, ca=settings.webhook_ca)
         self._runner = runner
         runner.client_for = self.sync.client_for
         self.service.attach(store, blobs, runner, webhooks)
@@ -127,7 +158,7 @@ class JobSystem:
         runner.start()
         self._spawn(webhooks.run(store, self._owner))
         self._spawn(sweep(store, blobs, mark, runner.look))
-        self._spawn(hear(store, self._hub, runner))
+        self._spawn(hear(store, self._hub, runner, self._peers))
 
     async def _keep_opening(self) -> None:
         while True:
@@ -149,3 +180,9 @@ class JobSystem:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+
+def _seen(probe: asyncio.Task[None]) -> None:
+    """An error that nobody waited for is no news."""
+    if not probe.cancelled():
+        probe.exception()

@@ -23,9 +23,9 @@ from typing import Any
 import msgspec
 from tenacity import RetryCallState, wait_exponential, wait_random
 
-from headrace.errors import DataDirError, HeadraceError, RequestError, ValidationFailed
+from headrace.errors import DataDirError, HeadraceError, RequestError, SettingsError, ValidationFailed
 from headrace.gateway.jobs.documents import INLINE_OUTPUT_BYTES, event_document
-from headrace.gateway.jobs.outbound import AddressForbidden, post
+from headrace.gateway.jobs.outbound import AddressForbidden, post, tls_context
 from headrace.gateway.jobs.results import Budget
 from headrace.jobs.blobs import BlobStore
 from headrace.jobs.events import Event, decode_event
@@ -62,21 +62,23 @@ Document = Callable[[Event, bytes | None], Any]
 
 
 class WebhookSender:
-    """See the module. ``documents`` of APIs that are not here get the native document."""
+    """See the module. ``documents`` of APIs that are not here get the native document. While ``ca`` (see
+    `tls_context`) cannot be read nothing is sent, and no try is counted: other gateways may have the file."""
 
-    def __init__(
-        self, blobs: BlobStore, secret: bytes, *, private: bool, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, blobs: BlobStore, secret: bytes, *, private: bool, ca: str = "") -> None:
         self._blobs = blobs
         self._secret = secret
         self._private = private
-        self._tls = tls
+        self._ca = ca
+        self._tls: ssl.SSLContext | None = None
         self._wake = asyncio.Event()
         self._large = Budget(LARGE_OUTPUT_BYTES)
         self._under_way: set[asyncio.Task[None]] = set()
         self.documents: dict[str, Document] = {}
         self.counts: Counter[str] = Counter()
         """Tries by outcome: ``delivered``, ``retried``, ``given_up``."""
+        self.why_not = ""
+        """Why none is sent now."""
 
     def hint(self) -> None:
         """A job with a webhook has moved."""
@@ -91,7 +93,8 @@ class WebhookSender:
         try:
             while True:
                 try:
-                    await self._round(store, owner)
+                    if self._tls is not None or await self._trust():
+                        await self._round(store, owner)
                 except RequestError as error:
                     log.warning("webhooks wait: %s", error)
                 except Exception:
@@ -105,6 +108,20 @@ class WebhookSender:
             for task in self._under_way:
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _trust(self) -> bool:
+        """Read whose certificates are good. A file that has gone since the start may come back."""
+        try:
+            self._tls = await asyncio.to_thread(tls_context, self._ca)
+        except SettingsError as error:
+            if self.why_not != str(error):
+                log.warning("webhooks wait: %s", error)
+            self.why_not = str(error)
+            return False
+        if self.why_not:
+            log.info("webhooks wait no more: %s can be read", self._ca)
+        self.why_not = ""
+        return True
 
     async def _round(self, store: JobStore, owner: str) -> None:
         free = MAX_AT_ONCE - len(self._under_way)

@@ -5,8 +5,11 @@
 -- name: submit
 -- Store new jobs, at the next turns of their keys; gives the ids of those that were not there (same id, or same
 -- idempotency key). Two gateways that store jobs of one key at the same instant give them the same turns: they would
--- have to wait for one another to do better.
-WITH stored AS (
+-- have to wait for one another to do better. Nothing is stored after $28, by the server's clock: nobody waits for it any
+-- more, and its call may have run elsewhere. The last row is what that clock says.
+WITH clock AS MATERIALIZED (
+    SELECT extract(epoch FROM clock_timestamp())::float8 AS at
+), stored AS (
 INSERT INTO headrace.jobs (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
     max_attempts, retention_s, traceparent, context, created_at, deadline_at, ttl_s, moved_at, turn)
@@ -25,6 +28,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::
     WITH ORDINALITY AS new (id, project, endpoint, api, rank, version, method, path, key_id, input_type, input_data,
     input_blob, input_size, idempotency_key, fingerprint, webhook_url, webhook_events, execution_timeout_s,
     max_attempts, retention_s, traceparent, context, created_at, deadline_at, nth, place)
+WHERE (SELECT at FROM clock) < $28::float8
 ORDER BY place
 ON CONFLICT DO NOTHING
 RETURNING id
@@ -34,7 +38,9 @@ RETURNING id
     JOIN stored s ON s.id = w.job WHERE w.id IS NOT NULL
     ON CONFLICT (id) DO UPDATE SET job = excluded.job
 )
-SELECT id FROM stored;
+SELECT id, NULL::float8 AS at FROM stored
+UNION ALL
+SELECT NULL, at FROM clock;
 
 -- name: known
 -- The job that stands in the way of a new one: the same idempotency key, or the same id.
@@ -163,10 +169,12 @@ UPDATE headrace.jobs j SET turn = 1 + greatest(
 WHERE id = $1 AND project = $2 AND state IN ('failed', 'timed_out');
 
 -- name: purge
--- Remove an endpoint's jobs that no instance has up to a seq, as many as given; not what a worker moves now.
+-- Remove an endpoint's jobs that no instance has up to a seq, as many as given; of those leased after $5 the owner's
+-- only, and not what a worker moves now.
 DELETE FROM headrace.jobs WHERE id IN (
     SELECT id FROM headrace.jobs WHERE project = $1 AND endpoint = $2
-        AND (state = 'queued' OR state = 'running' AND sent_at IS NULL) AND seq <= $3
+        AND (state = 'queued' OR state = 'running' AND sent_at IS NULL AND (started_at <= $5 OR owner = $6))
+        AND seq <= $3
     ORDER BY seq LIMIT $4 FOR UPDATE SKIP LOCKED);
 
 -- name: purge_last
@@ -189,8 +197,14 @@ WHERE project = $1 AND endpoint = $2 GROUP BY what;
 SELECT created_at FROM headrace.jobs WHERE project = $1 AND endpoint = $2 AND state = 'queued' ORDER BY seq LIMIT 1;
 
 -- name: waiting
--- Endpoints with queued jobs: how many, and since when the oldest waits.
-SELECT w.project, w.endpoint, w.n, o.created_at AS oldest FROM (
+-- Endpoints with queued jobs: how many, since when the oldest waits, the rank of the next that may be leased, and how
+-- many of high priority may be, to $3.
+SELECT w.project, w.endpoint, w.n, o.created_at AS oldest,
+    (SELECT j.rank FROM headrace.jobs j WHERE j.project = w.project AND j.endpoint = w.endpoint
+        AND j.state = 'queued' AND j.not_before <= $2 ORDER BY j.rank, j.turn, j.seq LIMIT 1) AS best,
+    (SELECT count(*) FROM (SELECT FROM headrace.jobs j WHERE j.project = w.project AND j.endpoint = w.endpoint
+        AND j.state = 'queued' AND j.rank = 0 AND j.not_before <= $2 LIMIT $3) AS counted) AS high
+FROM (
     SELECT project, endpoint, sum(n)::bigint AS n FROM headrace.counts WHERE what = 'queued'
     GROUP BY project, endpoint HAVING sum(n) > 0 LIMIT $1) AS w
 CROSS JOIN LATERAL (SELECT created_at FROM headrace.jobs j WHERE j.project = w.project
@@ -232,6 +246,14 @@ RETURNING j.*;
 -- What calls took whose answer was lost with the connection.
 SELECT * FROM headrace.jobs
 WHERE state = 'running' AND owner = ANY ($1::text[]) AND lease_call = ANY ($2::bigint[]);
+
+-- name: unanswered
+-- Lock jobs of a worker, which no instance has, that were leased by given calls.
+SELECT j.id, j.state, j.owner, 0 AS counted, 0 AS lost, j.max_attempts, j.project, j.endpoint, j.created_at
+FROM headrace.jobs j
+WHERE j.owner = $1 AND j.state = 'running' AND j.sent_at IS NULL AND (j.project, j.endpoint, j.started_at) IN (
+    SELECT project, endpoint, at FROM unnest($2::text[], $3::text[], $4::float8[]) AS c (project, endpoint, at))
+ORDER BY j.id LIMIT $5 FOR UPDATE OF j SKIP LOCKED;
 
 -- name: heartbeat
 -- Prolong leases; gives the ids that are still the owner's.
@@ -323,24 +345,26 @@ SELECT id FROM stored UNION ALL SELECT id FROM before;
 -- name: held
 -- Lock jobs whose fence holds, to move them; with their attempts since the submission or the last retry.
 SELECT j.id, j.state, j.owner, j.attempts - j.old_attempts - j.lost + j.old_lost AS counted, j.lost - j.old_lost AS lost,
-    j.max_attempts
+    j.max_attempts, j.project, j.endpoint, j.created_at
 FROM unnest($1::text[], $2::int[]) AS g (id, fence) JOIN headrace.jobs j ON j.id = g.id
 WHERE j.state = 'running' AND j.attempts = g.fence ORDER BY j.id FOR UPDATE OF j;
 
 -- name: owned
 -- Lock jobs of a worker that is gone.
-SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts
+SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts,
+    project, endpoint, created_at
 FROM headrace.jobs WHERE owner = $1 AND state = 'running' ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED;
 
 -- name: silent
 -- Lock jobs whose worker was not heard of in time. Running ones are few: no index on lease_until.
-SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts
+SELECT id, state, owner, attempts - old_attempts - lost + old_lost AS counted, lost - old_lost AS lost, max_attempts,
+    project, endpoint, created_at
 FROM headrace.jobs WHERE state = 'running' AND lease_until <= $1 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED;
 
 -- name: past_deadline
 -- Lock jobs that have not ended in their time to live.
-SELECT id, state, owner, 0 AS counted, 0 AS lost, max_attempts FROM headrace.jobs
-WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED;
+SELECT id, state, owner, 0 AS counted, 0 AS lost, max_attempts, project, endpoint, created_at
+FROM headrace.jobs WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED;
 
 -- name: move
 -- Queue locked jobs again, or end them without a result.

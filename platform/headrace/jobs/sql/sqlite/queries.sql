@@ -143,10 +143,11 @@ SELECT max(seq) FROM jobs INDEXED BY jobs_state
 WHERE project = :project AND endpoint = :endpoint AND (state = 'queued' OR state = 'running' AND sent_at IS NULL);
 
 -- name: purge_some
--- Remove some jobs of an endpoint up to a seq that no instance has.
+-- Remove some jobs of an endpoint up to a seq that no instance has; of those leased after :noted the owner's only.
 DELETE FROM jobs WHERE seq IN (
     SELECT seq FROM jobs INDEXED BY jobs_state
-    WHERE project = :project AND endpoint = :endpoint AND (state = 'queued' OR state = 'running' AND sent_at IS NULL)
+    WHERE project = :project AND endpoint = :endpoint
+      AND (state = 'queued' OR state = 'running' AND sent_at IS NULL AND (started_at <= :noted OR lease_owner = :owner))
       AND seq <= :last LIMIT :limit);
 
 -- name: counts
@@ -167,6 +168,18 @@ WHERE project = :project AND endpoint = :endpoint AND state = 'queued' ORDER BY 
 -- Endpoints with queued jobs.
 SELECT project, endpoint, n FROM counters WHERE state = 'queued' AND n > 0 LIMIT :limit;
 
+-- name: waiting_of
+-- Of an endpoint with queued jobs: when the oldest was created, the rank of the next that may be leased, and how many of
+-- high priority may be, to :counted.
+SELECT (SELECT created_at FROM jobs INDEXED BY jobs_state
+        WHERE project = :project AND endpoint = :endpoint AND state = 'queued' ORDER BY seq LIMIT 1),
+       (SELECT rank FROM jobs INDEXED BY jobs_queue
+        WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND available_at <= :now
+        ORDER BY rank, turn, seq LIMIT 1),
+       (SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_queue
+        WHERE project = :project AND endpoint = :endpoint AND state = 'queued' AND rank = 0 AND available_at <= :now
+        LIMIT :counted));
+
 -- name: lease
 -- Take queued jobs, high priority first, then by turn, then oldest.
 UPDATE jobs SET state = 'running', attempts = attempts + 1, lease_owner = :owner, lease_until = :until,
@@ -182,6 +195,12 @@ RETURNING seq, notify, attempts - base_attempts, rank, turn;
 -- The latest turn of a priority that was leased: never back.
 INSERT INTO turns (project, endpoint, rank, turn) VALUES (:project, :endpoint, :rank, :turn)
 ON CONFLICT (project, endpoint, rank) DO UPDATE SET turn = excluded.turn WHERE turns.turn < excluded.turn;
+
+-- name: unanswered
+-- Running jobs of one worker, which no instance has, that one call leased.
+SELECT id, attempts FROM jobs INDEXED BY jobs_owner
+WHERE lease_owner = :owner AND state = 'running' AND sent_at IS NULL
+  AND project = :project AND endpoint = :endpoint AND started_at = :at;
 
 -- name: heartbeat
 -- Prolong one lease.
@@ -255,7 +274,7 @@ DELETE FROM attempts WHERE job = :seq AND number = :fence;
 -- End a running job that has no attempt left.
 UPDATE jobs SET state = 'failed', moved_at = :now, finished_at = :now, expires_at = :now + retention_s,
                 lost = lost + :lost, lease_owner = NULL, lease_until = NULL, error = :error, reason = :reason
-WHERE seq = :seq AND state = 'running';
+WHERE seq = :seq AND state = 'running' RETURNING project, endpoint, state, created_at;
 
 -- name: budget
 -- Attempts of the running job at a fence: seq, those that count, those that were lost, how many may count, and what
@@ -282,7 +301,7 @@ WHERE deadline_at IS NOT NULL AND finished_at IS NULL AND deadline_at <= :now OR
 -- End a job that is past its deadline.
 UPDATE jobs SET state = 'timed_out', moved_at = :now, finished_at = :now, expires_at = :now + retention_s,
                 lease_owner = NULL, lease_until = NULL, error = :error, reason = :reason
-WHERE seq = :seq AND state IN ('queued', 'running');
+WHERE seq = :seq AND state IN ('queued', 'running') RETURNING project, endpoint, state, created_at;
 
 -- name: remove_expired
 -- Remove jobs that are past their retention.
