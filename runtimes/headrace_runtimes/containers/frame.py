@@ -124,10 +124,7 @@ class ContainerFrame:
         """See `Frame.furnish`."""
         home = make_door(self._sockets, assignment.id)
         try:
-            if self.code is None:
-                await self.container.mount(assignment.code_dir, CODE)
-            elif self.code != assignment.code_dir:
-                raise PrepareFailed(f"The container has loaded {self.code.name[:12]}, another bundle.")
+            await self._show_code(assignment.code_dir)
             for source, target in assignment.mounts:
                 await self.container.mount(source, target)
             await self.container.furnish(assignment)
@@ -136,6 +133,12 @@ class ContainerFrame:
             home.remove()
             raise
         return Furnished(home, CODE, HOME)
+
+    async def _show_code(self, code_dir: Path) -> None:
+        if self.code is None:
+            await self.container.mount(code_dir, CODE)
+        elif self.code != code_dir:
+            raise PrepareFailed(f"The container has loaded {self.code.name[:12]}, another bundle.")
 
     def killed_for(self, limit: int | None) -> int | None:
         """See `Frame.killed_for`."""

@@ -107,5 +107,8 @@ class HeldContainers:
             self._failures = 0
             self.state, self.detail, self.refused = "ready", "", waiting.refused
             self.spares.append(waiting)
-            waiting.frame.child.exited.add_done_callback(lambda _, w=waiting: self.lost(w))
+            self._watch(waiting)
             self._on_change(self)
+
+    def _watch(self, waiting: Waiting) -> None:
+        waiting.frame.child.exited.add_done_callback(lambda _: self.lost(waiting))

@@ -21,8 +21,8 @@ from headrace_runtimes.errors import AssignFailed, PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.instance.logs import LogStore
+from headrace_runtimes.instance.policy import Candidate, Held, nearest, over_budget
 from headrace_runtimes.instance.sandbox import EngineSandbox
-from headrace_runtimes.process.policy import Candidate, Held, nearest, over_budget
 from headrace_runtimes.spec import (
     Assignment,
     Base,

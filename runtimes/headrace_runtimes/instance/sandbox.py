@@ -51,8 +51,15 @@ class Furnished:
 class Frame(Protocol):
     """What holds a sandbox's process: the side of it that differs from runtime to runtime."""
 
-    child: Child
-    tier: Tier
+    @property
+    def child(self) -> Child:
+        """The process that is talked to."""
+        ...
+
+    @property
+    def tier(self) -> Tier:
+        """How it came to be there."""
+        ...
 
     async def furnish(self, assignment: Assignment) -> Furnished:
         """Limits and files, before any code of the assignment runs. Raises `PrepareFailed`."""

@@ -10,7 +10,7 @@ from typing import Protocol
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.explain import restart_delay
-from headrace_runtimes.process.policy import Candidate
+from headrace_runtimes.instance.policy import Candidate
 from headrace_runtimes.process.zygote import LoadFailed, LoadRefused, Zygote, ZygoteFailed
 from headrace_runtimes.spec import Base, BaseStatus
 

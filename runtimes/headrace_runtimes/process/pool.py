@@ -11,8 +11,8 @@ from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.explain import size
+from headrace_runtimes.instance.policy import Held, nearest, over_budget
 from headrace_runtimes.process.held import HeldBase, Maker
-from headrace_runtimes.process.policy import Held, nearest, over_budget
 from headrace_runtimes.process.zygote import Zygote, ZygoteFailed
 from headrace_runtimes.spec import Base, BaseStatus, Tier
 

@@ -1,5 +1,5 @@
 from headrace_runtimes.instance.explain import RESTART_MAX_S, explain, restart_delay, size
-from headrace_runtimes.process.policy import Candidate, Held, nearest, over_budget
+from headrace_runtimes.instance.policy import Candidate, Held, nearest, over_budget
 from headrace_runtimes.spec import Base
 from hypothesis import given
 from hypothesis import strategies as st
