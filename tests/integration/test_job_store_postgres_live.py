@@ -18,9 +18,9 @@ from headrace.errors import BadRequest, DataDirError, SettingsError
 from headrace.jobs import postgres_link, postgres_writes
 from headrace.jobs.model import NewJob, Payload, Result, Webhook
 from headrace.jobs.postgres import _Q, open_postgres
-from headrace.jobs.postgres_link import masked
 from headrace.jobs.sql import load_migrations
 from headrace.jobs.store import StoreUnavailable
+from headrace.jobs.text import masked
 
 DEADLINE_S = 30.0
 

@@ -94,21 +94,26 @@ async def _up(settings: Settings, tell: Callable[..., None], once: Once | None) 
         platform = Platform(settings, new_record(settings, __version__), data.admin_key, tell)
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        for number in signals:
-            loop.add_signal_handler(number, platform.ask_to_stop)
+        # Not the loop's handlers: to remove one of them puts Python's own back, and a Ctrl-C that another
+        # thread takes in that moment would make an interrupted command of one that has ended in order.
+        before = {
+            number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(platform.ask_to_stop))
+            for number in signals
+        }
         try:
             return await platform.run(once)
         finally:
             # A second Ctrl-C that comes now changes nothing: all has ended, and so does this process.
-            ignored = signals if platform.asked else ()
-            signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
             for number in signals:
-                loop.remove_signal_handler(number)
-            for number in ignored:
+                signal.signal(number, _nothing if platform.asked else before[number])
+            for number in signals if platform.asked else ():
                 signal.signal(number, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     finally:
         data.close()
+
+
+def _nothing(number: int, frame: object) -> None:
+    """What was sent before it was ignored is taken by a handler, and forgotten."""
 
 
 async def _sweep_predecessor(settings: Settings, tell: Callable[..., None]) -> None:

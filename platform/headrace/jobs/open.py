@@ -13,6 +13,7 @@ from headrace.errors import DataDirError, SettingsError
 from headrace.jobs.blobs import BlobStore, open_local_blobs
 from headrace.jobs.sqlite import open_sqlite
 from headrace.jobs.store import JobStore
+from headrace.jobs.text import masked
 
 
 async def open_store(settings: Settings) -> JobStore:
@@ -42,6 +43,12 @@ async def open_blobs(settings: Settings) -> BlobStore:
         return await asyncio.to_thread(open_local_blobs, settings.data / "blobs-jobs")
     module = _extra("headrace.jobs.blobs_s3", "blobs", "--blobs s3://...")
     return cast(BlobStore, await module.open_s3(url, must_answer=False))
+
+
+def not_open_yet(settings: Settings) -> str:
+    """Why there is no job store before the first attempt to open it has ended: it may take seconds."""
+    where = masked(settings.store) if settings.store else "jobs.db"
+    return f"the job store is not open yet: {where} has not answered so far"
 
 
 def platform_id(settings: Settings) -> str:

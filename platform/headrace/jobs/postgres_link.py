@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from tenacity import (
 from headrace.errors import BadRequest, DataDirError, RequestError, SettingsError
 from headrace.jobs.sql import load_migrations
 from headrace.jobs.store import StoreUnavailable
+from headrace.jobs.text import masked
 
 T = TypeVar("T")
 Connection = Any
@@ -76,12 +76,6 @@ _VALUE = (
     asyncpg.exceptions.ProgramLimitExceededError,
     UnicodeError,
 )
-
-
-def masked(dsn: str) -> str:
-    """The DSN without its password, for messages."""
-    text = re.sub(r"(?<=://)([^/@?:]*):.*@", r"\1:***@", dsn)
-    return re.sub(r"(?i)((?:ssl)?password=)[^&\s]*", r"\1***", text)
 
 
 def transient(error: BaseException) -> bool:

@@ -80,3 +80,9 @@ def _plain(value: Any, depth: int) -> Any:
         return msgspec.Raw(_ENCODER.encode(value))
     except Exception:
         return f"a value that cannot be kept ({type(value).__name__})"
+
+
+def masked(dsn: str) -> str:
+    """A store's address without its password, for messages."""
+    text = re.sub(r"(?<=://)([^/@?:]*):.*@", r"\1:***@", dsn)
+    return re.sub(r"(?i)((?:ssl)?password=)[^&\s]*", r"\1***", text)

@@ -22,7 +22,7 @@ from headrace.gateway.jobs.sync import SyncCalls
 from headrace.gateway.jobs.webhooks import WebhookSender, read_secret
 from headrace.gateway.peers import Peers
 from headrace.gateway.routing import RoutingTable
-from headrace.jobs.open import open_blobs, open_store
+from headrace.jobs.open import not_open_yet, open_blobs, open_store
 from headrace.jobs.store import JobStore
 
 log = logging.getLogger("headrace.gateway.jobs")
@@ -64,6 +64,7 @@ class JobSystem:
         if not self._settings.data.is_dir():
             self.service.why_not = f"there is no data directory {self._settings.data}"
             return
+        self.service.why_not = not_open_yet(self._settings)
         opening = asyncio.get_running_loop().create_task(self._keep_opening())
         self._tasks.append(opening)
         done, _ = await asyncio.wait([opening], timeout=FIRST_OPEN_S)
