@@ -96,6 +96,9 @@ class LoadedEndpoint:
     handler: str
     env: Mapping[str, str] = field(default_factory=dict)
     load_timeout_s: float = 600.0
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """As `Assignment.secrets`; their versions are in the key of the base."""
+    secrets_env: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,10 @@ class Assignment:
     fresh: bool = False
     """``snapshot="none"``: a new process, nothing inherited."""
     gpu_indices: tuple[int, ...] = ()
-    secrets: Mapping[str, str] = field(default_factory=dict)
-    """Files below ``/run/secrets`` (``$HEADRACE_SECRETS``), name -> content; never in the environment."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Files below ``$HEADRACE_SECRETS``, name -> content."""
+    secrets_env: tuple[str, ...] = ()
+    """Those of ``secrets`` that are variables as well."""
     cpu_limit: float | None = None
     """Cores."""
     pids_limit: int | None = None
