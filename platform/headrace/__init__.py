@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from headrace.sdk.endpoint import endpoint as endpoint
     from headrace.sdk.image import Image as Image
     from headrace.sdk.job import Job as Job
+    from headrace.sdk.probes import Probe as Probe
+    from headrace.sdk.probes import Probes as Probes
     from headrace.sdk.spec import Batch as Batch
     from headrace.sdk.spec import EndpointSpec as EndpointSpec
     from headrace.sdk.spec import Gpu as Gpu
@@ -32,6 +34,8 @@ _HOMES = {
     "Image": "headrace.sdk.image",
     "Job": "headrace.sdk.job",
     "Placement": "headrace.sdk.spec",
+    "Probe": "headrace.sdk.probes",
+    "Probes": "headrace.sdk.probes",
     "Queue": "headrace.sdk.spec",
     "Scaling": "headrace.sdk.spec",
     "endpoint": "headrace.sdk.endpoint",
@@ -48,6 +52,8 @@ __all__ = [
     "Image",
     "Job",
     "Placement",
+    "Probe",
+    "Probes",
     "Queue",
     "Scaling",
     "endpoint",

@@ -78,6 +78,8 @@ class BaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = "process"
     image: str = ""
     """Content address of the image; empty: the platform's own environment."""
+    context: str = ""
+    """SHA-256 of the blob with the image's definition and its files; empty when ``image`` is."""
     preload: tuple[str, ...] = ()
     """Modules that must be preloaded: one that is not fork-safe is refused with the reason."""
     imports: tuple[str, ...] = ()
@@ -98,6 +100,33 @@ class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[tuple[str, str], ...] = ()
     """Environment (and secrets) that ``load`` sees; sorted pairs, so that equal bases are equal."""
     load_timeout_s: float = 600.0
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One question to an instance; `sdk.probes.Probe` says what each number means."""
+
+    kind: Literal["health", "http", "tcp", "exec"] = "health"
+    path: str = ""
+    """For ``http``."""
+    argv: tuple[str, ...] = ()
+    """For ``exec``."""
+    period_s: float = 10.0
+    timeout_s: float = 5.0
+    failure_threshold: int = 3
+    success_threshold: int = 1
+    initial_delay_s: float = 0.0
+    jitter: float = 0.1
+    lenient: bool = False
+    """Silence counts only of an instance that has nothing to do, or is silent for longer than a request
+    may take."""
+
+
+class Probes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a host asks an instance."""
+
+    startup: Probe | None = None
+    readiness: Probe | None = None
+    liveness: Probe | None = Probe(lenient=True)
 
 
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,8 +150,10 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float = 0.125
     memory: int = 256 << 20
     memory_limit: int | None = None
+    cpu_limit: float | None = None
     gpu: tuple[tuple[str, int], ...] = ()
     max_body: int = 32 << 20
+    probes: Probes = Probes()
 
 
 class StartTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -155,13 +186,37 @@ class Death(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         "unhealthy",
         "stuck",
         "host-lost",
+        "image-failed",
+        "prepare-failed",
     ]
+    """``image-failed``: the image cannot be built or pulled; ``prepare-failed``: the host cannot make the
+    sandbox."""
     detail: str = ""
     """One line for people."""
     traceback: str = ""
     """Of the user's code, when its import or ``load`` raised."""
     exit_code: int | None = None
     signal: int | None = None
+    log: tuple[str, ...] = ()
+    """Its last lines, oldest first; some kilobytes at most."""
+
+
+class InstanceUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an instance uses, as last seen by its host; what grows does so from its start on."""
+
+    at: float = 0.0
+    cpu_s: float = 0.0
+    """Processor time so far, seconds."""
+    cpu: float = 0.0
+    """Cores in use between the last two looks."""
+    memory: int = 0
+    """Bytes: proportional set size, or its cgroup's without the page cache that can go."""
+    io_bytes: int | None = None
+    """Read and written so far; None where the kernel does not count it."""
+    gpu: float | None = None
+    """Busy part of its accelerators, 0 to 1 each, together; None when it has none or nobody can tell."""
+    gpu_memory: int | None = None
+    """Bytes in use on its accelerators."""
 
 
 class InstanceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -185,6 +240,8 @@ class InstanceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     death: Death | None = None
     note: str = ""
     """For people: for example why ``snapshot="loaded"`` fell back to ``imports``."""
+    unready: str = ""
+    """Set while its readiness probe fails: why. It lives, and takes no new requests."""
 
 
 class WarmReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -198,6 +255,8 @@ class WarmReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refused: dict[str, str] = {}
     """Module -> why it could not be preloaded."""
     detail: str = ""
+    unprepared: bool = False
+    """Its image is not here: ``starting`` while it is pulled or built (``detail``: how far), or ``failed``."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -414,6 +473,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     at: float
     in_flight: dict[str, int] = {}
     rss: dict[str, int] = {}
+    use: dict[str, InstanceUse] = {}
+    """Of those that were looked at since the last one."""
 
 
 class InstanceEvent(Message, frozen=True, kw_only=True):

@@ -12,6 +12,9 @@ from typing import Any, Literal
 import msgspec
 
 from headrace.errors import SpecError, UnsupportedOption
+from headrace.sdk.probes import Probes
+from headrace.sdk.values import Value as _Value
+from headrace.sdk.values import checked_number as _checked_number
 
 SPEC_VERSION = 1
 MIB = 1 << 20
@@ -26,8 +29,6 @@ Spot = Literal["prefer", "never", "only"]
 MAX_INSTANCES = 10_000
 """Of one endpoint."""
 MIN_TARGET = 0.001
-MAX_NUMBER = 1e9
-"""No number of a spec is above it, but for sizes: every part can count with it."""
 MAX_SIZE = 1 << 50
 
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
@@ -76,49 +77,12 @@ def checked_hedge(value: Any) -> float | str:
     )
 
 
-def _checked_number(owner: object, field: str, *, whole: bool = False, most: float = MAX_NUMBER) -> float:
-    """A number of ``owner``, up to ``most``. Raises `SpecError` that names the option."""
-    value: Any = getattr(owner, field)
-    wanted = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, wanted) or not abs(value) < float("inf"):
-        kind = "a whole number" if whole else "a number"
-        raise SpecError(f"{type(owner).__name__}({field}={value!r}): use {kind}.")
-    if value > most:
-        raise SpecError(f"{type(owner).__name__}({field}={value!r:.40}): use {most:.10g} or less.")
-    return value
-
-
 def _checked_names(owner: msgspec.Struct, field: str) -> None:
     """Make a list of names a tuple, so that equal specs are equal. Raises `SpecError`."""
     value: Any = getattr(owner, field)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
         raise SpecError(f"{type(owner).__name__}({field}={value!r}): use a list of names.")
     msgspec.structs.force_setattr(owner, field, tuple(value))
-
-
-class _ValueType(msgspec.StructMeta):
-    """Makes an option that is not there a `SpecError` that names the closest one."""
-
-    def __call__(cls, *args: Any, **options: Any) -> Any:
-        for option in options.keys() - set(cls.__struct_fields__):
-            import difflib  # noqa: PLC0415 - only for an error; keeps `import headrace` cheap in a sandbox
-
-            close = difflib.get_close_matches(option, cls.__struct_fields__, n=1, cutoff=0.5)
-            known = ", ".join(cls.__struct_fields__)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Options are: {known}."
-            raise SpecError(f"{cls.__name__} has no option {option!r}.", hint=hint)
-        return super().__call__(*args, **options)
-
-
-class _Value(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    omit_defaults=False,
-    forbid_unknown_fields=True,
-    metaclass=_ValueType,
-):
-    """Base of all parts of a spec: immutable, comparable, serialisable."""
 
 
 class Gpu(_Value, frozen=True, kw_only=True):
@@ -226,6 +190,10 @@ class ImageSpec(_Value, frozen=True, kw_only=True):
 
     python: str | None = None
     layers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    digest: str = ""
+    """SHA-256 (hex) of the definition with what its files hold; empty until it is packed for a deploy."""
+    context: str = ""
+    """SHA-256 (hex) of the zip with the definition and its files, uploaded as a bundle is."""
 
 
 class EndpointSpec(_Value, frozen=True, kw_only=True):
@@ -245,6 +213,8 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     """Bytes of memory reserved on the host."""
     memory_limit: int | None = None
     """Bytes at which the instance is killed: ``memory`` when the user gave one, else none."""
+    cpu_limit: float | None = None
+    """Cores that a runtime with limits holds it to: ``cpu`` when the user gave one, else none."""
     image: ImageSpec = ImageSpec()
     runtime: RuntimeName = "process"
     scaling: Scaling = Scaling()
@@ -267,12 +237,14 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     max_body: int = 32 * MIB
     placement: Placement = Placement()
     env: dict[str, str] = {}
+    probes: Probes = Probes()
     api: Api = "native"
     method: str = "__call__"
     openapi: dict[str, Any] = {}
     """The endpoint's OpenAPI document, made from the type hints."""
 
     def __post_init__(self) -> None:
+        self.probes.check(self.handler, self.runtime)
         if not NAME_PATTERN.match(self.name):
             raise SpecError(
                 f"endpoint name {self.name!r}: use 1-63 of a-z, 0-9 and '-', not first or last.",
