@@ -103,7 +103,7 @@ class Cgroup:
         stat = dict(
             p for line in self._read("memory", "memory.stat").splitlines() if len(p := line.split()) == 2
         )
-        cache = int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
+        cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
         return Stats(max(0, held - cache), cpu_s, io_bytes=self._io())
 
     def freeze(self, on: bool) -> None:
@@ -120,10 +120,15 @@ class Cgroup:
         return self._read("freezer", "freezer.state").strip() == "FROZEN"
 
     def pids(self) -> list[int]:
-        """Its processes."""
+        """Its processes, and those of the cgroups below it."""
         for controller in ("pids", "memory", "freezer"):
-            with contextlib.suppress(OSError):
-                return [int(x) for x in (self._dir(controller) / "cgroup.procs").read_text().split()]
+            top, found = self._dir(controller), list[int]()
+            if not top.is_dir():
+                continue
+            for directory, _, _ in os.walk(top):
+                with contextlib.suppress(OSError):
+                    found += [int(x) for x in Path(directory, "cgroup.procs").read_text().split()]
+            return found
         return []
 
     def _io(self) -> int | None:
