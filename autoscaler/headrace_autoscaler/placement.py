@@ -118,6 +118,12 @@ class Book:
             return "no host is connected"
         rooms = [r for r in self._rooms.values() if qualifies(r.host, scaling)]
         if not rooms:
+            if not any(scaling.runtime in room.host.runtimes for room in self._rooms.values()):
+                has = sorted({name for room in self._rooms.values() for name in room.host.runtimes})
+                return (
+                    f"no host has runtime {scaling.runtime} (there is {', '.join(has) or 'none'}): "
+                    "`headrace doctor` on the host says why"
+                )
             return f"no ready host matches {_filters(scaling)}"
         # A model that is in no host's table at all is another message than one that is taken.
         if scaling.gpu and not any(name in r.gpu for r in rooms for name, _ in scaling.gpu):

@@ -256,7 +256,7 @@ class WarmReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Module -> why it could not be preloaded."""
     detail: str = ""
     unprepared: bool = False
-    """Its image is not here: ``starting`` while it is pulled or built (``detail``: how far), or ``failed``."""
+    """Its image is not here: ``starting`` while it is made (``detail``: how far), or ``failed``."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):

@@ -215,8 +215,9 @@ class _Follower:
 
     async def _send(self, found: Inspection) -> dict[str, Any]:
         api = self._cluster.api
-        data = await asyncio.to_thread(Path(found.bundle.path).read_bytes)
-        await api.call("PUT", f"/api/v1/bundles/{found.bundle.sha256}", data)
+        for file in (found.bundle, *found.contexts):
+            data = await asyncio.to_thread(Path(file.path).read_bytes)
+            await api.call("PUT", f"/api/v1/bundles/{file.sha256}", data)
         specs = [json.loads(dump_spec(spec)) for spec in found.specs]
         deployment = await api.call("POST", "/api/v1/deployments", {"specs": specs, "verify": True})
         async with asyncio.timeout(DEPLOY_TIMEOUT_S):

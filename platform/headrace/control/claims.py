@@ -33,7 +33,13 @@ def base_of(spec: EndpointSpec, version: int) -> wire.BaseSpec:
             load_timeout_s=spec.load_timeout,
         )
     return wire.BaseSpec(
-        project=spec.project, runtime=spec.runtime, preload=spec.preload, imports=spec.imports, loaded=loaded
+        project=spec.project,
+        runtime=spec.runtime,
+        image=spec.image.digest,
+        context=spec.image.context,
+        preload=spec.preload,
+        imports=spec.imports,
+        loaded=loaded,
     )
 
 
@@ -57,6 +63,7 @@ def instance_spec(spec: EndpointSpec, version: int, gpu: tuple[str, int] | None)
         cpu=spec.cpu,
         memory=spec.memory,
         memory_limit=spec.memory_limit,
+        cpu_limit=spec.cpu_limit,
         gpu=(gpu,) if gpu else (),
         max_body=spec.max_body,
     )

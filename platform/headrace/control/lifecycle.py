@@ -84,6 +84,7 @@ class Lifecycle:
         needed = await self._store.bundles()
         for endpoint in self._world.endpoints.values():
             needed.update(spec.bundle for spec in endpoint.trials.values())
+            needed.update(spec.image.context for spec in endpoint.trials.values())
         removed = await self._blobs.collect(lambda sha256: sha256 in needed)
         if removed:
             log.info("%d blobs that nothing needs are removed", removed)

@@ -28,8 +28,9 @@ from headrace_autoscaler.spec import (
 
 from headrace import wire
 from headrace.control import failures, observe, rollout
-from headrace.control.claims import Claims
+from headrace.control.claims import Claims, base_of
 from headrace.control.history import History
+from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.model import Endpoint, Instance, Shrink, World
 from headrace.control.routes import Routes
 from headrace.control.shortage import Shortage
@@ -281,8 +282,17 @@ class Reconciler:
         if failing is not None and failing.version == endpoint.version:
             endpoint.reason = failing.reason
         elif endpoint.version is not None:
-            endpoint.reason = wait
+            endpoint.reason = wait or self._preparing(endpoint)
         self._routes.refresh(endpoint)
+
+    def _preparing(self, endpoint: Endpoint) -> str:
+        """How far the image is that instances wait for; empty when they don't."""
+        if not endpoint.spec.image.digest or endpoint.version is None:
+            return ""
+        if any(i.state == "ready" for i in endpoint.instances.values()):
+            return ""
+        hosts = (i.host for i in endpoint.instances.values() if i.state == "starting")
+        return image_progress(hosts, base_of(endpoint.spec, endpoint.version))
 
     # -- what hosts report -----------------------------------------------------------------
 
@@ -337,6 +347,8 @@ class Reconciler:
         for instance in list(endpoint.instances.values()):
             spec = endpoint.spec_of(instance.version) or endpoint.spec
             limit = spec.load_timeout + START_MARGIN_S
+            if spec.image.digest and image_progress([instance.host], base_of(spec, instance.version)):
+                limit += IMAGE_TIMEOUT_S
             if instance.state == "starting" and now - instance.started > limit:
                 self._claims.stop_id(instance.host, instance.id, "it never became ready", 0.0)
                 self.ended(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ import msgspec
 from headrace.errors import BadRequest, BundleError, SpecError, UnsupportedOption, ValidationFailed
 from headrace.sdk.options import check_spec
 from headrace.sdk.spec import SPEC_VERSION, EndpointSpec, dump_spec, needs_asgi
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DeploymentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,9 +68,10 @@ def checked(
     for spec in specs:
         try:
             _refuse(spec)
-            if spec.bundle not in known:
-                known[spec.bundle] = has_bundle(spec.bundle)
-            _need_bundle(spec, known[spec.bundle])
+            for needed in filter(None, (spec.bundle, spec.image.context)):
+                if needed not in known:
+                    known[needed] = has_bundle(needed)
+            _need_bundle(spec, known)
         except (SpecError, UnsupportedOption, BundleError) as error:
             raise ValidationFailed(f"endpoint {spec.name!r}: {error.message}", hint=error.hint) from error
         found.append(spec if spec.project == project else msgspec.structs.replace(spec, project=project))
@@ -90,21 +94,23 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _need_bundle(spec: EndpointSpec, there: bool) -> None:
-    if not there:
-        what = f"bundle {spec.bundle or '(none)'} is not here."
-        raise BundleError(what, hint="Upload it first: PUT /bundles/{sha256}.")
+def _need_bundle(spec: EndpointSpec, there: Mapping[str, bool]) -> None:
+    hint = "Upload it first: PUT /bundles/{sha256}."
+    if not there.get(spec.bundle):
+        raise BundleError(f"bundle {spec.bundle or '(none)'} is not here.", hint=hint)
+    if spec.image.context and not there[spec.image.context]:
+        raise BundleError(f"the image's files {spec.image.context} are not here.", hint=hint)
 
 
 def _refuse(spec: EndpointSpec) -> None:
-    later = "is not built yet"
-    if spec.runtime != "process":
-        raise UnsupportedOption(f'runtime="{spec.runtime}" {later}.', hint='Use runtime="process".')
-    if spec.image.layers or spec.image.python:
-        raise UnsupportedOption(
-            f"an image with layers or a Python version {later}.",
-            hint="Endpoints run in the platform's own Python environment: install packages there.",
+    image = spec.image
+    if bool(image.digest) != bool(image.layers or image.python) or bool(image.context) != bool(image.digest):
+        raise SpecError(
+            "its image has steps but was not packed, or the other way round.",
+            hint="`headrace deploy` packs it: use the same version on both sides.",
         )
+    if image.digest and not (_SHA256.fullmatch(image.digest) and _SHA256.fullmatch(image.context)):
+        raise SpecError("image: digest and context must be SHA-256 in lower-case hex.")
     if spec.api == "openai" and spec.handler != "asgi":
         raise SpecError(needs_asgi(spec.name, spec.handler))
 

@@ -155,8 +155,13 @@ class Store:
         await self._db.write(run)
 
     async def bundles(self) -> set[str]:
-        """Hashes of all bundles that a stored version needs."""
-        return await self._db.read(lambda db: {row[0] for row in db.execute(_Q["bundles"])})
+        """Hashes of all blobs that a stored version needs: bundles, and the files of images."""
+
+        def run(db: sqlite3.Connection) -> set[str]:
+            found = {row[0] for name in ("bundles", "contexts") for row in db.execute(_Q[name])}
+            return {sha256 for sha256 in found if sha256}
+
+        return await self._db.read(run)
 
     # -- keys ------------------------------------------------------------------------------
 

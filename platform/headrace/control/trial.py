@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from headrace import wire
+from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.model import Endpoint, Host, Instance, World
 from headrace.control.progress import Part
 from headrace.control.reconcile import Reconciler
@@ -31,33 +32,51 @@ class TrialFailed(HeadraceError):
 async def host_with_base(world: World, endpoint: Endpoint, part: Part, base: wire.BaseSpec) -> Host:
     """Wait for hosts, and for the zygote on one of them (bounded): the trial prefers that one.
 
-    Raises `TrialFailed`.
+    Hosts without its runtime don't count. Raises `TrialFailed`.
     """
+    wanted = base.runtime
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ROOM_TIMEOUT_S):
-            while not any(h.usable for h in world.hosts.values()):
-                part.detail = "no host is connected"
+            while not any(_has(h, wanted) for h in world.hosts.values()):
+                there = any(h.usable for h in world.hosts.values())
+                part.detail = f"no host has runtime {wanted}" if there else "no host is connected"
                 await asyncio.sleep(POLL_S)
-    first = next((h for h in world.hosts.values() if h.usable), None)
+    first = next((h for h in world.hosts.values() if _has(h, wanted)), None)
     if first is None:
+        if any(h.usable for h in world.hosts.values()):
+            raise TrialFailed(
+                f'no host has runtime "{wanted}": `headrace doctor` there says why; or use another runtime.'
+            )
         raise TrialFailed(
             f"no host joined within {ROOM_TIMEOUT_S:g} s: `headrace nodes list` shows the nodes."
         )
     part.detail = "its base environment is being prepared"
+    loop = asyncio.get_running_loop()
+    last = loop.time() + IMAGE_TIMEOUT_S
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(BASE_TIMEOUT_S):
+        async with asyncio.timeout(BASE_TIMEOUT_S) as limit:
             while not endpoint.deleting:
-                hosts = [h for h in world.hosts.values() if h.usable]
+                hosts = [h for h in world.hosts.values() if _has(h, wanted)]
+                if preparing := image_progress(hosts, base):
+                    # Pulling and building take their time, as long as they go on.
+                    part.detail = preparing
+                    limit.reschedule(min(last, loop.time() + BASE_TIMEOUT_S))
                 for host in hosts:
                     report = host.warm.get(base)
                     if report is not None and report.state == "ready":
                         return host
                 done = [h for h in hosts if (r := h.warm.get(base)) is not None and r.state == "failed"]
                 if done and len(done) == len(hosts):
+                    if all(h.warm[base].unprepared for h in done):
+                        raise TrialFailed(done[0].warm[base].detail)
                     # The runtime says why, and starts instances from the nearest base it has.
                     return done[0]
                 await asyncio.sleep(POLL_S / 4)
     return first
+
+
+def _has(host: Host, runtime: str) -> bool:
+    return host.usable and runtime in host.hello.runtimes
 
 
 async def start(

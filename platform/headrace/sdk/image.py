@@ -1,27 +1,18 @@
 """The environment of an endpoint as a value: what to start from and which layers to add.
 
-An image is only described here; `headrace_runtimes.images` builds it. Until deploys carry images, an endpoint
-with a layered one is refused when it is decorated.
+An image is only described here; a deploy packs it with the files that it copies, and hosts build it
+(`headrace_runtimes.images`) before they start the first instance.
 """
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from typing import Any
 
-import msgspec
 from headrace_runtimes.errors import ImageFailed
 from headrace_runtimes.images import definition as definitions
 
 from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.spec import ImageSpec
-
-_NOT_BUILT = (
-    "images with layers are not built yet: endpoints run in the platform's own Python environment for now. "
-    "Leave image out and install the packages where the platform runs."
-)
-
 
 _NO_LAYERS = ImageSpec()
 
@@ -85,12 +76,12 @@ class Image:
     @property
     def definition(self) -> definitions.Image:
         """The value that runtimes build; ``images.context.pack`` adds the digests of the files it names."""
-        return definitions.Image(python=self.spec.python, steps=self.spec.layers)
+        return definition_of(self.spec)
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the definition."""
-        return hashlib.sha256(msgspec.json.encode(self.spec, order="deterministic")).hexdigest()
+        """SHA-256 (hex) of the definition, without what its files hold."""
+        return self.definition.digest
 
     def _with(self, step: str, arguments: tuple[str, ...]) -> Image:
         if not arguments:
@@ -113,23 +104,31 @@ class Image:
         return f"Image({self.spec!r})"
 
 
+def definition_of(spec: ImageSpec) -> definitions.Image:
+    """What a runtime builds; without the digests of its files."""
+    return definitions.Image(python=spec.python, steps=spec.layers)
+
+
 def image_of_option(value: Any) -> ImageSpec:
-    """The ``image=`` option as a spec. Raises `SpecError`, or `UnsupportedOption`."""
+    """The ``image=`` option as a spec. Raises `SpecError`."""
     if value is None:
         return ImageSpec()
     if not isinstance(value, Image):
         raise SpecError(f'image={value!r}: use headrace.Image, such as headrace.Image.python("3.11").')
-    if value.spec.layers:
-        reason = definitions.refused_by_process(value.definition)
-        raise UnsupportedOption(f"image: {reason}; these are not built yet." if reason else _NOT_BUILT)
-    own = sys.version_info
-    wanted = value.spec.python
-    if wanted is not None and tuple(map(int, wanted.split(".")[:2])) != own[:2]:
-        raise UnsupportedOption(
-            f'image=Image.python("{wanted}"): the platform\'s own Python is {own.major}.{own.minor}, and '
-            "others are not built yet. Leave image out, or use that version."
-        )
     return value.spec
+
+
+def check_image(runtime: str, spec: ImageSpec) -> None:
+    """Raises `SpecError` for an image that makes no sense, `UnsupportedOption` for one that this runtime
+    cannot have.
+    """
+    image = definition_of(spec)
+    try:
+        definitions.check(image)
+    except ImageFailed as error:
+        raise SpecError(f"image: {error}") from error
+    if runtime == "process" and (reason := definitions.refused_by_process(image)):
+        raise UnsupportedOption(f"image: {reason}.")
 
 
 def _word(step: str, value: Any) -> str:

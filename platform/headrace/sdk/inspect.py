@@ -22,6 +22,7 @@ import msgspec
 from headrace.errors import BundleError, HeadraceError, SpecError
 from headrace.sdk.bundle import Bundle, make_bundle
 from headrace.sdk.endpoint import Endpoint
+from headrace.sdk.pack import pack_image
 from headrace.sdk.spec import EndpointSpec
 
 TIMEOUT_S = 120.0
@@ -41,6 +42,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     root: str
     bundle: BundleFile
+    contexts: list[BundleFile] = []
+    """Images' definitions with their files, one for each image."""
     specs: list[EndpointSpec]
     files: list[str] = []
 
@@ -75,25 +78,33 @@ def inspect_file(path: str | os.PathLike[str], out: str | os.PathLike[str] | Non
             f"{path} defines no endpoint.", hint="Decorate a function with @headrace.endpoint."
         )
     imports = _preloadable(bundle)
+    target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="headrace-bundle-"))
     specs: dict[str, EndpointSpec] = {}
+    contexts: dict[str, BundleFile] = {}
+    files = set(bundle.files)
     for variable, found in endpoints.items():
         if found.name in specs:
             raise SpecError(
                 f"{path} defines two endpoints named {found.name!r}.", hint="Give one another name."
             )
+        packed = pack_image(found.spec.image, bundle.root)
+        if packed is not None:
+            contexts[packed.spec.context] = _write(packed.spec.context, packed.data, target)
+            files.update(packed.files)
         specs[found.name] = msgspec.structs.replace(
             found.spec,
+            image=packed.spec if packed is not None else found.spec.image,
             entry=f"{bundle.module}:{variable}",
             bundle=bundle.sha256,
             imports=imports,
             openapi=found.openapi(),
         )
-    target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="headrace-bundle-"))
     return Inspection(
         root=str(bundle.root),
-        bundle=_write(bundle, target),
+        bundle=_write(bundle.sha256, bundle.data, target),
+        contexts=list(contexts.values()),
         specs=[specs[name] for name in sorted(specs)],
-        files=list(bundle.files),
+        files=sorted(files),
     )
 
 
@@ -212,14 +223,14 @@ def _preloadable(bundle: Bundle) -> tuple[str, ...]:
     return tuple(name for name in bundle.packages if name in sys.modules)
 
 
-def _write(bundle: Bundle, target: Path) -> BundleFile:
+def _write(sha256: str, data: bytes, target: Path) -> BundleFile:
     target.mkdir(parents=True, exist_ok=True)
-    path = target / f"{bundle.sha256}.zip"
+    path = target / f"{sha256}.zip"
     if not path.is_file():
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(bundle.data)
+        partial.write_bytes(data)
         partial.replace(path)
-    return BundleFile(sha256=bundle.sha256, path=str(path), bytes=len(bundle.data))
+    return BundleFile(sha256=sha256, path=str(path), bytes=len(data))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ class Management:
         timeout: float,
         check: bool,
     ) -> Doc:
-        self.put_bundle(Path(inspection.bundle.path), inspection.bundle.sha256)
+        for file in (inspection.bundle, *inspection.contexts):
+            self.put_bundle(Path(file.path), file.sha256)
         request = {"specs": [msgspec.to_builtins(spec) for spec in inspection.specs], "verify": verify}
         started = _doc(self._manage("POST", "/deployments", json=request, timeout=60.0))
         return self.wait_deployment(started, on_progress=on_progress, timeout=timeout, check=check)

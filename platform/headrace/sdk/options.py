@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from headrace.errors import SpecError, UnsupportedOption
-from headrace.sdk.image import image_of_option
+from headrace.sdk.image import check_image, image_of_option
+from headrace.sdk.probes import Probes
 from headrace.sdk.spec import (
     MIB,
     NAME_PATTERN,
@@ -59,7 +60,9 @@ def build_spec(*, name: str, entry: str, handler: HandlerKind, options: Mapping[
             raise _unknown(option)
         check(value, fields)
     fields.setdefault("name", name)
-    return EndpointSpec(entry=entry, handler=handler, **fields)
+    spec = EndpointSpec(entry=entry, handler=handler, **fields)
+    check_image(spec.runtime, spec.image)
+    return spec
 
 
 def check_spec(spec: EndpointSpec) -> None:
@@ -69,6 +72,9 @@ def check_spec(spec: EndpointSpec) -> None:
     _modules("imports", spec.imports)
     if spec.memory_limit is not None:
         parse_size(spec.memory_limit, "memory_limit")
+    if spec.cpu_limit is not None:
+        _CHECKS["cpu"](spec.cpu_limit, {})
+    check_image(spec.runtime, spec.image)
     module, colon, name = spec.entry.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
         raise SpecError(f"entry={spec.entry!r:.100}: use module:name.")
@@ -133,6 +139,14 @@ def _number(
         fields[option] = float(value)
 
     return check
+
+
+_cores = _number("cpu", above=0, unit="a number of cores", most=MAX_CORES)
+
+
+def _cpu(value: Any, fields: dict[str, Any]) -> None:
+    _cores(value, fields)
+    fields["cpu_limit"] = fields["cpu"]
 
 
 def _whole(option: str, low: int, high: int) -> Callable[[Any, dict[str, Any]], None]:
@@ -248,14 +262,10 @@ def _env(value: Any, fields: dict[str, Any]) -> None:
 _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "name": _name,
     "gpu": _gpu,
-    "cpu": _number("cpu", above=0, unit="a number of cores", most=MAX_CORES),
+    "cpu": _cpu,
     "memory": _memory,
     "image": _image,
-    "runtime": _choice(
-        "runtime",
-        get_args(RuntimeName),
-        dict.fromkeys(("oci", "docker"), 'the container runtimes come later; use "process"'),
-    ),
+    "runtime": _choice("runtime", get_args(RuntimeName), {}),
     "scaling": _value_of("scaling", Scaling),
     "concurrency": _whole("concurrency", 1, MAX_CONCURRENCY),
     "batch": _batch,
@@ -270,6 +280,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "queue": _value_of("queue", Queue),
     "max_body": _max_body,
     "placement": _value_of("placement", Placement),
+    "probes": _value_of("probes", Probes),
     "env": _env,
     "secrets": _later("secrets", "the store keeps none yet"),
     "weights": _later("weights", "hosts keep no cache of weights yet; fetch them in load()"),

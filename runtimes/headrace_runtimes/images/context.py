@@ -102,6 +102,18 @@ def unpack(data: bytes, target: Path) -> Image:
     return image
 
 
+def names(data: bytes) -> tuple[str, ...]:
+    """Paths of the files in what `pack` has made, sorted."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        found = (name.removeprefix(FILES) for name in archive.namelist() if name.startswith(FILES))
+        return tuple(sorted(found))
+
+
+def directory(images_dir: Path, digest: str) -> Path:
+    """Where a host keeps the files of the definition of this digest, as `unpack` lays them out."""
+    return images_dir / "contexts" / digest
+
+
 def _verify(image: Image, contents: dict[str, tuple[bytes, bool]]) -> None:
     if tuple(name for name, _ in image.files) != named_paths(image):
         raise ImageFailed("The image's files are not those that its definition names: deploy again.")

@@ -62,6 +62,11 @@ def test_what_rules_a_host_out(there, wish):
             {"providers": ("local",)},
             "no ready host matches runtime=process providers=local",
         ),
+        (
+            [{}],
+            {"runtime": "oci"},
+            "no host has runtime oci (there is process): `headrace doctor` on the host says why",
+        ),
         ([{}], {"gpu": (("H100", 1), ("A100", 1))}, "no host has gpu H100 or A100"),
         (
             [{"gpu_free": {"H100": 0}}],

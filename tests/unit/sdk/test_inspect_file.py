@@ -87,7 +87,7 @@ def test_the_command_prints_one_document(project: Path, tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     document = json.loads(done.stdout)
-    assert sorted(document) == ["bundle", "files", "root", "specs"]
+    assert sorted(document) == ["bundle", "contexts", "files", "root", "specs"]
     assert b"noise on stdout" in done.stderr
 
 

@@ -84,13 +84,8 @@ def test_wrong_value_is_refused_and_says_what_to_use(option: str, value: Any, sa
 
 
 LATER = [
-    ("runtime", "oci"),
-    ("runtime", "docker"),
     ("secrets", ["HF_TOKEN"]),
     ("weights", ["hf://x"]),
-    ("image", headrace.Image.python("3.11").pip("torch")),
-    ("image", headrace.Image.python("2.7")),
-    ("image", headrace.Image.from_registry("a/b")),
 ]
 
 
@@ -98,6 +93,37 @@ LATER = [
 def test_what_is_not_built_yet_is_refused_with_the_reason(option: str, value: Any) -> None:
     with pytest.raises(UnsupportedOption, match="not built yet"):
         headrace.endpoint(**{option: value})
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        headrace.Image.python("3.11").apt("ffmpeg"),
+        headrace.Image().run("true"),
+        headrace.Image.from_registry("a/b"),
+        headrace.Image().copy("a", "/b"),
+    ],
+)
+def test_the_process_runtime_refuses_what_needs_a_file_system(image: headrace.Image) -> None:
+    def answer() -> int:
+        return 42
+
+    decorate = headrace.endpoint(image=image)
+    with pytest.raises(UnsupportedOption, match=r'runtime="oci"|HEADRACE_FILES'):
+        decorate(answer)
+
+
+@pytest.mark.parametrize("runtime", ["oci", "docker"])
+def test_containers_take_any_image(runtime: Any) -> None:
+    image = headrace.Image.python("3.12").apt("ffmpeg").pip("six").copy("a", "/b")
+
+    @headrace.endpoint(runtime=runtime, image=image, cpu=2)
+    def answer() -> int:
+        return 42
+
+    assert answer.spec.image == image.spec
+    assert answer.spec.runtime == runtime
+    assert answer.spec.cpu_limit == 2
 
 
 @pytest.mark.parametrize("change", [{"max_price": 4.0}, {"balance": 0.1}])

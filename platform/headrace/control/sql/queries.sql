@@ -76,6 +76,11 @@ WHERE project = :project AND name = :name AND version <= :below
 -- Every bundle that a stored version needs.
 SELECT DISTINCT bundle FROM versions;
 
+-- name: contexts
+-- Every image context that a stored version needs.
+SELECT DISTINCT json_extract(CAST(spec AS TEXT), '$.image.context') FROM versions
+WHERE instr(CAST(spec AS TEXT), '"context":""') = 0 AND json_valid(CAST(spec AS TEXT));
+
 -- name: keys_all
 -- All API keys (their hashes).
 SELECT id, hash, project, scopes, name, endpoints, rate, burst, created_at FROM keys ORDER BY id;
