@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from headrace.errors import HeadraceError as HeadraceError
     from headrace.sdk.client import Client as Client
     from headrace.sdk.context import traceparent as traceparent
+    from headrace.sdk.context import weights as weights
     from headrace.sdk.endpoint import Endpoint as Endpoint
     from headrace.sdk.endpoint import endpoint as endpoint
     from headrace.sdk.image import Image as Image
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.sdk.spec import Placement as Placement
     from headrace.sdk.spec import Queue as Queue
     from headrace.sdk.spec import Scaling as Scaling
+    from headrace.sdk.weights import Weights as Weights
 
 __version__ = "0.1.0"
 
@@ -38,8 +40,10 @@ _HOMES = {
     "Probes": "headrace.sdk.probes",
     "Queue": "headrace.sdk.spec",
     "Scaling": "headrace.sdk.spec",
+    "Weights": "headrace.sdk.weights",
     "endpoint": "headrace.sdk.endpoint",
     "traceparent": "headrace.sdk.context",
+    "weights": "headrace.sdk.context",
 }
 
 __all__ = [
@@ -56,8 +60,10 @@ __all__ = [
     "Probes",
     "Queue",
     "Scaling",
+    "Weights",
     "endpoint",
     "traceparent",
+    "weights",
 ]
 
 

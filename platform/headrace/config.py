@@ -60,6 +60,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Whether webhooks may go to private, loopback and link-local addresses."""
     webhook_ca: str = ""
     """PEM file of authorities that may have signed receivers' certificates, beside those of the system."""
+    weights_dir: str = ""
+    """Where hosts keep fetched weights, across restarts; empty: chosen from ``data_dir``."""
+    weights_bytes: Amount = 100 << 30
+    """Disk that fetched weights may use on a host; what was used longest ago goes first."""
+    weights_memory: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = 0.25
+    """Part of the host's memory that holds the files of weights used last, so that no disk is read."""
+    weights_allow: str = ""
+    """Sources beside public http(s) addresses that endpoints may name: prefixes, separated by commas,
+    for example ``/srv/models,s3://models/``."""
+    weights_private: bool = False
+    """Whether weights may come from private, loopback and link-local addresses."""
+    paused_memory: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
+    """Part of the host's memory that paused instances may hold; 0: none is paused."""
+    pause_accelerators: bool = False
+    """Whether instances with accelerators are paused: their device memory stays taken."""
     log_level: LogLevel = "info"
 
     @property
@@ -72,6 +87,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Control's unix socket: in the data directory, or the run directory when that path is too long."""
         path = self.data / "control.sock"
         return path if len(os.fsencode(path)) < UNIX_PATH_BOUND else self.run / "control.sock"
+
+    @property
+    def weights(self) -> Path:
+        """Fetched weights. Instances read there, so it is not in the data directory, which is closed."""
+        return Path(self.weights_dir) if self.weights_dir else default_weights_dir(self.data)
 
     @property
     def run(self) -> Path:
@@ -229,6 +249,14 @@ def default_run_dir(data: Path) -> Path:
     if os.geteuid() == 0:
         return Path("/run/headrace") / digest
     return Path("/tmp") / f"headrace-{os.geteuid()}-{digest}"  # noqa: S108 - created 0711, owner checked
+
+
+def default_weights_dir(data: Path) -> Path:
+    """A lasting path that is the same for the same data directory."""
+    digest = hashlib.sha256(str(data).encode()).hexdigest()[:10]
+    if os.geteuid() == 0:
+        return Path("/var/lib/headrace") / digest / "weights"
+    return Path("~/.cache/headrace").expanduser() / digest / "weights"
 
 
 def client_url(environ: Mapping[str, str] | None = None) -> str:

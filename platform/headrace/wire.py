@@ -129,6 +129,16 @@ class Probes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     liveness: Probe | None = Probe(lenient=True)
 
 
+class WeightsSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Files that the host fetches, keeps and shows read-only as a directory."""
+
+    source: str
+    """``http(s)://``, ``s3://``, or a path of the host."""
+    name: str
+    """Of the directory that they appear in: ``/weights/<name>``, or ``$HEADRACE_WEIGHTS/<name>``."""
+    sha256: str = ""
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that a host needs to run an instance of one version."""
 
@@ -153,6 +163,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpu_limit: float | None = None
     gpu: tuple[tuple[str, int], ...] = ()
     max_body: int = 32 << 20
+    weights: tuple[WeightsSpec, ...] = ()
     probes: Probes = Probes()
 
 
@@ -462,6 +473,12 @@ class HostHello(Message, frozen=True, kw_only=True):
     price: float = 0.0
     resources: Resources
     runtimes: tuple[str, ...] = ("process",)
+    pauses: tuple[str, ...] = ()
+    """Those of its runtimes that can pause an instance."""
+    paused_bytes: int = 0
+    """Memory that paused instances may hold together."""
+    pauses_gpu: bool = False
+    """Whether instances that have accelerators may be paused: their device memory stays taken."""
     labels: dict[str, str] = {}
     instances: list[InstanceReport] = []
     warm: list[WarmReport] = []
@@ -514,6 +531,8 @@ class StartInstance(Message, frozen=True, kw_only=True):
     id: str
     spec: InstanceSpec
     claim_s: float = 0.0
+    after: tuple[str, ...] = ()
+    """Instances that are giving way to it: it takes their accelerators as soon as these are free."""
 
 
 class StopInstance(Message, frozen=True, kw_only=True):
@@ -523,6 +542,27 @@ class StopInstance(Message, frozen=True, kw_only=True):
     id: str
     grace_s: float = 30.0
     reason: str = ""
+
+
+class PauseInstance(Message, frozen=True, kw_only=True):
+    """Freeze an idle instance: it keeps its memory, and gives its accelerators back.
+
+    One that turns out to be busy, or cannot be frozen, is stopped instead within ``grace_s``.
+    """
+
+    epoch: int
+    id: str
+    grace_s: float = 30.0
+    reason: str = ""
+
+
+class ResumeInstance(Message, frozen=True, kw_only=True):
+    """Let a paused instance go on, on the accelerators that it had; when they are taken it is stopped."""
+
+    epoch: int
+    id: str
+    after: tuple[str, ...] = ()
+    """See `StartInstance`."""
 
 
 class SetWarm(Message, frozen=True, kw_only=True):
@@ -571,7 +611,7 @@ AnyMessage = (
     | Wake | Demand | InstanceTrouble | ApiCall | ApiReply | JobHints
     | Snapshot | RouteDelta | AskDemand
     | HostHello | Heartbeat | InstanceEvent | WarmEvent | FetchBlob | BlobChunk
-    | StartInstance | StopInstance | SetWarm | ReadLogs | LogPage | DrainHost
+    | StartInstance | StopInstance | PauseInstance | ResumeInstance | SetWarm | ReadLogs | LogPage | DrainHost
 )  # fmt: skip
 
 

@@ -66,6 +66,9 @@ def instance_spec(spec: EndpointSpec, version: int, gpu: tuple[str, int] | None)
         cpu_limit=spec.cpu_limit,
         gpu=(gpu,) if gpu else (),
         max_body=spec.max_body,
+        weights=tuple(
+            wire.WeightsSpec(source=w.source, name=w.name, sha256=w.sha256 or "") for w in spec.weights
+        ),
     )
 
 

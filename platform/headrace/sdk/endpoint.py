@@ -24,6 +24,7 @@ from headrace.sdk.spec import (
     Snapshot,
     needs_asgi,
 )
+from headrace.sdk.weights import Weights
 
 if TYPE_CHECKING:
     from headrace.sdk.job import Job
@@ -185,7 +186,7 @@ def endpoint(
     placement: Placement = ...,
     env: Mapping[str, str] = ...,
     secrets: Sequence[str] = ...,
-    weights: Sequence[str] = ...,
+    weights: str | Weights | Sequence[str | Weights] = ...,
     api: Api = ...,
     **unknown: Never,
 ) -> Decorator: ...

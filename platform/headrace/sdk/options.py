@@ -29,6 +29,7 @@ from headrace.sdk.spec import (
     checked_hedge,
     parse_size,
 )
+from headrace.sdk.weights import weights_of_option
 
 MAX_RETRIES = 10
 MAX_CONCURRENCY = 1000
@@ -259,6 +260,10 @@ def _env(value: Any, fields: dict[str, Any]) -> None:
     fields["env"] = dict(value)
 
 
+def _weights(value: Any, fields: dict[str, Any]) -> None:
+    fields["weights"] = weights_of_option(value)
+
+
 _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "name": _name,
     "gpu": _gpu,
@@ -283,7 +288,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "probes": _value_of("probes", Probes),
     "env": _env,
     "secrets": _later("secrets", "the store keeps none yet"),
-    "weights": _later("weights", "hosts keep no cache of weights yet; fetch them in load()"),
+    "weights": _weights,
     "api": _choice("api", get_args(Api), {}),
 }
 _SINGLE = (
@@ -297,5 +302,6 @@ _SINGLE = (
     "preload",
     "max_body",
     "env",
+    "weights",
 )
 """Options that are a member of the spec under the same name, and are not checked by their own type."""

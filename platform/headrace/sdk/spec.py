@@ -15,6 +15,7 @@ from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.probes import Probes
 from headrace.sdk.values import Value as _Value
 from headrace.sdk.values import checked_number as _checked_number
+from headrace.sdk.weights import Weights
 
 SPEC_VERSION = 1
 MIB = 1 << 20
@@ -237,6 +238,8 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     max_body: int = 32 * MIB
     placement: Placement = Placement()
     env: dict[str, str] = {}
+    weights: tuple[Weights, ...] = ()
+    """Files that hosts fetch, keep, and show to the instances."""
     probes: Probes = Probes()
     api: Api = "native"
     method: str = "__call__"
@@ -249,6 +252,11 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
             raise SpecError(
                 f"endpoint name {self.name!r}: use 1-63 of a-z, 0-9 and '-', not first or last.",
                 hint='Give one with @headrace.endpoint(name="...").',
+            )
+        if self.weights and self.snapshot == "loaded":
+            raise SpecError(
+                'weights are not there yet when snapshot="loaded" runs load().',
+                hint="Leave snapshot out: load() finds them in the memory of the host.",
             )
         if self.hedge_after is not None:
             msgspec.structs.force_setattr(self, "hedge_after", checked_hedge(self.hedge_after))
