@@ -29,12 +29,15 @@ class Home:
     """None: it lives in its container."""
     door: Path
     listener: socket.socket
+    secrets: Path | None = None
+    """Where its secrets lie; None: it has none, or its container has a place for them."""
 
     def remove(self) -> None:
         """Leave nothing of it, whatever it has filled its directory with. Blocks."""
         self.door.unlink(missing_ok=True)
-        if self.path is not None and not remove_tree(self.path):
-            log.warning("%s could not be removed; the next start tries again", self.path)
+        for path in (self.secrets, self.path):
+            if path is not None and not remove_tree(path):
+                log.warning("%s could not be removed; the next start tries again", path)
 
 
 def make_home(homes: Path, sockets: Path, id: str, uid: int | None) -> Home:

@@ -14,6 +14,7 @@ from pathlib import Path
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.cgroups import remove_cgroups
+from headrace_runtimes.instance.inmemory import secrets_place
 from headrace_runtimes.spec import Owned
 from headrace_runtimes.trees import remove_tree
 
@@ -98,6 +99,10 @@ class RunDir:
     root: Path
     lock: int = field(default=-1)
 
+    def __post_init__(self) -> None:
+        self.secrets = secrets_place(self.root)
+        """Parent of the sandboxes' secrets; in memory where there is such a place."""
+
     @property
     def sandboxes(self) -> Path:
         """Parent of the sandboxes' directories."""
@@ -149,7 +154,7 @@ class RunDir:
 
     def clear(self) -> None:
         """Remove what we made, the lock apart. Blocks."""
-        for path in (self.sandboxes, self.sockets, self.processes):
+        for path in (self.secrets, self.sandboxes, self.sockets, self.processes):
             remove_tree(path)
         with contextlib.suppress(OSError):
             (self.root / "cgroup").unlink()
@@ -177,6 +182,7 @@ class RunDir:
             if p.name.isdigit() and procs.identity(int(p.name)) == _text(p)
         ]  # fmt: skip
         found += [Owned("directory", p.name) for p in _files(self.sandboxes)]
+        found += [Owned("directory", str(p)) for p in _files(self.secrets)]
         found += [Owned("socket", p.name) for p in _files(self.sockets)]
         root = _text(self.root / "cgroup")
         if root:

@@ -16,6 +16,7 @@ from headrace_runtimes.instance.child import Child, Ended
 from headrace_runtimes.instance.explain import explain
 from headrace_runtimes.instance.home import Home, sandbox_env
 from headrace_runtimes.instance.logs import LogStore
+from headrace_runtimes.instance.mask import Mask
 from headrace_runtimes.spec import (
     SANDBOX_MOVES,
     Assignment,
@@ -120,6 +121,7 @@ class EngineSandbox:
         self._on_gone = on_gone
         self._on_assign = on_assign
         self._limit: int | None = None
+        self._mask = Mask()
         self._answers: dict[str, asyncio.Future[Packet]] = {}
         self._booting: asyncio.Task[Frame] | None = None
         self._stopping: asyncio.Task[Exit] | None = None
@@ -161,6 +163,7 @@ class EngineSandbox:
         frame = self._of("has not been started")
         self.id, self.endpoint, self.version = assignment.id, assignment.endpoint, assignment.version
         self._limit = assignment.memory_limit
+        self._mask = Mask(assignment.secrets)
         try:
             self._on_assign(self)
             furnished = self.furnished = await frame.furnish(assignment)
@@ -175,7 +178,8 @@ class EngineSandbox:
             "env": sandbox_env(a), "dir": furnished.directory, "concurrency": a.concurrency,
             "batch_max_size": a.batch_max_size, "batch_max_wait_ms": a.batch_max_wait_ms,
             "timeout": a.timeout_s, "load_timeout": a.load_timeout_s, "max_body": a.max_body,
-            "nofile": NOFILE, "secrets": dict(a.secrets),
+            "nofile": NOFILE, "secrets": dict(a.secrets), "secrets_env": list(a.secrets_env),
+            "secrets_dir": str(furnished.home.secrets or ""),
         }  # fmt: skip
         ready = self._expect("ready")
         try:
@@ -187,7 +191,9 @@ class EngineSandbox:
         # From here on the process works, and so may we.
         self._logs.attach(self.endpoint)
         self._attached = True
-        self.child.listen(lambda stream, lines: self._logs.write(self.endpoint, self.id, stream, lines))
+        self.child.listen(
+            lambda stream, lines: self._logs.write(self.endpoint, self.id, stream, self._mask.lines(lines))
+        )
         answer = await self._first(ready, a.load_timeout_s + START_SLACK_S)
         if answer is None and self.child.alive:
             limit_s = a.load_timeout_s + START_SLACK_S
@@ -387,7 +393,7 @@ class EngineSandbox:
         event = str(packet.get("ev"))
         if event == "failed" and self._reason is None:
             # Kept at once: it ends by itself now, and its end must not be told as a bare exit code.
-            self._reason = _failure(packet)
+            self._reason = _failure(packet, self._mask)
         elif event == "stuck" and self._reason is None:
             self._reason = Exit("stuck", str(packet.get("message", "")))
         answer = self._answers.get("ready" if event == "failed" else event)
@@ -398,8 +404,9 @@ class EngineSandbox:
         self._logs.write(self.endpoint, self.id, "system", [text])
 
 
-def _failure(packet: Packet) -> Exit:
-    message, traceback = str(packet.get("message", "")), str(packet.get("traceback", ""))
+def _failure(packet: Packet, mask: Mask) -> Exit:
+    message = mask.text(str(packet.get("message", "")))
+    traceback = mask.text(str(packet.get("traceback", "")))
     if packet.get("reason") == "import-failed":
         return Exit("import-failed", message, traceback=traceback)
     return Exit("load-failed", message, traceback=traceback)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from headrace_runtimes.errors import NotSupported, PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.home import make_home
+from headrace_runtimes.instance.inmemory import make_secrets
 from headrace_runtimes.instance.memory import MemoryGuard
 from headrace_runtimes.instance.sandbox import Furnished
 from headrace_runtimes.spec import Assignment, Ran, Stats, Tier
@@ -29,17 +31,27 @@ class ProcessFrame:
         *,
         memory: MemoryGuard,
         bury: Callable[[Child], Awaitable[None]],
+        secrets: Path | None = None,
     ) -> None:
         self.child = child
         self.tier: Tier = tier
         self._homes, self._sockets = homes, sockets
         self._memory = memory
         self._bury = bury
+        self._secrets = secrets
 
     async def furnish(self, assignment: Assignment) -> Furnished:
         """Its directory and socket, and its memory limit. Raises `PrepareFailed`."""
         self._refuse(assignment)
         home = make_home(self._homes, self._sockets, assignment.id, self.child.uid)
+        if assignment.secrets and self._secrets is not None:
+            try:
+                secrets = make_secrets(self._secrets, assignment.id, self.child.uid)
+            except PrepareFailed:
+                home.listener.close()
+                home.remove()
+                raise
+            home = replace(home, secrets=secrets)
         if assignment.memory_limit is not None:
             if self.child.cgroup is None:
                 await self._memory.adopt(self.child)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from headrace_runtimes.base import Progress, Sandbox
@@ -15,6 +17,7 @@ from headrace_runtimes.errors import AssignFailed, NotSupported, PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.instance.cgroups import open_cgroups
 from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.inmemory import make_secrets
 from headrace_runtimes.instance.leftovers import RunDir, Undertaker
 from headrace_runtimes.instance.logs import LogStore, Stream
 from headrace_runtimes.instance.memory import MemoryGuard
@@ -36,6 +39,7 @@ from headrace_runtimes.spec import (
     RuntimeSettings,
     SandboxSpec,
 )
+from headrace_runtimes.trees import remove_tree
 
 ZYGOTE_LOG = "headrace/zygotes"
 """The endpoint under which `logs` has what zygotes print (those that load an endpoint: that endpoint)."""
@@ -58,6 +62,7 @@ class ProcessRuntime:
         self._assigning: set[asyncio.Task[Sandbox]] = set()
         self._idle = asyncio.Event()
         self._closed = True
+        self._numbers = itertools.count(1)
 
     async def open(self, settings: RuntimeSettings, on_base: Callable[[BaseStatus], None]) -> None:
         """See `base.Runtime.open`. Raises `PrepareFailed`."""
@@ -203,16 +208,31 @@ class ProcessRuntime:
         def log(stream: str, lines: list[str]) -> None:
             self._logs.write(endpoint, label, cast("Stream", stream), lines)
 
-        zygote = Zygote(base.key, self._options, uid=uid, log=log, on_child=self._child_event)
+        try:
+            secrets = self._secrets_of(base, uid) if loaded else None
+        except PrepareFailed:
+            self._uids.give_back(uid)
+            raise
+        zygote = Zygote(
+            base.key, self._options, uid=uid, log=log, on_child=self._child_event, secrets=secrets
+        )
         zygote.ended.add_done_callback(lambda _: self._later(self._zygote_ended(zygote)))
         try:
             await zygote.start(self._spawner)
         except BaseException:
             if not zygote.pid:
                 self._uids.give_back(uid)
+                if secrets is not None:
+                    await asyncio.to_thread(remove_tree, secrets)
             raise
         self._dir.record(zygote.pid)
         return zygote
+
+    def _secrets_of(self, base: Base, uid: int | None) -> Path | None:
+        """Where the secrets lie that ``load`` sees. Raises `PrepareFailed`."""
+        if base.loaded is None or not base.loaded.secrets:
+            return None
+        return make_secrets(self._dir.secrets, f"zygote-{base.key[:12]}-{next(self._numbers)}", uid)
 
     async def child(self, zygote: Zygote) -> Child:
         """Fork ``zygote``; with a uid of its own where the zygote may still change it."""
@@ -262,6 +282,7 @@ class ProcessRuntime:
             self._dir.sockets,
             memory=self._memory,
             bury=self._clean_up,
+            secrets=self._dir.secrets,
         )
 
     def _renamed(self, sandbox: EngineSandbox) -> None:
@@ -309,6 +330,8 @@ class ProcessRuntime:
 
     async def _zygote_ended(self, zygote: Zygote) -> None:
         self._dir.erase(zygote.pid)
+        if zygote.secrets is not None:
+            await asyncio.to_thread(remove_tree, zygote.secrets)
         if zygote.uid is not None and await self._undertaker.bury(zygote.pid, zygote.uid):
             self._uids.give_back(zygote.uid)
 

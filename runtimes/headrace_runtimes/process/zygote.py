@@ -16,6 +16,7 @@ from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.channel import Channel, ChannelError, Packet, pair
 from headrace_runtimes.instance.child import Child
+from headrace_runtimes.instance.mask import Mask
 from headrace_runtimes.instance.pipes import LinePipe
 from headrace_runtimes.instance.procs import signal_group
 from headrace_runtimes.process.spawn import Spawner
@@ -62,6 +63,7 @@ class Zygote:
         uid: int | None = None,
         log: Callable[[str, list[str]], None],
         on_child: Callable[[Child, bool], None],
+        secrets: Path | None = None,
     ) -> None:
         self.key = key
         self.uid = uid
@@ -73,6 +75,8 @@ class Zygote:
         self._options = options
         self._log = log
         self._on_child = on_child
+        self.secrets = secrets
+        """The directory for the secrets of what it loads."""
         self._numbers = itertools.count(1)
         self._forking: dict[str, tuple[Child, asyncio.Future[None]]] = {}
         self._answer: asyncio.Future[Packet] | None = None
@@ -80,6 +84,7 @@ class Zygote:
         self._channel: Channel | None = None
         self._watch: asyncio.Task[None] | None = None
         self._last_words = ""
+        self._mask = Mask()
 
     @property
     def ready(self) -> bool:
@@ -139,11 +144,14 @@ class Zygote:
 
     async def load(self, loaded: LoadedEndpoint) -> None:
         """Run the endpoint's ``load`` in it. Raises `LoadRefused`, `LoadFailed`, `ZygoteFailed`."""
+        mask = self._mask = Mask(loaded.secrets)
         answer = await self._ask(
             {
                 "op": "load", "endpoint": loaded.endpoint, "version": loaded.version,
                 "code": str(loaded.code_dir), "entry": loaded.entry, "handler": loaded.handler,
                 "env": dict(loaded.env), "timeout": loaded.load_timeout_s,
+                "secrets": dict(loaded.secrets), "secrets_env": list(loaded.secrets_env),
+                "secrets_dir": str(self.secrets or ""),
             },
             loaded.load_timeout_s + LOAD_SLACK_S,
         )  # fmt: skip
@@ -154,8 +162,8 @@ class Zygote:
                 raise LoadRefused(str(answer.get("reason", "not fork-safe")))
             case _:
                 if answer.get("traceback"):
-                    self._log("stderr", str(answer["traceback"]).splitlines())
-                raise LoadFailed(str(answer.get("message", "load failed")))
+                    self._log("stderr", mask.lines(str(answer["traceback"]).splitlines()))
+                raise LoadFailed(mask.text(str(answer.get("message", "load failed"))))
 
     async def fork(self, uid: int | None, *, own_uid: bool) -> Child:
         """A new child, waiting for its assignment. Raises `ZygoteFailed`."""
@@ -256,6 +264,7 @@ class Zygote:
         return number if seen is not None and seen.ppid == self.pid else None
 
     def _said(self, stream: str, lines: list[str]) -> None:
+        lines = self._mask.lines(lines)
         self._last_words = lines[-1] or self._last_words
         self._log(stream, lines)
 

@@ -10,10 +10,11 @@ import resource
 import socket
 import sys
 import time
-from typing import Any, Awaitable, Callable, Dict, Optional
+from typing import Any, Awaitable, Callable, Optional
 
 import hr_loader
 import hr_native
+import hr_secrets
 import hr_sys
 from hr_asgi import AsgiApp
 from hr_batch import BatchApp
@@ -23,8 +24,6 @@ from hr_loader import Loaded, StartFailed
 from hr_pool import ThreadPool
 from hr_server import Server
 
-SECRETS = "/run/secrets"
-"""A file system in memory, in containers."""
 _CANCEL_GRACE_S = 5.0
 """A handler that was cancelled has so long to return."""
 _STUCK = 75
@@ -81,10 +80,8 @@ def settle_in(message: Message) -> None:
             os.mkdir(path, 0o700)
         except OSError:
             continue
-    secrets = message.get("secrets") or {}
-    if secrets:
-        environment["HEADRACE_SECRETS"] = keep_secrets(home, secrets)
     environment.update({str(k): str(v) for k, v in (message.get("env") or {}).items()})
+    environment.update(hr_secrets.keep(message, home))
     os.environ.update(environment)
     if "TZ" in environment:
         time.tzset()
@@ -95,17 +92,6 @@ def settle_in(message: Message) -> None:
     if message.get("nofile"):
         hr_sys.limit(resource.RLIMIT_NOFILE, int(message["nofile"]))
     hr_sys.set_name("hr-" + str(message.get("endpoint", "")).rpartition("/")[2])
-
-
-def keep_secrets(home: str, secrets: Dict[str, str]) -> str:
-    """Write each to a file that only this user may read, in memory where there is such a place."""
-    place = SECRETS if os.access(SECRETS, os.W_OK) else os.path.join(home, "secrets")
-    os.makedirs(place, mode=0o700, exist_ok=True)
-    for name, value in secrets.items():
-        fd = os.open(os.path.join(place, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(value)
-    return place
 
 
 class _Instance:

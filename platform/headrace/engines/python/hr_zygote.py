@@ -15,6 +15,7 @@ import hr_child
 import hr_forksafe
 import hr_loader
 import hr_preload
+import hr_secrets
 import hr_shield
 import hr_shim
 import hr_sys
@@ -116,6 +117,11 @@ class Zygote:
         before = hr_forksafe.look()
         started = time.monotonic()
         os.environ.update({str(k): str(v) for k, v in (message.get("env") or {}).items()})
+        try:
+            os.environ.update(hr_secrets.keep(message, ""))
+        except OSError as error:
+            self._send(ev="load-failed", reason="load-failed", message=f"its secrets: {error}", traceback="")
+            return
         try:
             self._loaded = hr_loader.load_in_zygote(message)
         except hr_loader.StartFailed as error:
