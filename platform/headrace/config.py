@@ -41,6 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """An existing Ray cluster to join; empty: start one here."""
     run_dir: str = ""
     """Sockets and working directories of instances; empty: chosen from ``data_dir``."""
+    images_dir: str = ""
+    """Images of endpoints, kept across restarts; empty: one place for all platforms of a user."""
+    runtimes: str = "auto"
+    """Runtimes that hosts offer, such as ``process,oci``; ``auto``: all that can work on their machine."""
     keyless: bool = False
     """``headrace dev``: no key needed, loopback and same origin only."""
     spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
@@ -97,6 +101,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def run(self) -> Path:
         """The run directory: sockets, unpacked bundles, instance directories. Empty after a stop."""
         return Path(self.run_dir)
+
+    @property
+    def images(self) -> Path:
+        """Where images are kept."""
+        return Path(self.images_dir) if self.images_dir else default_images_dir()
 
 
 def load_settings(
@@ -257,6 +266,17 @@ def default_weights_dir(data: Path) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/headrace") / digest / "weights"
     return Path("~/.cache/headrace").expanduser() / digest / "weights"
+
+
+def default_images_dir() -> Path:
+    """One place for all platforms of a user: what is in it is named by content.
+
+    Neither below the data directory, which is private while instances under uids of their own must read their
+    environment, nor below the run directory, which is emptied at every stop.
+    """
+    if os.geteuid() == 0:
+        return Path("/var/lib/headrace/images")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace/images"
 
 
 def client_url(environ: Mapping[str, str] | None = None) -> str:

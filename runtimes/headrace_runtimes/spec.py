@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from headrace_runtimes.instance.logs import LogStore
 
 Tier = Literal["warm", "forked", "cached", "cold"]
 ExitReason = Literal[
@@ -62,6 +65,8 @@ class RuntimeSettings:
     log_dir: Path
     """Where each sandbox's output is kept."""
     log_bytes: int = 8 << 20
+    logs: LogStore | None = None
+    """One for all runtimes of a host, so that an endpoint's lines have one numbering; the host closes it."""
     first_uid: int = 870_000
     """Sandboxes get uids of their own from here on (when root)."""
     uid_count: int = 10_000
@@ -73,6 +78,8 @@ class RuntimeSettings:
     """Where images are kept across restarts; None: below ``run_dir``."""
     cgroup_parent: Path | None = None
     """A cgroup directory that is delegated to us; None: looked for, else memory is polled."""
+    allow_host_network: bool = False
+    """Whether ``Network("host")`` is given to containers: it takes the walls to the host's services away."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ class Network:
     mode: Literal["none", "host", "egress"] = "egress"
     """``none``: loopback only; ``host``: the host's own network; ``egress``: out through the host."""
     allow: tuple[str, ...] = ()
-    """For ``egress``: host names, addresses and networks that may be reached; empty: all public ones."""
+    """For ``egress``: host names (also ``*.name``), addresses and networks that may be reached; ``*`` or
+    nothing: all public ones. Private addresses and the host's own are reached only when they, or the name that
+    leads to them, are in the list itself."""
 
 
 @dataclass(frozen=True)

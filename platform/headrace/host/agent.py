@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace_runtimes.base import Runtime
+from headrace_runtimes.instance.logs import LogStore
 from headrace_runtimes.registry import load as load_runtime
-from headrace_runtimes.spec import BaseStatus, RuntimeSettings
+from headrace_runtimes.spec import RuntimeSettings
 from headrace_runtimes.trees import remove_tree
 
 from headrace import wire
@@ -24,6 +25,7 @@ from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators, detect
+from headrace.host.runtimes import PROCESS, Runtimes, offered
 from headrace.host.watch import Watch
 from headrace.link import Link
 
@@ -62,7 +64,8 @@ class HostConfig:
     """What instances shall not see, beside the data directory."""
     run_dir: Path | None = None
     log_dir: Path | None = None
-    runtimes: tuple[str, ...] = ("process",)
+    runtimes: tuple[str, ...] | None = None
+    """Offered whatever the settings say; None: as they say."""
     make_runtime: Callable[[str], Runtime] = load_runtime
 
 
@@ -83,11 +86,18 @@ class HostAgent:
             hello=self._hello,
             handler=self._on_message,
         )
-        self._runtimes: dict[str, Runtime] = {name: config.make_runtime(name) for name in config.runtimes}
+        wish = settings.runtimes if config.runtimes is None else ",".join(config.runtimes)
+        self._runtimes = Runtimes(offered(wish, config.make_runtime), self._runtime_settings)
         self._bundles = Bundles(self.run_dir / "bundles", self.link, self._bundles_in_use)
-        self._pool = Pool(self._runtimes, self._bundles, self._on_warm)
+        self._pool = Pool(self._runtimes, self._bundles, settings.images, self._on_warm)
+        self._runtimes.on_base = self._pool.on_base
         self.instances = Instances(
-            self._runtimes, self._pool, self._bundles, self._on_instance, Accelerators(self.resources.gpu)
+            self._runtimes,
+            self._pool,
+            self._bundles,
+            self._on_instance,
+            Accelerators(self.resources.gpu),
+            self.resources,
         )
         self._watch = Watch(self.instances)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,8 +115,11 @@ class HostAgent:
         self.run_dir.chmod(0o711)
         self.log_dir.chmod(0o700)
         self._open = True
-        for name, runtime in self._runtimes.items():
-            await runtime.open(self._runtime_settings(name), self._on_base)
+        self._logs = LogStore(self.log_dir, self.config.settings.log_bytes)
+        for name in self._runtimes.names:
+            # Another than process is opened when it is needed, or when there is something to sweep.
+            if name == PROCESS or self._runtime_dir(name).exists():
+                await self._runtimes.get(name)
         await self._bundles.open()
         # The plain base is wanted by everybody: have its zygote boot while control is looked for.
         self._pool.want([(wire.BaseSpec(), self.config.settings.spares)])
@@ -140,9 +153,9 @@ class HostAgent:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for runtime in self._runtimes.values():
-            await runtime.close()
+        await self._runtimes.close()
         await self._bundles.close()
+        self._logs.close()
         # Nothing lives in it any more; a start that was cut short may have left directories.
         await asyncio.to_thread(remove_tree, self.run_dir)
 
@@ -154,14 +167,20 @@ class HostAgent:
     def _runtime_settings(self, name: str) -> RuntimeSettings:
         settings = self.config.settings
         return RuntimeSettings(
-            run_dir=self.run_dir / name[0],
+            run_dir=self._runtime_dir(name),
             engine_dir=ENGINE_DIR,
             python=sys.executable,
             zygote_bytes=int(self.resources.memory * settings.zygote_memory_share),
             log_dir=self.log_dir,
             log_bytes=settings.log_bytes,
+            logs=self._logs,
+            images_dir=settings.images,
             hide=(settings.data, *self.config.hide),
         )
+
+    def _runtime_dir(self, name: str) -> Path:
+        # One letter: paths of sockets are short.
+        return self.run_dir / name[0]
 
     def _bundles_in_use(self) -> set[str]:
         return self.instances.bundles() | self._pool.bundles()
@@ -179,7 +198,7 @@ class HostAgent:
             spot=config.spot,
             price=config.price,
             resources=self.resources,
-            runtimes=config.runtimes,
+            runtimes=self._runtimes.names,
             labels=dict(config.labels),
             # With the last ended ones: their end may have been told into a link that was lost.
             instances=self.instances.inventory() + self.instances.ended()[-ENDED_IN_HELLO:],
@@ -191,9 +210,6 @@ class HostAgent:
 
     def _on_warm(self, report: wire.WarmReport) -> None:
         self.link.send(wire.WarmEvent(warm=report))
-
-    def _on_base(self, status: BaseStatus) -> None:
-        self._pool.on_base(status)
 
     async def _heartbeats(self) -> None:
         loop = asyncio.get_running_loop()
@@ -230,11 +246,10 @@ class HostAgent:
         return None
 
     async def logs(self, msg: wire.ReadLogs) -> wire.LogPage:
-        """A page of what instances wrote, as soon as there is a line.
-
-        Every runtime numbers its own lines; with one runtime per host its cursor is the host's.
-        """
-        runtime = next(iter(self._runtimes.values()))
+        """A page of what instances wrote, as soon as there is a line. All runtimes share their numbering."""
+        runtime = next(iter(self._runtimes.opened().values()), None)
+        if runtime is None:
+            return wire.LogPage(lines=[], next=msg.after)
         lines, cursor = await runtime.logs(
             msg.endpoint,
             sandbox=msg.instance,

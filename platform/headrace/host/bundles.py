@@ -92,6 +92,18 @@ class Bundles:
         # One who gives up must not take the bundle from the others.
         return await asyncio.shield(task)
 
+    async def archive(self, sha256: str) -> bytes:
+        """What control has under that hash, as it is: nothing is kept here. Raises as `ensure`."""
+        if not _SHA.fullmatch(sha256):
+            raise BundleError(f"{sha256!r} is not the SHA-256 of an image's files.")
+        path = self._root / f".{sha256[:16]}-{secrets.token_hex(4)}.raw"
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                await self._download(sha256, path)
+            return await asyncio.to_thread(path.read_bytes)
+        finally:
+            path.unlink(missing_ok=True)
+
     def _fetched(self, sha256: str, task: asyncio.Task[Path]) -> None:
         self._fetching.pop(sha256, None)
         if not task.cancelled():

@@ -7,19 +7,21 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
-from headrace_runtimes.base import Runtime, Sandbox
+from headrace_runtimes.base import Sandbox
 from headrace_runtimes.errors import AssignFailed, RuntimeFailure
 from headrace_runtimes.spec import Assignment, Exit
 
 from headrace import wire
 from headrace.errors import BundleError, LinkError
 from headrace.host.bundles import Bundles
+from headrace.host.limits import limits_of
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators
+from headrace.host.runtimes import Runtimes
 
 log = logging.getLogger("headrace.host")
 
@@ -59,14 +61,16 @@ def death_of(exit: Exit) -> wire.Death:
 class Instances:
     """Starts, watches and stops instances; ``emit`` gets every change."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the parts of a host
         self,
-        runtimes: Mapping[str, Runtime],
+        runtimes: Runtimes,
         pool: Pool,
         bundles: Bundles,
         emit: Callable[[wire.InstanceReport], None],
         accelerators: Accelerators,
+        resources: wire.Resources,
     ) -> None:
+        self._resources = resources
         self._runtimes, self._pool, self._bundles, self._emit = runtimes, pool, bundles, emit
         self._accelerators = accelerators
         self._living: dict[str, Instance] = {}
@@ -111,12 +115,12 @@ class Instances:
         )
         instance = Instance(spec, report)
         self._living[msg.id] = instance
-        runtime = self._runtimes.get(spec.base.runtime)
+        offered = spec.base.runtime in self._runtimes
         taken = self._accelerators.take(spec.gpu)
-        if self._draining or runtime is None or taken is None:
+        if self._draining or not offered or taken is None:
             instance.accelerators = taken or ()
             why = f"the host has no free {' and '.join(f'{name}:{count}' for name, count in spec.gpu)}"
-            if runtime is None:
+            if not offered:
                 why = f"the host has no runtime {spec.base.runtime!r}"
             if self._draining:
                 why = "the host is draining"
@@ -124,7 +128,7 @@ class Instances:
             return
         instance.accelerators = taken
         received = time.perf_counter()
-        instance.task = asyncio.get_running_loop().create_task(self._start(instance, runtime, received))
+        instance.task = asyncio.get_running_loop().create_task(self._start(instance, received))
         # After the claim is under way: telling about it must not delay it.
         self._emit(report)
 
@@ -165,11 +169,13 @@ class Instances:
             if instance.task is not None:
                 instance.task.cancel()
 
-    async def _start(self, instance: Instance, runtime: Runtime, received: float) -> None:
+    async def _start(self, instance: Instance, received: float) -> None:
         spec, report = instance.spec, instance.report
         try:
             if not self._bundles.has(spec.bundle):
                 await self._bundles.ensure(spec.bundle)
+            await self._pool.prepared(spec.base)
+            runtime = await self._runtimes.get(spec.base.runtime)
             base = self._pool.base(spec.base)
             if base.loaded is not None and not self._bundles.has(base.loaded.code_dir.name):
                 await self._bundles.ensure(base.loaded.code_dir.name)
@@ -211,6 +217,8 @@ class Instances:
 
     def _assignment(self, instance: Instance) -> Assignment:
         spec, report = instance.spec, instance.report
+        held = self._runtimes.holds_limits(spec.base.runtime)
+        limits = limits_of(spec, self._resources, held=held)
         return Assignment(
             id=report.id,
             endpoint=spec.endpoint,
@@ -225,7 +233,8 @@ class Instances:
             batch_max_wait_ms=spec.batch_max_wait_ms,
             timeout_s=spec.timeout_s,
             load_timeout_s=spec.load_timeout_s,
-            memory_limit=spec.memory_limit,
+            memory_limit=limits.memory,
+            cpu_limit=limits.cpu,
             max_body=spec.max_body,
             fresh=spec.snapshot == "none",
             gpu_indices=tuple(number for _, number in instance.accelerators),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
-from headrace_runtimes.base import Runtime
+from headrace_runtimes.errors import RuntimeFailure
 from headrace_runtimes.spec import Base, BaseStatus, LoadedEndpoint
 
 from headrace import wire
 from headrace.errors import HeadraceError
 from headrace.host.bundles import Bundles
+from headrace.host.images import Images
+from headrace.host.runtimes import Runtimes
 
 log = logging.getLogger("headrace.host")
 
@@ -35,12 +38,18 @@ class Pool:
     """Keeps the runtimes' bases in step with the wish, and tells `on_warm` what becomes of them."""
 
     def __init__(
-        self, runtimes: Mapping[str, Runtime], bundles: Bundles, on_warm: Callable[[wire.WarmReport], None]
+        self,
+        runtimes: Runtimes,
+        bundles: Bundles,
+        images_dir: Path,
+        on_warm: Callable[[wire.WarmReport], None],
     ) -> None:
         self._runtimes, self._bundles, self._on_warm = runtimes, bundles, on_warm
+        self._images = Images(images_dir, runtimes, bundles, self._on_image)
         self._bases: dict[wire.BaseSpec, Base] = {}
-        self._specs: dict[str, wire.BaseSpec] = {}
-        self._reports: dict[str, wire.WarmReport] = {}
+        self._specs: dict[tuple[str, str], wire.BaseSpec] = {}
+        """By runtime and key."""
+        self._reports: dict[wire.BaseSpec, wire.WarmReport] = {}
         self._wanted: list[tuple[wire.BaseSpec, int]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -57,7 +66,7 @@ class Pool:
                 loaded=self._loaded(spec.loaded),
                 image=spec.image,
             )
-            self._specs[base.key] = spec
+            self._specs[spec.runtime, base.key] = spec
         return base
 
     def want(self, wanted: Sequence[tuple[wire.BaseSpec, int]]) -> None:
@@ -72,6 +81,19 @@ class Pool:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._images.close()
+
+    async def prepared(self, spec: wire.BaseSpec) -> None:
+        """Have the image of a base here; how far it is, and why it failed, is told as the base's state.
+
+        Raises as `Images.ensure`.
+        """
+        try:
+            await self._images.ensure(spec)
+        except (RuntimeFailure, HeadraceError, TimeoutError, OSError) as error:
+            detail = str(error) or "the image's files could not be fetched in time"
+            self._tell(wire.WarmReport(base=spec, state="failed", unprepared=True, detail=detail))
+            raise
 
     def reports(self) -> list[wire.WarmReport]:
         """All bases of this host."""
@@ -81,16 +103,16 @@ class Pool:
         """Why an instance of this base did not start from a loaded zygote; empty when it did."""
         if spec.loaded is None:
             return ""
-        report = self._reports.get(self.base(spec).key)
+        report = self._reports.get(spec)
         return report.detail if report is not None else ""
 
     def bundles(self) -> set[str]:
         """Bundles that the wanted loaded bases need."""
         return {spec.loaded.bundle for spec, _ in self._wanted if spec.loaded is not None}
 
-    def on_base(self, status: BaseStatus) -> None:
-        """What a runtime calls when a base changes."""
-        spec = self._specs.get(status.key)
+    def on_base(self, runtime: str, status: BaseStatus) -> None:
+        """What is to be called when a base of a runtime changes."""
+        spec = self._specs.get((runtime, status.key))
         if spec is None:
             return
         detail = status.detail
@@ -109,8 +131,12 @@ class Pool:
         )
 
     def _tell(self, report: wire.WarmReport) -> None:
-        self._reports[base_key(report.base)] = report
+        self._reports[report.base] = report
         self._on_warm(report)
+
+    def _on_image(self, runtime: str, image: str, far: str) -> None:
+        for spec in [s for s, _ in self._wanted if (s.runtime, s.image) == (runtime, image)]:
+            self._tell(wire.WarmReport(base=spec, state="starting", unprepared=True, detail=far))
 
     def _loaded(self, loaded: wire.LoadedBase | None) -> LoadedEndpoint | None:
         if loaded is None:
@@ -129,30 +155,43 @@ class Pool:
         wanted = self._wanted
         unusable: set[wire.BaseSpec] = set()
         await self._hold(wanted, unusable)
-        for spec, _ in wanted:
-            if spec.loaded is None or self._bundles.has(spec.loaded.bundle):
-                continue
-            try:
+        missing = [spec for spec, _ in wanted if not self._here(spec)]
+        # Beside each other: an image may take minutes, and nobody else waits for it.
+        await asyncio.gather(*(self._bring(spec, wanted, unusable) for spec in missing))
+
+    async def _bring(
+        self, spec: wire.BaseSpec, wanted: list[tuple[wire.BaseSpec, int]], unusable: set[wire.BaseSpec]
+    ) -> None:
+        try:
+            await self.prepared(spec)
+            if spec.loaded is not None:
                 await self._bundles.ensure(spec.loaded.bundle)
-            except (HeadraceError, TimeoutError) as error:
-                unusable.add(spec)
-                self._tell(
-                    wire.WarmReport(base=spec, state="failed", detail=str(error) or "no answer in time")
-                )
-            else:
-                await self._hold(wanted, unusable)
+        except (RuntimeFailure, HeadraceError, TimeoutError, OSError) as error:
+            unusable.add(spec)
+            if self._images.has(spec):
+                detail = str(error) or "no answer in time"
+                self._tell(wire.WarmReport(base=spec, state="failed", detail=detail))
+        else:
+            await self._hold(wanted, unusable)
+
+    def _here(self, spec: wire.BaseSpec) -> bool:
+        """Whether all is here that a runtime needs to hold it."""
+        bundle = spec.loaded is None or self._bundles.has(spec.loaded.bundle)
+        return bundle and self._images.has(spec)
 
     async def _hold(self, wanted: list[tuple[wire.BaseSpec, int]], unusable: set[wire.BaseSpec]) -> None:
-        keys = {self.base(spec).key for spec, _ in wanted}
+        for spec, _ in wanted:
+            self.base(spec)
         # The specs of instances' bases are remembered as well: only what nobody holds is forgotten.
-        for key in [key for key in self._reports if key not in keys]:
-            del self._reports[key]
-        for name, runtime in self._runtimes.items():
-            here = [
-                (self.base(spec), spares)
-                for spec, spares in wanted
-                if spec.runtime == name
-                and spec not in unusable
-                and (spec.loaded is None or self._bundles.has(spec.loaded.bundle))
-            ]
-            await runtime.hold(here)
+        for spec in self._reports.keys() - {spec for spec, _ in wanted}:
+            del self._reports[spec]
+        for name in self._runtimes.names:
+            mine = [(s, n) for s, n in wanted if s.runtime == name and s not in unusable and self._here(s)]
+            if not mine and self._runtimes.now(name) is None:
+                continue
+            try:
+                runtime = await self._runtimes.get(name)
+                await runtime.hold([(self.base(spec), spares) for spec, spares in mine])
+            except RuntimeFailure as error:
+                for spec, _ in mine:
+                    self._tell(wire.WarmReport(base=spec, state="failed", detail=str(error)))

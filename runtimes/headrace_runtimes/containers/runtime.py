@@ -70,7 +70,7 @@ class ContainerRuntime:
         await asyncio.to_thread(self._dir.open)
         try:
             await self._driver.open(settings)
-            self._logs = LogStore(settings.log_dir, settings.log_bytes)
+            self._logs = settings.logs or LogStore(settings.log_dir, settings.log_bytes)
             self._maker = Maker(
                 self._driver, self._dir.sandboxes, self._dir.sockets, self._logs, self._remove
             )
@@ -101,7 +101,8 @@ class ContainerRuntime:
         while self._removing:
             await asyncio.wait(self._removing)
         await self._driver.close()
-        self._logs.close()
+        if self._settings.logs is None:
+            self._logs.close()
         await asyncio.to_thread(self._dir.remove)
 
     async def prepare(self, image: Image, progress: Progress | None = None) -> str:

@@ -93,7 +93,7 @@ class ProcessRuntime:
         if cgroups:
             self._dir.note_cgroup(cgroups.root)
         self._memory = MemoryGuard(cgroups)
-        self._logs = LogStore(settings.log_dir, settings.log_bytes)
+        self._logs = settings.logs or LogStore(settings.log_dir, settings.log_bytes)
         self._idle.set()
         self._closed = False
         self._pool = Pool(settings.zygote_bytes, self, on_base)
@@ -113,7 +113,8 @@ class ProcessRuntime:
         while self._ending:  # the end of a zygote has its own aftermath
             await asyncio.wait(self._ending)
         await self._memory.close()
-        self._logs.close()
+        if self._settings.logs is None:
+            self._logs.close()
         self._spawner.close()
         await asyncio.to_thread(self._dir.remove)
         self._uids.close()

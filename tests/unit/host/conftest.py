@@ -140,6 +140,9 @@ class FakeRuntime:
     async def open(self, settings: RuntimeSettings, on_base: Callable[[BaseStatus], None]) -> None:
         self.settings, self.on_base, self.is_open = settings, on_base, True
 
+    def capabilities(self) -> dict[str, str]:
+        return {"isolation": "it is a fake", "limits": "it is a fake"}
+
     async def close(self) -> None:
         self.is_open = False
 
@@ -215,6 +218,7 @@ async def agent(
             node="n1",
             labels={"zone": "a"},
             resources=wire.Resources(cpu=2, memory=1 << 30, gpu={"L4": 1, "H100": 2}),
+            runtimes=("process",),
             make_runtime=lambda name: runtime,
         )
     )

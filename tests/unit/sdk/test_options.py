@@ -105,12 +105,8 @@ def test_what_is_not_built_yet_is_refused_with_the_reason(option: str, value: An
     ],
 )
 def test_the_process_runtime_refuses_what_needs_a_file_system(image: headrace.Image) -> None:
-    def answer() -> int:
-        return 42
-
-    decorate = headrace.endpoint(image=image)
     with pytest.raises(UnsupportedOption, match=r'runtime="oci"|HEADRACE_FILES'):
-        decorate(answer)
+        headrace.endpoint(image=image)
 
 
 @pytest.mark.parametrize("runtime", ["oci", "docker"])
