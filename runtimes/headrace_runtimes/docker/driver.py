@@ -1,0 +1,290 @@
+"""`DockerDriver`: a container is what the daemon makes of our request, on a disk and in a cgroup of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import compileall
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from headrace_runtimes.base import Progress
+from headrace_runtimes.containers.driver import ContainerSpec, Root
+from headrace_runtimes.containers.sweep import Plan, mounted_below, sweep
+from headrace_runtimes.containers.watchdog import Watchdog
+from headrace_runtimes.docker import sweeper
+from headrace_runtimes.docker.api import Engine, Refused, socket_of
+from headrace_runtimes.docker.container import DockerContainer
+from headrace_runtimes.docker.daemon import Daemon, daemon_of
+from headrace_runtimes.docker.images import Images
+from headrace_runtimes.docker.request import ID_LABEL, RUN_LABEL, Place, creation, disk_places
+from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.images.build import BuildSettings
+from headrace_runtimes.images.definition import Image
+from headrace_runtimes.instance.leftovers import RunDir
+from headrace_runtimes.instance.uids import Uids
+from headrace_runtimes.oci import disk, seccomp
+from headrace_runtimes.oci.binary import find
+from headrace_runtimes.oci.cgroup import Cgroup, inner_path
+from headrace_runtimes.oci.directory import Directory
+from headrace_runtimes.oci.disk import Disk
+from headrace_runtimes.oci.network import Networks
+from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
+from headrace_runtimes.trees import remove_tree
+
+log = logging.getLogger("headrace.runtimes")
+
+NO_EGRESS = (
+    "Docker's own networks hold back neither addresses nor the cloud's metadata, and nobody else makes one: "
+    "use network host or none"
+)
+QUIET_S = ("0", "0", "1.0")
+"""The watchdog looks so often, the last time for what a daemon was still making."""
+
+
+class DockerDriver:
+    """See `containers.driver.Driver` and `runtime.DockerRuntime` for the arguments."""
+
+    name: ClassVar[str] = "docker"
+
+    def __init__(
+        self,
+        address: str | None = None,
+        networks: Networks | None = None,
+        build: BuildSettings | None = None,
+    ) -> None:
+        self._address, self._networks, self._build = address, networks, build
+        self._engine: Engine | None = None
+        self._daemon: Daemon | None = None
+        self._images: Images | None = None
+        self._watchdog: Watchdog | None = None
+        self._template: Path | None = None
+
+    def capabilities(self) -> Mapping[Capability, str]:
+        """See `Driver.capabilities`."""
+        why = ""
+        try:
+            path = socket_of(self._address)
+            if not os.path.exists(path):
+                why = f"there is no Docker daemon at {path}: apt-get install docker.io, or start it"
+        except PrepareFailed as failed:
+            why = str(failed).rstrip(".")
+        if not why and os.geteuid() != 0:
+            why = "the host does not run as root"
+        no: dict[Capability, str] = {
+            "fork": "containers are not forked from each other",
+            "checkpoint": "Docker's checkpoints are an experiment of its daemon",
+            "devices": "accelerators are not passed to containers of Docker yet: use the oci runtime",
+        }
+        if self._networks is None:
+            no["networks"] = NO_EGRESS
+        if seccomp.profile(platform.machine()) is None:
+            no["isolation"] = f"there is no system call filter for {platform.machine()}"
+        elif self._daemon is not None and not self._daemon.seccomp:
+            no["isolation"] = "the daemon was built without system call filters"
+        return {name: no.get(name, why) for name in CAPABILITIES}
+
+    async def open(self, settings: RuntimeSettings) -> None:
+        """See `Driver.open`."""
+        if os.geteuid() != 0:
+            raise PrepareFailed("The docker runtime cannot run here: the host does not run as root.")
+        self._settings = settings
+        self._socket = socket_of(self._address)
+        self._tag = hashlib.sha256(f"docker {settings.run_dir}".encode()).hexdigest()[:10]
+        self._directory = Directory(settings.run_dir / "c")
+        self._uids = Uids(settings.uid_lock_dir, settings.first_uid, settings.uid_count)
+        self._engine = Engine(self._socket)
+        await self._engine.open()
+        try:
+            self._daemon = daemon_of(await self._engine.call("GET", "/info"), os.uname().release)
+        except BaseException:
+            await self._engine.close()
+            self._engine = None
+            raise
+        self._cgroups = self._daemon.cgroups(inner_path(settings.cgroup_parent), self._tag)
+        kept = settings.images_dir
+        self._images_dir = kept or settings.run_dir / "images"
+        self._images = Images(
+            self._engine, self._images_dir, settings.python, "" if kept is not None else f"-{self._tag}"
+        )
+        try:
+            lock = await asyncio.to_thread(self._directory.open)
+            await asyncio.to_thread(self._prepare_ground)
+            if self._networks is not None:
+                await self._networks.open(settings, self._tag)
+            self._watchdog = Watchdog(sys.executable, self._plan(QUIET_S), (lock,))
+            await self._watchdog.ensure()
+        except OSError as error:
+            await asyncio.shield(self.close())
+            raise PrepareFailed(
+                f"Cannot use {self._directory.path}: {error}. Choose another run directory."
+            ) from error
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
+
+    async def close(self) -> None:
+        """See `Driver.close`."""
+        if self._engine is None or self._images is None:
+            return
+        await asyncio.to_thread(self._sweep)
+        if self._networks is not None:
+            await self._networks.close()
+        if self._watchdog is not None:
+            await self._watchdog.close()
+            self._watchdog = None
+        await self._images.close()
+        await self._engine.close()
+        self._engine = None
+        self._uids.close()
+        self._directory.close()
+        if self._settings.images_dir is None:
+            await asyncio.to_thread(remove_tree, self._images_dir)
+
+    async def prepare(self, image: Image, progress: Progress | None) -> Root:
+        """See `Driver.prepare`."""
+        assert self._images is not None
+        if not image.digest:
+            return await self._images.plain()
+        settings = self._build or BuildSettings(
+            host_python=self._settings.python, runc=find(None)[0] or "runc",
+            seccomp=seccomp.profile(platform.machine()),
+        )  # fmt: skip
+        return await self._images.built(image, progress, settings)
+
+    async def create(self, spec: ContainerSpec) -> DockerContainer:
+        """See `Driver.create`."""
+        assert self._watchdog is not None
+        assert self._engine is not None
+        assert self._daemon is not None
+        assert self._images is not None
+        if spec.network.mode == "egress" and self._networks is None:
+            raise PrepareFailed(f"The network egress cannot be had from Docker: {NO_EGRESS}.")
+        await self._watchdog.ensure()
+        uid = self._uids.take()
+        assert uid is not None
+        directory = self._directory.path / spec.id
+        own = Disk(directory / "disk", directory / "image" if self._template is not None else None)
+        cgroup = Cgroup(f"{self._cgroups}/{spec.id}" if self._daemon.own_cgroups else self._cgroups)
+        container = DockerContainer(
+            spec, uid=uid, disk=own, cgroup=cgroup, engine=self._engine, remove=self._clean_up
+        )
+        place = Place(
+            engine=str(self._settings.engine_dir), disk=str(own.path), uid=uid, tag=self._tag,
+            cgroup_parent=self._daemon.parent(self._cgroups, spec.id),
+            seccomp=seccomp.profile(platform.machine()), remapped=self._daemon.remapped,
+            volumes=self._images.volumes.get(spec.root.reference, ()),
+        )  # fmt: skip
+        try:
+            await _to_the_end(asyncio.to_thread(lay_out, own, self._template, uid, place.volumes))
+            await _to_the_end(self._start(container, creation(spec, place)))
+        except OSError as error:
+            await asyncio.shield(container.remove())
+            raise PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
+        except BaseException:
+            await asyncio.shield(container.remove())
+            raise
+        return container
+
+    async def list_owned(self) -> list[Owned]:
+        """See `Driver.list_owned`."""
+        assert self._engine is not None
+        query = {"all": "1", "filters": f'{{"label":["{RUN_LABEL}={self._tag}"]}}'}
+        told = await self._engine.call("GET", "/containers/json", query=query)
+        found = [Owned("container", str(one["Labels"].get(ID_LABEL, one["Id"]))) for one in told or ()]
+        found += await asyncio.to_thread(self._owned)
+        return found + (await self._networks.list_owned() if self._networks is not None else [])
+
+    async def _start(self, container: DockerContainer, request: dict[str, Any]) -> None:
+        assert self._engine is not None
+        query = {"name": f"headrace-{self._tag}-{container.id}"}
+        container.name = str(
+            (await self._engine.call("POST", "/containers/create", request, query=query))["Id"]
+        )
+        await self._engine.call("POST", f"/containers/{container.name}/start")
+        await container.started()
+
+    async def _clean_up(self, container: DockerContainer) -> None:
+        """Take away what is left of one container, whose processes are dead."""
+        if container.name and self._engine is not None:
+            query = {"force": "1", "v": "1"}
+            try:
+                await self._engine.call("DELETE", f"/containers/{container.name}", query=query)
+            except Refused as refused:
+                if refused.status not in {404, 409}:
+                    log.warning("The container %s stays until the next start: %s", container.id, refused)
+        cgroups = container.cgroup.directories()
+        gone = await asyncio.to_thread(sweep, Plan(str(container.directory), tuple(map(str, cgroups))))
+        if self._networks is not None:
+            await self._networks.remove(container.id)
+        if gone:
+            self._uids.give_back(container.uid)
+
+    def _prepare_ground(self) -> None:
+        self._sweep()
+        self._directory.make_again()
+        self._uids.open()
+        self._images_dir.mkdir(0o711, parents=True, exist_ok=True)
+        for place in Cgroup(self._cgroups).places() if self._daemon and self._daemon.own_cgroups else ():
+            # Ours from now on: another host that closes must not remove what is above it under our hands.
+            with contextlib.suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
+        # Containers see the engine read-only: what is not compiled here, each of them compiles anew.
+        compileall.compile_dir(str(self._settings.engine_dir), maxlevels=0, quiet=2)
+        try:
+            self._template = disk.make_template(self._directory.path / ".disk")
+        except PrepareFailed as failed:
+            self._template = None
+            log.warning("%s Containers write to memory instead, which counts for their limit.", failed)
+
+    def _plan(self, quiet_s: Sequence[str]) -> Plan:
+        run_dir = RunDir(self._settings.run_dir)
+        hooks = [(sys.executable, "-I", "-S", sweeper.__file__, self._socket, self._tag, s) for s in quiet_s]
+        return Plan(
+            directory=str(self._directory.path),
+            cgroups=tuple(map(str, Cgroup(self._cgroups).places())),
+            hooks=(*hooks, *(self._networks.sweep_commands() if self._networks is not None else ())),
+            emptied=(str(run_dir.sandboxes), str(run_dir.sockets)),
+        )
+
+    def _sweep(self) -> None:
+        """What is left of all containers, ours or a predecessor's; the directory stays, empty."""
+        sweep(self._plan(QUIET_S[:1]))
+        for path in Cgroup(str(Path(self._cgroups).parent)).directories():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        self._directory.make_again()
+
+    def _owned(self) -> list[Owned]:
+        found = [Owned("mount", where) for where in mounted_below(self._directory.path)]
+        for place in Cgroup(self._cgroups).directories():
+            found += [Owned("cgroup", str(p)) for p in place.iterdir() if p.is_dir()]
+        return found
+
+
+def lay_out(own: Disk, template: Path | None, uid: int, volumes: Sequence[str]) -> None:
+    """Mount the disk, with a directory for each place. Blocks for milliseconds. Raises ``OSError``."""
+    own.path.parent.mkdir(mode=0o711)
+    own.path.mkdir()
+    own.mount(template)
+    for name in disk_places(volumes).values():
+        path = own.path / name
+        path.mkdir()
+        os.chown(path, uid, uid)
+        path.chmod(0o1777 if name.endswith("tmp") else 0o755)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Who is cancelled waits for it all the same: what it makes must be there to be removed."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
