@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headrace.sdk.job import Job as Job
     from headrace.sdk.probes import Probe as Probe
     from headrace.sdk.probes import Probes as Probes
+    from headrace.sdk.secrets import Secret as Secret
     from headrace.sdk.spec import Batch as Batch
     from headrace.sdk.spec import EndpointSpec as EndpointSpec
     from headrace.sdk.spec import Gpu as Gpu
@@ -40,6 +41,7 @@ _HOMES = {
     "Probes": "headrace.sdk.probes",
     "Queue": "headrace.sdk.spec",
     "Scaling": "headrace.sdk.spec",
+    "Secret": "headrace.sdk.secrets",
     "Weights": "headrace.sdk.weights",
     "endpoint": "headrace.sdk.endpoint",
     "traceparent": "headrace.sdk.context",
@@ -60,6 +62,7 @@ __all__ = [
     "Probes",
     "Queue",
     "Scaling",
+    "Secret",
     "Weights",
     "endpoint",
     "traceparent",

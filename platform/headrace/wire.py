@@ -11,6 +11,7 @@ Times are seconds since the Unix epoch where named ``..._at``, durations in seco
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -71,6 +72,28 @@ class Error(Message, frozen=True, kw_only=True):
 # --- shared values ---------------------------------------------------------------------------
 
 
+class SecretRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A secret that an endpoint gets, without its value."""
+
+    name: str
+    version: int
+    """0: nobody has set it."""
+    env: bool = False
+    """A variable as well as a file."""
+
+
+class SecretValues(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Values of secrets by name; only links between control and hosts carry them, and nothing shows them."""
+
+    values: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"SecretValues({len(self.values)})"
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        yield "count", len(self.values)
+
+
 class BaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a zygote is made for; equal values share one zygote (and its warm children)."""
 
@@ -98,8 +121,10 @@ class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
     env_hash: str
     handler: str = "class"
     env: tuple[tuple[str, str], ...] = ()
-    """Environment (and secrets) that ``load`` sees; sorted pairs, so that equal bases are equal."""
+    """Environment that ``load`` sees; sorted pairs, so that equal bases are equal."""
     load_timeout_s: float = 600.0
+    secrets: tuple[SecretRef, ...] = ()
+    """What ``load`` sees beside it: a new version of one is another base."""
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -163,6 +188,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpu_limit: float | None = None
     gpu: tuple[tuple[str, int], ...] = ()
     max_body: int = 32 << 20
+    secrets: tuple[SecretRef, ...] = ()
     weights: tuple[WeightsSpec, ...] = ()
     probes: Probes = Probes()
 
@@ -338,6 +364,13 @@ class ApiCall(Message, frozen=True, kw_only=True):
     project: str = "default"
     key_id: str = ""
     scopes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        # A body may hold a secret.
+        return f"ApiCall({self.method} {self.path}, {len(self.body)} bytes)"
+
+    def __rich_repr__(self) -> Iterator[str]:
+        yield repr(self)
 
 
 class ApiReply(Message, frozen=True, kw_only=True):
@@ -533,6 +566,10 @@ class StartInstance(Message, frozen=True, kw_only=True):
     claim_s: float = 0.0
     after: tuple[str, ...] = ()
     """Instances that are giving way to it: it takes their accelerators as soon as these are free."""
+    secrets: SecretValues = SecretValues()
+    """Of ``spec.secrets``."""
+    refused: str = ""
+    """Why it cannot be started although there is room: it fails with that."""
 
 
 class StopInstance(Message, frozen=True, kw_only=True):
@@ -570,6 +607,8 @@ class SetWarm(Message, frozen=True, kw_only=True):
 
     epoch: int
     bases: list[tuple[BaseSpec, int]]
+    secrets: SecretValues = SecretValues()
+    """Of loaded bases, by ``project/name@version``."""
 
 
 class ReadLogs(Message, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from headrace.sdk import local
 from headrace.sdk.handlers import Handler, call_kind, examine
 from headrace.sdk.image import Image
 from headrace.sdk.options import build_spec, default_name
+from headrace.sdk.secrets import Secret
 from headrace.sdk.spec import (
     Api,
     Batch,
@@ -185,7 +186,7 @@ def endpoint(
     max_body: int | str = ...,
     placement: Placement = ...,
     env: Mapping[str, str] = ...,
-    secrets: Sequence[str] = ...,
+    secrets: Sequence[str | Secret] = ...,
     weights: str | Weights | Sequence[str | Weights] = ...,
     api: Api = ...,
     **unknown: Never,

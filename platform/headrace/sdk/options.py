@@ -13,6 +13,7 @@ from typing import Any, get_args
 from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.image import check_image, image_of_option
 from headrace.sdk.probes import Probes
+from headrace.sdk.secrets import secrets_of_option
 from headrace.sdk.spec import (
     MIB,
     NAME_PATTERN,
@@ -182,14 +183,6 @@ def _choice(
     return check
 
 
-def _later(option: str, reason: str) -> Callable[[Any, dict[str, Any]], None]:
-    def check(value: Any, fields: dict[str, Any]) -> None:
-        if value not in (None, [], (), {}):
-            raise UnsupportedOption(f"{option} is not built yet: {reason}. Leave it out.")
-
-    return check
-
-
 def _batch(value: Any, fields: dict[str, Any]) -> None:
     if value is not None:
         _value_of("batch", Batch)(value, fields)
@@ -260,6 +253,10 @@ def _env(value: Any, fields: dict[str, Any]) -> None:
     fields["env"] = dict(value)
 
 
+def _secrets(value: Any, fields: dict[str, Any]) -> None:
+    fields["secrets"] = secrets_of_option(value)
+
+
 def _weights(value: Any, fields: dict[str, Any]) -> None:
     fields["weights"] = weights_of_option(value)
 
@@ -287,7 +284,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "placement": _value_of("placement", Placement),
     "probes": _value_of("probes", Probes),
     "env": _env,
-    "secrets": _later("secrets", "the store keeps none yet"),
+    "secrets": _secrets,
     "weights": _weights,
     "api": _choice("api", get_args(Api), {}),
 }
@@ -302,6 +299,7 @@ _SINGLE = (
     "preload",
     "max_body",
     "env",
+    "secrets",
     "weights",
 )
 """Options that are a member of the spec under the same name, and are not checked by their own type."""

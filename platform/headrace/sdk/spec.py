@@ -13,6 +13,7 @@ import msgspec
 
 from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.probes import Probes
+from headrace.sdk.secrets import Secret, check_variables
 from headrace.sdk.values import Value as _Value
 from headrace.sdk.values import checked_number as _checked_number
 from headrace.sdk.weights import Weights
@@ -238,6 +239,8 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     max_body: int = 32 * MIB
     placement: Placement = Placement()
     env: dict[str, str] = {}
+    secrets: tuple[Secret, ...] = ()
+    """Stored secrets that instances get, by name."""
     weights: tuple[Weights, ...] = ()
     """Files that hosts fetch, keep, and show to the instances."""
     probes: Probes = Probes()
@@ -253,6 +256,7 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
                 f"endpoint name {self.name!r}: use 1-63 of a-z, 0-9 and '-', not first or last.",
                 hint='Give one with @headrace.endpoint(name="...").',
             )
+        check_variables(self.secrets, self.env)
         if self.weights and self.snapshot == "loaded":
             raise SpecError(
                 'weights are not there yet when snapshot="loaded" runs load().',
