@@ -65,8 +65,11 @@ class Container(Protocol):
         """Show a directory of the host in it, read-only. Raises `PrepareFailed`."""
         ...
 
-    async def furnish(self, assignment: Assignment) -> None:
-        """Limits, devices and network rules. Raises `PrepareFailed`."""
+    async def furnish(self, assignment: Assignment) -> Mapping[str, str]:
+        """Limits, devices and network rules. Raises `PrepareFailed`.
+
+        Variables that count more than the assignment's: how its accelerators are numbered inside.
+        """
         ...
 
     def signal(self, number: int) -> None:

@@ -127,12 +127,12 @@ class ContainerFrame:
             await self._show_code(assignment.code_dir)
             for source, target in assignment.mounts:
                 await self.container.mount(source, target)
-            await self.container.furnish(assignment)
+            env = await self.container.furnish(assignment)
         except BaseException:
             home.listener.close()
             home.remove()
             raise
-        return Furnished(home, CODE, HOME)
+        return Furnished(home, CODE, HOME, env)
 
     async def _show_code(self, code_dir: Path) -> None:
         if self.code is None:

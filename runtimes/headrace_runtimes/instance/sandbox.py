@@ -7,7 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from headrace_runtimes.errors import AssignFailed, NotSupported, SandboxGone, WrongState
@@ -47,6 +47,8 @@ class Furnished:
     home: Home
     code: str
     directory: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables that count more than the assignment's."""
 
 
 class Frame(Protocol):
@@ -175,7 +177,8 @@ class EngineSandbox:
         packet: Packet = {
             "op": "assign", "id": a.id, "endpoint": a.endpoint, "version": a.version,
             "code": furnished.code, "entry": a.entry, "handler": a.handler, "token": a.token,
-            "env": sandbox_env(a), "dir": furnished.directory, "concurrency": a.concurrency,
+            "env": sandbox_env(a) | dict(furnished.env), "dir": furnished.directory,
+            "concurrency": a.concurrency,
             "batch_max_size": a.batch_max_size, "batch_max_wait_ms": a.batch_max_wait_ms,
             "timeout": a.timeout_s, "load_timeout": a.load_timeout_s, "max_body": a.max_body,
             "nofile": NOFILE, "secrets": dict(a.secrets), "secrets_env": list(a.secrets_env),

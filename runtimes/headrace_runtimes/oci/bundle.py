@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.containers.driver import DOOR_DIR, ENGINE, SECRETS, ContainerSpec
+from headrace_runtimes.devices.edits import Edits, Node, into_oci, oci_rules
 from headrace_runtimes.oci.slots import ID_COUNT
 
 CAPABILITY_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
@@ -33,7 +34,12 @@ class Place:
     """The host's uid of the container's uid 0."""
     seccomp: Mapping[str, Any] | None = None
     netns: str | None = None
-    devices: Sequence[Mapping[str, Any]] = field(default=())
+    sys: Path | None = None
+    """``/sys`` as those in ``netns`` see it."""
+    edits: Edits = field(default_factory=Edits)
+    """What accelerators need from the creation on."""
+    later: Sequence[Node] = ()
+    """Devices that it may be assigned, where nothing can be allowed afterwards; it sees none of them yet."""
 
 
 def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
@@ -50,11 +56,14 @@ def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
         "namespaces": namespaces, "uidMappings": mapping, "gidMappings": mapping,
         "maskedPaths": list(MASKED), "readonlyPaths": list(READ_ONLY),
         "cgroupsPath": place.cgroup, "rootfsPropagation": "private",
-        "resources": {"pids": {"limit": PIDS_LIMIT}, "devices": [{"allow": False, "access": "rwm"}]},
+        "resources": {
+            "pids": {"limit": PIDS_LIMIT},
+            "devices": [{"allow": False, "access": "rwm"}, *oci_rules(place.later)],
+        },
     }  # fmt: skip
     if place.seccomp is not None:
         linux["seccomp"] = dict(place.seccomp)
-    return {
+    made: dict[str, Any] = {
         "ociVersion": "1.0.2",
         "hostname": "sandbox",
         "process": process_of(spec.argv, spec.env, "/"),
@@ -62,6 +71,7 @@ def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
         "mounts": _mounts(spec, place),
         "linux": linux,
     }  # fmt: skip
+    return into_oci(made, place.edits)
 
 
 def process_of(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> dict[str, Any]:
@@ -83,8 +93,7 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
         _mount("/dev/pts", "devpts", "devpts", *quiet[:2], "newinstance", "ptmxmode=0666", "mode=0620"),
         _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
-        _mount("/sys", "none", "/sys", "rbind", "rro", *quiet) if spec.network.mode == "host"
-        else _mount("/sys", "sysfs", "sysfs", *quiet, "ro"),
+        _sys(spec, place, quiet),
         _mount(SECRETS, "tmpfs", "secrets", *quiet, "mode=700", "size=4m"),
         _mount(ENGINE, "bind", str(place.engine), "bind", "ro", "nosuid", "nodev"),
         _mount(DOOR_DIR, "bind", str(spec.door_dir), "bind", "ro", *quiet),
@@ -93,6 +102,12 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
             for source, target in spec.root.binds
         ),
     ]  # fmt: skip
+
+
+def _sys(spec: ContainerSpec, place: Place, quiet: tuple[str, ...]) -> dict[str, Any]:
+    if place.sys is None and spec.network.mode != "host":
+        return _mount("/sys", "sysfs", "sysfs", *quiet, "ro")
+    return _mount("/sys", "none", str(place.sys or "/sys"), "rbind", "rro", *quiet)
 
 
 def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:

@@ -20,14 +20,14 @@ class Cgroup:
     def __init__(self, path: str, root: Path = ROOT) -> None:
         self._path = path.lstrip("/")
         self._root = root
-        self._unified = (root / "cgroup.controllers").exists()
+        self.unified = (root / "cgroup.controllers").exists()
 
     def _dir(self, controller: str) -> Path:
-        return self._root / self._path if self._unified else self._root / controller / self._path
+        return self._root / self._path if self.unified else self._root / controller / self._path
 
     def places(self) -> list[Path]:
         """Where it is, or would be: one directory of each hierarchy."""
-        if self._unified:
+        if self.unified:
             return [self._root / self._path]
         with contextlib.suppress(OSError):
             # ``cpu`` may be a link to ``cpu,cpuacct``.
@@ -40,7 +40,7 @@ class Cgroup:
 
     def limit_memory(self, count: int) -> None:
         """Bytes, swap included. Raises ``OSError``."""
-        if self._unified:
+        if self.unified:
             self._write("memory", "memory.max", count)
             with contextlib.suppress(OSError):
                 self._write("memory", "memory.swap.max", 0)
@@ -58,7 +58,7 @@ class Cgroup:
     def limit_cpu(self, cores: float) -> None:
         """Raises ``OSError``."""
         quota = max(1000, int(cores * CPU_PERIOD_US))
-        if self._unified:
+        if self.unified:
             self._write("cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}")
         else:
             self._write("cpu", "cpu.cfs_period_us", CPU_PERIOD_US)
@@ -75,21 +75,29 @@ class Cgroup:
         that go to the device at once, are held back.
         """
         for device in devices:
-            if self._unified:
+            if self.unified:
                 self._write("io", "io.max", f"{device} rbps={bytes_s} wbps={bytes_s}")
             else:
                 for name in ("read", "write"):
                     self._write("blkio", f"blkio.throttle.{name}_bps_device", f"{device} {bytes_s}")
 
+    def allow_device(self, rule: str) -> None:
+        """Let it use a device, as ``c 195:0 rw``. Raises ``OSError``.
+
+        Version 2 asks a program that was given at the creation: there the rule must have been in it.
+        """
+        if not self.unified:
+            self._write("devices", "devices.allow", rule)
+
     def oom_killed(self) -> bool:
         """Whether the kernel has killed in it for memory."""
-        name = "memory.events" if self._unified else "memory.oom_control"
+        name = "memory.events" if self.unified else "memory.oom_control"
         pairs = (line.split() for line in self._read("memory", name).splitlines())
         return any(p[0] == "oom_kill" and p[1] != "0" for p in pairs if len(p) == 2)
 
     def use(self) -> Stats | None:
         """What all of its processes use; None when it is gone. Page cache that can go is not counted."""
-        if self._unified:
+        if self.unified:
             held = self._number("memory", "memory.current")
             pairs = dict(
                 p for line in self._read("cpu", "cpu.stat").splitlines() if len(p := line.split()) == 2
@@ -108,14 +116,14 @@ class Cgroup:
 
     def freeze(self, on: bool) -> None:
         """Stop or go on. Raises ``OSError``."""
-        if self._unified:
+        if self.unified:
             self._write("freezer", "cgroup.freeze", int(on))
         else:
             self._write("freezer", "freezer.state", "FROZEN" if on else "THAWED")
 
     def frozen(self) -> bool:
         """Whether all of its processes stand still."""
-        if self._unified:
+        if self.unified:
             return "frozen 1" in self._read("freezer", "cgroup.events")
         return self._read("freezer", "freezer.state").strip() == "FROZEN"
 
@@ -132,9 +140,9 @@ class Cgroup:
         return []
 
     def _io(self) -> int | None:
-        name = "io.stat" if self._unified else "blkio.throttle.io_service_bytes"
-        text = self._read("io" if self._unified else "blkio", name)
-        if self._unified:
+        name = "io.stat" if self.unified else "blkio.throttle.io_service_bytes"
+        text = self._read("io" if self.unified else "blkio", name)
+        if self.unified:
             fields = (f.partition("=") for line in text.splitlines() for f in line.split()[1:])
             return sum(int(v) for k, _, v in fields if k in {"rbytes", "wbytes"})
         rows = (line.split() for line in text.splitlines())

@@ -18,6 +18,8 @@ from headrace_runtimes.base import Progress
 from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.containers.sweep import Plan, mounted_below, sweep
 from headrace_runtimes.containers.watchdog import Watchdog
+from headrace_runtimes.devices.machine import Machine
+from headrace_runtimes.devices.machine import find as find_devices
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
@@ -43,7 +45,8 @@ class OciDriver:
     """See `containers.driver.Driver`. ``binary``: a name or path, None for the first that is installed.
 
     ``networks`` makes network namespaces; without it ``egress`` reaches nothing. ``build`` says with what
-    images are built; None: on the host's own Python.
+    images are built; None: on the host's own Python. ``devices``: the root of the tree
+    whose accelerators can be assigned.
     """
 
     name: ClassVar[str] = "oci"
@@ -53,8 +56,11 @@ class OciDriver:
         binary: str | None = None,
         networks: Networks | None = None,
         build: BuildSettings | None = None,
+        devices: Path = Path("/"),
     ) -> None:
         self._build = build
+        self._devices = devices
+        self._machine: Machine | None = None
         self._store: Store | None = None
         self._pins = contextlib.ExitStack()
         self._chosen = binary
@@ -72,7 +78,10 @@ class OciDriver:
         }
         if not why and seccomp.profile(platform.machine()) is None:
             no["isolation"] = f"there is no system call filter for {platform.machine()}"
-        return {name: no.get(name, why) for name in CAPABILITIES}
+        if not why:
+            # Cheap enough to look again: a driver that is loaded late is found by the next host.
+            no["devices"] = (self._machine or find_devices(self._devices)).why_none()
+        return {name: no.get(name) or why for name in CAPABILITIES}
 
     async def open(self, settings: RuntimeSettings) -> None:
         """See `Driver.open`."""
@@ -149,6 +158,8 @@ class OciDriver:
         first_id = self._slots.take()
         own = own_of(self._ground, self._directory.path / spec.id, f"{self._cgroups}/{spec.id}", first_id)
         container = OciContainer(spec, own, self._binary, self._clean_up)
+        if self._machine is not None:
+            container.machine, container.owner, container.root = self._machine, first_id, first_id
         try:
             netns = await self._networks.make(spec.id, first_id, spec.network)
             await _to_the_end(lay_out, self._ground, spec, own, netns)
@@ -178,6 +189,7 @@ class OciDriver:
     def _prepare_ground(self) -> None:
         self._sweep()
         self._binary.version()
+        self._machine = find_devices(self._devices)
         self._slots.open()
         self._images.mkdir(0o711, parents=True, exist_ok=True)
         self._binary.state.mkdir(0o711)
@@ -197,6 +209,8 @@ class OciDriver:
             template=template,
             seccomp=seccomp.profile(platform.machine()),
             idmap=can_map(self._images, self._directory.path / ".probe"),
+            edits=self._machine.at_creation(),
+            later=self._machine.nodes() if Cgroup(self._cgroups).unified else (),
         )
 
     def _plan(self) -> Plan:

@@ -7,8 +7,12 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+from headrace_runtimes.devices.edits import Edits, join_env
+from headrace_runtimes.devices.machine import Machine
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance.home import sandbox_env
 from headrace_runtimes.oci import mounts
@@ -32,6 +36,10 @@ class KernelContainer:
         self.directory, self.disk, self.cgroup = directory, disk, cgroup
         self.leaf = cgroup
         """Where its processes are, when that is below ``cgroup``: version 1 holds IO back only there."""
+        self.machine = Machine()
+        """Whose accelerators it may be assigned."""
+        self.owner, self.root = 0, 0
+        """Host's ids: whose its device nodes are, and who may make files in its ``/dev``."""
         self._env = env
         self._pidfd = -1
         self._removed: asyncio.Task[None] | None = None
@@ -43,34 +51,31 @@ class KernelContainer:
 
     async def mount(self, source: Path, target: str) -> None:
         """See `Container.mount`."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        await _apart(partial(mounts.show, self.pid, source, target))
 
-        def settle(error: BaseException | None) -> None:
-            if not done.done():
-                done.set_exception(error) if error else done.set_result(None)
-
-        def work() -> None:
-            try:
-                mounts.show(self.pid, source, target)
-            except BaseException as error:
-                loop.call_soon_threadsafe(settle, error)
-            else:
-                loop.call_soon_threadsafe(settle, None)
-
-        # A thread of its own: it changes namespaces and ends.
-        threading.Thread(target=work, name="show", daemon=True).start()
-        await done
-
-    async def furnish(self, assignment: Assignment) -> None:
+    async def furnish(self, assignment: Assignment) -> Mapping[str, str]:
         """See `Container.furnish`."""
-        self._env |= sandbox_env(assignment)
+        edits = self.machine.at_assignment(assignment.gpu_indices)
+        given = join_env(self.machine.at_creation().env, edits.env)
+        self._env = join_env(self._env | sandbox_env(assignment), given)
+        if edits.nodes or edits.binds:
+            await self._show_devices(edits)
         limits = (
             assignment.memory_limit, assignment.cpu_limit, assignment.pids_limit, assignment.io_limit,
             assignment.disk_limit,
         )  # fmt: skip
         if any(limit is not None for limit in limits):
             await asyncio.to_thread(self._limit, assignment)
+        return edits.env
+
+    async def _show_devices(self, edits: Edits) -> None:
+        try:
+            for node in edits.nodes:
+                self.leaf.allow_device(node.rule)
+        except OSError as error:
+            raise PrepareFailed(f"The devices cannot be allowed to {self.id}: {error}.") from error
+        show = partial(mounts.show_devices, owner=self.owner, root=self.root)
+        await _apart(partial(show, self.pid, edits.nodes, edits.binds, self.directory / "devices"))
 
     def _limit(self, assignment: Assignment) -> None:
         what = ""
@@ -153,3 +158,24 @@ class KernelContainer:
     async def _clean_up(self) -> None:
         """Its processes are dead: take away what there is on the host."""
         raise NotImplementedError
+
+
+async def _apart(work: Callable[[], None]) -> None:
+    """Do it in a thread of its own, which changes namespaces and ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(None)
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            loop.call_soon_threadsafe(settle, error)
+        else:
+            loop.call_soon_threadsafe(settle, None)
+
+    threading.Thread(target=run, name="show", daemon=True).start()
+    await done

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SECRETS, ContainerSpec
+from headrace_runtimes.devices.edits import Edits, Node
 from headrace_runtimes.oci import mounts, syscalls
 from headrace_runtimes.oci.bundle import Place, configuration
 from headrace_runtimes.oci.disk import Disk
@@ -29,6 +30,10 @@ class Ground:
     seccomp: Mapping[str, Any] | None
     idmap: bool
     """Whether layers can be shown with their owners shifted; else those appear as nobody's."""
+    edits: Edits = field(default_factory=Edits)
+    """What accelerators need from a container's creation on."""
+    later: Sequence[Node] = ()
+    """See `Place`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) ->
     mounts.overlay(_lower(ground, layers, directory, first_id), upper, work, directory / "root")
     place = Place(
         root=directory / "root", engine=ground.engine, cgroup=own.cgroup, uid=first_id,
-        seccomp=ground.seccomp, netns=netns,
+        seccomp=ground.seccomp, netns=netns, edits=ground.edits, later=ground.later,
     )  # fmt: skip
     (directory / "config.json").write_text(json.dumps(configuration(spec, place)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from headrace_runtimes.containers.runtime import ContainerRuntime
@@ -14,7 +15,8 @@ class OciRuntime(ContainerRuntime):
     """Sandboxes in namespaces of their own; see `containers.runtime`.
 
     ``binary``: the low-level runtime, a name or a path; None takes the first of runc, crun and youki that is
-    installed. ``networks`` makes network namespaces for ``egress``; ``build``: with what images are built.
+    installed. ``networks`` makes network namespaces for ``egress``; ``build``: with what
+    images are built; ``devices``: the root of the tree whose accelerators can be assigned.
     """
 
     name: ClassVar[str] = "oci"
@@ -24,5 +26,6 @@ class OciRuntime(ContainerRuntime):
         binary: str | None = None,
         networks: Networks | None = None,
         build: BuildSettings | None = None,
+        devices: Path = Path("/"),
     ) -> None:
-        super().__init__(OciDriver(binary, networks, build))
+        super().__init__(OciDriver(binary, networks, build, devices))
