@@ -90,8 +90,8 @@ class Network:
     """``none``: loopback only; ``host``: the host's own network; ``egress``: out through the host."""
     allow: tuple[str, ...] = ()
     """For ``egress``: host names (also ``*.name``), addresses and networks that may be reached; ``*`` or
-    nothing: all public ones. Private addresses and the host's own are reached only when they, or the name that
-    leads to them, are in the list itself."""
+    nothing: all public ones. Private addresses and the host's own are reached only when they, or the name
+    that leads to them, are in the list itself."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,8 @@ class Exit:
     traceback: str = ""
     code: int | None = None
     signal: int | None = None
+    log: tuple[str, ...] = ()
+    """Its last lines, oldest first; some kilobytes at most."""
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ from headrace_runtimes.images.hostroot import make_host_root
 from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
+from headrace_runtimes.network.egress import Egress
 from headrace_runtimes.oci import disk, seccomp
 from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
 from headrace_runtimes.oci.container import OciContainer
 from headrace_runtimes.oci.directory import Directory
 from headrace_runtimes.oci.layout import Ground, can_map, lay_out, own_of
-from headrace_runtimes.oci.network import LoopbackOnly, Networks
+from headrace_runtimes.oci.network import Networks
 from headrace_runtimes.oci.slots import Slots
 from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
 from headrace_runtimes.trees import remove_tree
@@ -44,7 +45,7 @@ log = logging.getLogger("headrace.runtimes")
 class OciDriver:
     """See `containers.driver.Driver`. ``binary``: a name or path, None for the first that is installed.
 
-    ``networks`` makes network namespaces; without it ``egress`` reaches nothing. ``build`` says with what
+    ``networks`` makes network namespaces, None: `network.egress.Egress`. ``build`` says with what
     images are built; None: on the host's own Python. ``devices``: the root of the tree
     whose accelerators can be assigned.
     """
@@ -64,7 +65,7 @@ class OciDriver:
         self._store: Store | None = None
         self._pins = contextlib.ExitStack()
         self._chosen = binary
-        self._networks: Networks = networks or LoopbackOnly()
+        self._networks: Networks = networks or Egress()
         self._watchdog: Watchdog | None = None
 
     def capabilities(self) -> Mapping[Capability, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SECRETS, ContainerSpec
 from headrace_runtimes.devices.edits import Edits, Node
+from headrace_runtimes.network.rules import RESOLVER
 from headrace_runtimes.oci import mounts, syscalls
 from headrace_runtimes.oci.bundle import Place, configuration
 from headrace_runtimes.oci.disk import Disk
@@ -65,6 +66,11 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) ->
     upper, work = own.disk.path / "upper", own.disk.path / "work"
     for made in (upper, work, *(upper / name.lstrip("/") for name in OWN)):
         made.mkdir(parents=True, exist_ok=True)
+    if netns is not None:
+        (directory / "sys").mkdir()
+        mounts.sysfs(netns, directory / "sys")
+        (upper / "etc").mkdir()
+        (upper / "etc" / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:3 attempts:3\n")
     for path in (upper, *upper.rglob("*")):
         os.chown(path, first_id, first_id)
         path.chmod(0o755)
@@ -73,7 +79,8 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) ->
     mounts.overlay(_lower(ground, layers, directory, first_id), upper, work, directory / "root")
     place = Place(
         root=directory / "root", engine=ground.engine, cgroup=own.cgroup, uid=first_id,
-        seccomp=ground.seccomp, netns=netns, edits=ground.edits, later=ground.later,
+        seccomp=ground.seccomp, netns=netns, sys=directory / "sys" if netns is not None else None,
+        edits=ground.edits, later=ground.later,
     )  # fmt: skip
     (directory / "config.json").write_text(json.dumps(configuration(spec, place)))
 

@@ -15,7 +15,7 @@ class OciRuntime(ContainerRuntime):
     """Sandboxes in namespaces of their own; see `containers.runtime`.
 
     ``binary``: the low-level runtime, a name or a path; None takes the first of runc, crun and youki that is
-    installed. ``networks`` makes network namespaces for ``egress``; ``build``: with what
+    installed. ``networks`` makes network namespaces, None: `network.egress.Egress`; ``build``: with what
     images are built; ``devices``: the root of the tree whose accelerators can be assigned.
     """
 

@@ -1,0 +1,97 @@
+"""Commands that lay links between the machine, a router and its sandboxes; what a machine lacks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from headrace_runtimes.network.rules import PREFIX, RESOLVER, UPLINK, Uplink, machine_table
+from headrace_runtimes.network.space import Space, run
+
+INSIDE = "eth0"
+LEAST_MTU, MTU = 1280, 1500
+FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+BATCH = ("ip", "-batch", "-")
+NFT = ("nft", "-f", "-")
+
+
+def lacking() -> str:
+    """Why this machine can have no networks of ours; empty when it can."""
+    missing = [tool for tool in ("nft", "ip") if shutil.which(tool) is None]
+    if missing:
+        names = {"nft": "nftables", "ip": "iproute2"}
+        return f"{' and '.join(names[tool] for tool in missing)} must be installed"
+    return "" if os.geteuid() == 0 else "the host does not run as root"
+
+
+def sweep(tag: str, path: str | None) -> tuple[tuple[str, ...], ...]:
+    """Commands that take away what is on the machine: all else ends with the router's namespace."""
+    there = ("nsenter", f"--net={path}") if path else ()
+    return (
+        (*there, "nft", "delete", "table", "inet", machine_table(tag)),
+        (*there, "ip", "link", "delete", PREFIX + tag),
+    )
+
+
+def survey() -> tuple[list[str], int]:
+    """Networks that this machine has routes to, and the size of packets that all its links carry. Blocks."""
+    taken: list[str] = []
+    for found in json.loads(run(("ip", "-j", "-4", "route", "show", "table", "all")) or "[]"):
+        if found.get("dst", "default") not in ("default", "0.0.0.0/0"):
+            taken.append(found["dst"])
+    links = json.loads(run(("ip", "-j", "link")) or "[]")
+    sizes = [link["mtu"] for link in links if "UP" in link["flags"] and "LOOPBACK" not in link["flags"]]
+    return taken, max(LEAST_MTU, min([*sizes, MTU]))
+
+
+def forward() -> bool:
+    """Let the machine forward; whether it did not before. Blocks. Raises ``OSError``."""
+    if FORWARD.read_text().strip() != "0":
+        return False
+    FORWARD.write_text("1")
+    return True
+
+
+def no_ipv6(names: Iterable[str] = ("all", "default")) -> None:
+    """In the namespace of the calling thread. Nothing where the kernel has none."""
+    for name in names:
+        path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+        if path.exists():
+            path.write_text("1")
+
+
+async def lay_uplink(machine: Space, router: Space, tag: str, uplink: Uplink, mtu: int) -> None:
+    """Join the router to the machine. Raises ``OSError``."""
+    link = PREFIX + tag
+    await router.call(no_ipv6)
+    await machine.run(
+        BATCH, f"link add {link} mtu {mtu} type veth peer name {UPLINK} mtu {mtu} netns {router.path}\n"
+    )
+    await machine.call(no_ipv6, (link,))
+    await machine.run(BATCH, f"addr add {uplink.machine}/29 dev {link}\nlink set {link} up\n")
+    await router.run(
+        BATCH,
+        f"link set lo up\naddr add {RESOLVER}/32 dev lo\n"
+        f"addr add {uplink.plain}/29 dev {UPLINK}\naddr add {uplink.named}/29 dev {UPLINK}\n"
+        f"link set {UPLINK} up\nroute add default via {uplink.machine}\n",
+    )
+    await router.call(forward)
+
+
+async def lay_link(router: Space, sandbox: Space, link: str, address: IPv4Address, mtu: int) -> None:
+    """Join a sandbox to its router. Raises ``OSError``."""
+    await sandbox.call(no_ipv6)
+    await router.run(
+        BATCH,
+        f"link add {link} mtu {mtu} type veth peer name {INSIDE} mtu {mtu} netns {sandbox.path}\n"
+        f"link set {link} up\nroute add {address}/32 dev {link}\n",
+    )
+    await sandbox.run(
+        BATCH,
+        f"link set lo up\naddr add {address}/32 dev {INSIDE}\nlink set {INSIDE} up\n"
+        f"route add {RESOLVER} dev {INSIDE}\nroute add default via {RESOLVER}\n",
+    )
