@@ -5,7 +5,9 @@ The interpreter keeps its paths: its libraries name each other by absolute ones.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -17,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.images.locks import alone
 from headrace_runtimes.trees import remove_tree
 
 PROBE_TIMEOUT_S = 60.0
@@ -55,6 +58,19 @@ def probe(python: str) -> dict[str, object]:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise PrepareFailed(f"{python} does not start: {error}. Reinstall the environment.") from error
     return found
+
+
+async def host_root(python: str, images: Path) -> Path:
+    """`make_host_root` of this very interpreter, once for all who share ``images``. Raises `PrepareFailed`."""
+    about = await asyncio.to_thread(probe, python)
+    binary = Path(str(about["python"]))
+    words = [str(binary), about["version"], binary.stat().st_mtime_ns, str(Path(python).parent.parent)]
+    target = images / f"host-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]}"
+    if not target.exists():
+        async with alone(images / "locks/host-root", "the root of the host's Python"):
+            if not target.exists():
+                await asyncio.to_thread(make_host_root, python, target)
+    return target
 
 
 def make_host_root(python: str, target: Path) -> str:
