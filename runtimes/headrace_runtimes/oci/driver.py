@@ -23,7 +23,7 @@ from headrace_runtimes.devices.machine import find as find_devices
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
-from headrace_runtimes.images.hostroot import make_host_root
+from headrace_runtimes.images.hostroot import host_root
 from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
@@ -131,9 +131,7 @@ class OciDriver:
         """See `Driver.prepare`."""
         if image.digest:
             return await self._built(image, progress)
-        target = self._images / "host"
-        if not target.exists():
-            await asyncio.to_thread(make_host_root, self._settings.python, target)
+        target = await host_root(self._settings.python, self._images)
         prefix = Path(self._settings.python).parent.parent
         binds = ((prefix, str(prefix)),) if (prefix / "pyvenv.cfg").exists() else ()
         return Root(image.digest, self._settings.python, reference=str(target), binds=binds)
