@@ -25,7 +25,7 @@ from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.specs import packed, slim
 from headrace.control.store import Store
-from headrace.control.trial import TrialFailed, host_with_base, note, start
+from headrace.control.trial import ImageNotMade, TrialFailed, host_with_base, note, start
 from headrace.control.warm import Warm
 from headrace.errors import Conflict, HeadraceError, NotFound
 from headrace.sdk.spec import EndpointSpec
@@ -288,7 +288,11 @@ class Deployer:
         # The zygote is asked for before the trial: its forks need it, and what it refuses is told.
         base = self._warm.use(spec, part.version)
         for attempt in range(TRIES):
-            host = await host_with_base(self._world, endpoint, part, base)
+            try:
+                host = await host_with_base(self._world, endpoint, part, base)
+            except ImageNotMade:
+                self._warm.drop(base)
+                raise
             death = await start(self._world, self._reconciler, endpoint, part, spec)
             if death is None:
                 note(part, host.warm.get(base))

@@ -29,6 +29,10 @@ class TrialFailed(HeadraceError):
         self.traceback = traceback
 
 
+class ImageNotMade(TrialFailed):
+    """Its image cannot be pulled or built, on no host."""
+
+
 async def host_with_base(world: World, endpoint: Endpoint, part: Part, base: wire.BaseSpec) -> Host:
     """Wait for hosts, and for the zygote on one of them (bounded): the trial prefers that one.
 
@@ -68,7 +72,7 @@ async def host_with_base(world: World, endpoint: Endpoint, part: Part, base: wir
                 done = [h for h in hosts if (r := h.warm.get(base)) is not None and r.state == "failed"]
                 if done and len(done) == len(hosts):
                     if all(h.warm[base].unprepared for h in done):
-                        raise TrialFailed(done[0].warm[base].detail)
+                        raise ImageNotMade(done[0].warm[base].detail)
                     # The runtime says why, and starts instances from the nearest base it has.
                     return done[0]
                 await asyncio.sleep(POLL_S / 4)

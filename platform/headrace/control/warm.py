@@ -54,6 +54,16 @@ class Warm:
             self._compute()
             self.push()
 
+    def drop(self, base: wire.BaseSpec) -> None:
+        """Its image could not be made: hosts forget it, and try anew when it is wanted again."""
+        if base not in self._recent:
+            return
+        del self._recent[base]
+        self._compute()
+        self.push()
+        for host in self._world.living_hosts():
+            host.warm.pop(base, None)
+
     def push(self) -> None:
         """Tell all hosts what is new for them."""
         for host in self._world.living_hosts():
