@@ -21,11 +21,13 @@ from headrace import wire
 from headrace.config import Settings
 from headrace.datadir import make_run_dir
 from headrace.host.bundles import Bundles
+from headrace.host.gpus import find_reader
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators, detect
 from headrace.host.runtimes import PROCESS, Runtimes, offered
+from headrace.host.usage import Usage
 from headrace.host.watch import Watch
 from headrace.link import Link
 
@@ -99,7 +101,10 @@ class HostAgent:
             Accelerators(self.resources.gpu),
             self.resources,
         )
-        self._watch = Watch(self.instances)
+        gpus = find_reader(time.monotonic) if self.resources.gpu else None
+        self._usage = Usage(self.instances, gpus)
+        self._watch = Watch(self.instances, self._usage)
+        self.instances.gate = self._watch.gate
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = False
 
@@ -125,6 +130,7 @@ class HostAgent:
         self._pool.want([(wire.BaseSpec(), self.config.settings.spares)])
         self.link.start()
         self._spawn(self._heartbeats())
+        self._usage.start()
         self._watch.start()
 
     async def wait_connected(self, timeout_s: float) -> None:
@@ -148,6 +154,7 @@ class HostAgent:
     async def _close(self) -> None:
         self._open = False
         await self._watch.stop()
+        await self._usage.stop()
         await self.link.stop()
         await self._pool.close()
         for task in self._tasks:
@@ -216,7 +223,12 @@ class HostAgent:
         due = loop.time()
         while True:
             self.link.send(
-                wire.Heartbeat(at=time.time(), in_flight=self._watch.in_flight, rss=self._watch.rss)
+                wire.Heartbeat(
+                    at=time.time(),
+                    in_flight=self._usage.in_flight,
+                    rss=self._usage.rss,
+                    use=self._usage.fresh(),
+                )
             )
             due = max(due + wire.HEARTBEAT_PERIOD_S, loop.time())
             await asyncio.sleep(due - loop.time())

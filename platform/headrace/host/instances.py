@@ -7,12 +7,13 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 from headrace_runtimes.base import Sandbox
-from headrace_runtimes.errors import AssignFailed, RuntimeFailure
+from headrace_runtimes.errors import AssignFailed, ImageFailed, PrepareFailed, RegistryFailed, RuntimeFailure
 from headrace_runtimes.spec import Assignment, Exit
 
 from headrace import wire
@@ -55,7 +56,19 @@ def death_of(exit: Exit) -> wire.Death:
         traceback=exit.traceback,
         exit_code=exit.code,
         signal=exit.signal,
+        # After a stop that was asked for nobody wonders what it said last.
+        log=() if exit.reason == "stopped" else exit.log,
     )
+
+
+def death_at_start(error: Exception) -> wire.Death:
+    """Why an instance could not even begin."""
+    reason: Literal["image-failed", "prepare-failed", "start-timeout"] = "start-timeout"
+    if isinstance(error, ImageFailed | RegistryFailed):
+        reason = "image-failed"
+    elif isinstance(error, PrepareFailed):
+        reason = "prepare-failed"
+    return wire.Death(reason=reason, detail=str(error) or "the bundle could not be fetched in time")
 
 
 class Instances:
@@ -76,6 +89,8 @@ class Instances:
         self._living: dict[str, Instance] = {}
         self._ended: OrderedDict[str, wire.InstanceReport] = OrderedDict()
         self._draining = False
+        self.gate: Callable[[Instance, Sandbox], Awaitable[wire.Death | None]] | None = None
+        """Asked before an instance is told to be ready: None lets it, a death ends it."""
 
     def inventory(self) -> list[wire.InstanceReport]:
         """All living instances."""
@@ -153,6 +168,11 @@ class Instances:
         instance.death = death
         self.stop(instance.report.id, grace_s, death.detail)
 
+    def set_unready(self, instance: Instance, why: str) -> None:
+        """It takes no new requests from now on, and lives; empty: it does again."""
+        if not instance.stopping and instance.report.unready != why:
+            self._set(instance, unready=why)
+
     async def drain(self, grace_s: float) -> None:
         """Take nothing new, end everything, return when all have ended."""
         self._draining = True
@@ -185,14 +205,30 @@ class Instances:
         except BundleError as error:
             self._end(instance, "failed", wire.Death(reason="import-failed", detail=str(error)))
         except (RuntimeFailure, LinkError, TimeoutError, OSError) as error:
-            detail = str(error) or "the bundle could not be fetched in time"
-            self._end(instance, "failed", wire.Death(reason="start-timeout", detail=detail))
+            self._end(instance, "failed", death_at_start(error))
         except Exception as error:
             log.exception("starting %s failed", report.id)
             detail = f"the host failed: {type(error).__name__}: {error}"
             self._end(instance, "failed", wire.Death(reason="start-timeout", detail=detail))
         else:
-            self._started(instance, sandbox, time.perf_counter() - received)
+            if await self._let_in(instance, sandbox):
+                self._started(instance, sandbox, time.perf_counter() - received)
+
+    async def _let_in(self, instance: Instance, sandbox: Sandbox) -> bool:
+        """Whether it has started and is ready as its probes see it; it has ended otherwise."""
+        if self.gate is None:
+            return True
+        try:
+            death = await self.gate(instance, sandbox)
+        except BaseException:
+            # It is to stop, or the host itself failed: the runtime knows it as an instance already.
+            await asyncio.shield(sandbox.stop(0.0))
+            raise
+        if death is None:
+            return True
+        exit = await sandbox.stop(0.0)
+        self._end(instance, "failed", msgspec.structs.replace(death, log=exit.log))
+        return False
 
     def _started(self, instance: Instance, sandbox: Sandbox, total_s: float) -> None:
         instance.sandbox = sandbox
@@ -258,7 +294,7 @@ class Instances:
 
     def _exited(self, instance: Instance, exit: Exit) -> None:
         if instance.death is not None:
-            self._end(instance, "failed", instance.death)
+            self._end(instance, "failed", msgspec.structs.replace(instance.death, log=exit.log))
         elif instance.stopping or exit.reason == "stopped":
             self._end(instance, "stopped", death_of(exit))
         else:

@@ -13,6 +13,7 @@ from headrace.errors import SpecError
 from headrace.sdk.values import Value, checked_number
 
 MAX_PERIOD_S = 86_400.0
+MAX_TIMEOUT_S = 60.0
 MAX_THRESHOLD = 10_000
 MAX_PATH = 2000
 MAX_ARGV = 100
@@ -52,8 +53,12 @@ class Probe(Value, frozen=True, kw_only=True):
             raise SpecError(
                 "Probe: http, tcp and exec are one question each.", hint="Leave all but one of them out."
             )
-        for field, least in (("period", MIN_PERIOD_S), ("timeout", MIN_PERIOD_S), ("initial_delay", 0.0)):
-            if checked_number(self, field, most=MAX_PERIOD_S) < least:
+        for field, least, most in (
+            ("period", MIN_PERIOD_S, MAX_PERIOD_S),
+            ("timeout", MIN_PERIOD_S, MAX_TIMEOUT_S),
+            ("initial_delay", 0.0, MAX_PERIOD_S),
+        ):
+            if checked_number(self, field, most=most) < least:
                 raise SpecError(f"Probe({field}={getattr(self, field)}): use seconds, {least:g} or more.")
         for field in ("failure_threshold", "success_threshold"):
             if checked_number(self, field, whole=True, most=MAX_THRESHOLD) < 1:
@@ -109,7 +114,7 @@ class Probes(Value, frozen=True, kw_only=True):
                 )
             if probe.exec and runtime == "process":
                 raise SpecError(
-                    f"Probes({field}=Probe(exec=...)): the runtime process runs no commands in its sandboxes.",
+                    f"Probes({field}=Probe(exec=...)): the runtime process runs no commands in sandboxes.",
                     hint='Use runtime="oci", or leave exec out: then health() is asked.',
                 )
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from signal import Signals
 
 from headrace_runtimes.spec import Exit
 
 RESTART_FIRST_S = 0.1
 RESTART_MAX_S = 30.0
+TAIL_LINES = 20
+TAIL_LINE = 300
+"""Characters."""
 
 
 def restart_delay(failures: int) -> float:
@@ -22,6 +27,21 @@ def size(count: int) -> str:
             return f"{count:.0f} {unit}" if count == int(count) else f"{count:.1f} {unit}"
         count = count / 1024  # type: ignore[assignment]
     return f"{count:.4g} GiB"
+
+
+class Tail:
+    """The last lines that somebody printed, bounded."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
+
+    def add(self, lines: Sequence[str]) -> None:
+        """More of them."""
+        self._lines.extend(line[:TAIL_LINE] for line in lines[-TAIL_LINES:])
+
+    def lines(self) -> tuple[str, ...]:
+        """Oldest first."""
+        return tuple(self._lines)
 
 
 def explain(

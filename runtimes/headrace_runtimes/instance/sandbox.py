@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from headrace_runtimes.errors import AssignFailed, NotSupported, SandboxGone, WrongState
 from headrace_runtimes.instance.channel import ChannelError, Packet
 from headrace_runtimes.instance.child import Child, Ended
-from headrace_runtimes.instance.explain import explain
+from headrace_runtimes.instance.explain import Tail, explain
 from headrace_runtimes.instance.home import Home, sandbox_env
-from headrace_runtimes.instance.logs import LogStore
+from headrace_runtimes.instance.logs import LogStore, Stream
 from headrace_runtimes.instance.mask import Mask
 from headrace_runtimes.spec import (
     SANDBOX_MOVES,
@@ -34,7 +34,8 @@ TERM_AFTER_S = 2.0
 KILL_AFTER_S = 1.0
 BURY_WAIT_S = 15.0
 STATS_TIMEOUT_S = 1.0
-HEALTH_TIMEOUT_S = 10.0
+HEALTH_TIMEOUT_S = 90.0
+"""The last resort: who asks has a shorter one."""
 NOFILE = 65_536
 MAX_IN_FLIGHT = 1_000_000
 """What an instance says of itself is believed up to here."""
@@ -123,6 +124,7 @@ class EngineSandbox:
         self._on_gone = on_gone
         self._on_assign = on_assign
         self._limit: int | None = None
+        self._tail = Tail()
         self._mask = Mask()
         self._answers: dict[str, asyncio.Future[Packet]] = {}
         self._booting: asyncio.Task[Frame] | None = None
@@ -194,9 +196,7 @@ class EngineSandbox:
         # From here on the process works, and so may we.
         self._logs.attach(self.endpoint)
         self._attached = True
-        self.child.listen(
-            lambda stream, lines: self._logs.write(self.endpoint, self.id, stream, self._mask.lines(lines))
-        )
+        self.child.listen(self._printed)
         answer = await self._first(ready, a.load_timeout_s + START_SLACK_S)
         if answer is None and self.child.alive:
             limit_s = a.load_timeout_s + START_SLACK_S
@@ -358,6 +358,7 @@ class EngineSandbox:
         exit = explain(end.code, end.signal, stopping=stopping, limit=limit, note=end.note)
         if self._reason is not None and not stopping:
             exit = self._reason
+        exit = replace(exit, log=self._tail.lines())
         for answer in self._answers.values():
             answer.cancel()
         if self.endpoint:
@@ -402,6 +403,11 @@ class EngineSandbox:
         answer = self._answers.get("ready" if event == "failed" else event)
         if answer and not answer.done():
             answer.set_result(packet)
+
+    def _printed(self, stream: Stream, lines: list[str]) -> None:
+        lines = self._mask.lines(lines)
+        self._tail.add(lines)
+        self._logs.write(self.endpoint, self.id, stream, lines)
 
     def _system(self, text: str) -> None:
         self._logs.write(self.endpoint, self.id, "system", [text])

@@ -159,7 +159,7 @@ async def test_its_own_end_is_told_plainly(
     ("failure", "reason", "text"),
     [
         (load_failed(), "load-failed", "RuntimeError: no"),
-        (PrepareFailed("no zygote"), "start-timeout", "no zygote"),
+        (PrepareFailed("no zygote"), "prepare-failed", "no zygote"),
         (ValueError("a bug"), "start-timeout", "a bug"),
     ],
 )
