@@ -69,6 +69,8 @@ class BuildSettings:
     docker_config: Path | None = None
     step_env: Mapping[str, str] = field(default_factory=dict)
     """For the steps only, never part of an image: where packages are found, proxies."""
+    pip_env: Mapping[str, str] = field(default_factory=dict)
+    """The same for ``pip`` steps only: indexes, which may hold a password."""
     binds: tuple[tuple[Path, str], ...] = ()
     """Of the host, for the steps only; targets below ``/headrace/build``."""
     timeout_s: float = 1800.0
@@ -232,6 +234,7 @@ class Builder:
         cwd = about.get("WorkingDir") or "/"
         binds = self._settings.binds
         if kind == "pip":
+            env |= self._settings.pip_env
             python = await self.python_of(below, layers, version)
             uv = find_uv(self._settings.uv)
             if uv is None or await asyncio.to_thread(is_musl, layers):
