@@ -24,6 +24,7 @@ from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.hostroot import host_root
+from headrace_runtimes.images.machine import machine_settings
 from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
@@ -141,7 +142,10 @@ class OciDriver:
         if self._store is None:
             self._store = Store(self._images)
             await self._store.open()
-        settings = self._build or BuildSettings(host_python=self._settings.python, runc=self._binary.path)
+        settings = self._build or await asyncio.to_thread(
+            machine_settings, os.environ, host_python=self._settings.python, runc=self._binary.path,
+            seccomp=seccomp.profile(platform.machine()),
+        )  # fmt: skip
         context = context_dir(self._images, image)
         made = await prepare(
             self._store, image, progress, settings=settings, hold=self._pins,
