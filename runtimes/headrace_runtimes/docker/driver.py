@@ -27,6 +27,7 @@ from headrace_runtimes.docker.request import ID_LABEL, RUN_LABEL, Place, creatio
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
+from headrace_runtimes.images.machine import machine_settings
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.instance.uids import Uids
 from headrace_runtimes.oci import disk, seccomp
@@ -152,8 +153,8 @@ class DockerDriver:
         assert self._images is not None
         if not image.digest:
             return await self._images.plain()
-        settings = self._build or BuildSettings(
-            host_python=self._settings.python, runc=find(None)[0] or "runc",
+        settings = self._build or await asyncio.to_thread(
+            machine_settings, os.environ, host_python=self._settings.python, runc=find(None)[0] or "runc",
             seccomp=seccomp.profile(platform.machine()),
         )  # fmt: skip
         return await self._images.built(image, progress, settings)
