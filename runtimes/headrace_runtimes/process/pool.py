@@ -78,6 +78,10 @@ class Pool:
         found = [held.status() for held in self._held.values()]
         return found + [self._evicted_status(key) for key in self._evicted if key not in self._held]
 
+    def holds(self, image: str) -> bool:
+        """Whether a zygote of this image is there, or is coming."""
+        return any(held.base.image == image and held.state != "failed" for held in self._held.values())
+
     async def claim(self, base: Base) -> Claimed:
         """A child of ``base`` or of the nearest that is ready. Raises `PrepareFailed`."""
         loop = asyncio.get_running_loop()

@@ -9,11 +9,12 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from headrace_runtimes.base import Progress, Sandbox
-from headrace_runtimes.errors import AssignFailed, NotSupported, PrepareFailed
+from headrace_runtimes.errors import AssignFailed, PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.instance.cgroups import open_cgroups
 from headrace_runtimes.instance.child import Child
@@ -23,6 +24,7 @@ from headrace_runtimes.instance.logs import LogStore, Stream
 from headrace_runtimes.instance.memory import MemoryGuard
 from headrace_runtimes.instance.sandbox import EngineSandbox
 from headrace_runtimes.instance.uids import Uids
+from headrace_runtimes.process.environments import ImageOptions
 from headrace_runtimes.process.frame import ProcessFrame
 from headrace_runtimes.process.pool import PLAIN, QUIET_S, Claimed, Pool
 from headrace_runtimes.process.spawn import Spawner, python_paths, zygote_environment
@@ -88,6 +90,7 @@ class ProcessRuntime:
             (*paths, settings.engine_dir, settings.run_dir),
             settings.hide,
         )
+        self._images = ImageOptions(settings, self._options)
         name = hashlib.sha256(str(settings.run_dir).encode()).hexdigest()[:10]
         cgroups = None if self._memory_mode == "poll" else open_cgroups(settings.cgroup_parent, name)
         if cgroups:
@@ -113,6 +116,7 @@ class ProcessRuntime:
         while self._ending:  # the end of a zygote has its own aftermath
             await asyncio.wait(self._ending)
         await self._memory.close()
+        self._images.close()
         if self._settings.logs is None:
             self._logs.close()
         self._spawner.close()
@@ -128,8 +132,7 @@ class ProcessRuntime:
     async def prepare(self, image: Image, progress: Progress | None = None) -> str:
         """See `base.Runtime.prepare`."""
         self._check_open()
-        if not image.plain:
-            raise NotSupported("Images with layers are not built for the process runtime yet.")
+        await self._images.prepare(image, progress)
         return image.digest
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
@@ -139,7 +142,13 @@ class ProcessRuntime:
             raise PrepareFailed(f"There is a sandbox {spec.id} already: use a new id.")
 
         async def boot() -> ProcessFrame:
-            return self._frame(await (self._fresh(spec.base) if spec.fresh else self._pool.claim(spec.base)))
+            return self._frame(
+                await (
+                    self._fresh(spec.base)
+                    if spec.fresh or not self._pool.holds(spec.base.image)
+                    else self._pool.claim(spec.base)
+                )
+            )
 
         sandbox = EngineSandbox(
             spec.id, logs=self._logs, boot=boot, on_gone=self._forget, on_assign=self._renamed
@@ -215,7 +224,12 @@ class ProcessRuntime:
             self._uids.give_back(uid)
             raise
         zygote = Zygote(
-            base.key, self._options, uid=uid, log=log, on_child=self._child_event, secrets=secrets
+            base.key,
+            self._images.of(base.image),
+            uid=uid,
+            log=log,
+            on_child=self._child_event,
+            secrets=secrets,
         )
         zygote.ended.add_done_callback(lambda _: self._later(self._zygote_ended(zygote)))
         try:
@@ -259,7 +273,9 @@ class ProcessRuntime:
 
     async def _claim(self, base: Base, assignment: Assignment) -> Sandbox:
         claimed_at = time.monotonic()
-        claimed = await (self._fresh(base) if assignment.fresh else self._pool.claim(base))
+        # A zygote of another interpreter is no substitute: without one of its image it gets its own.
+        fresh = assignment.fresh or not self._pool.holds(base.image)
+        claimed = await (self._fresh(base) if fresh else self._pool.claim(base))
         sandbox = EngineSandbox(
             assignment.id, logs=self._logs, frame=self._frame(claimed), on_gone=self._forget
         )
@@ -301,7 +317,7 @@ class ProcessRuntime:
 
     async def _fresh(self, base: Base) -> Claimed:
         """A process of its own, that has imported nothing and is not forked a second time."""
-        zygote = await self.zygote(PLAIN, loaded=False)
+        zygote = await self.zygote(replace(PLAIN, image=base.image), loaded=False)
         try:
             child = await self.child(zygote)
         except BaseException:
