@@ -53,6 +53,8 @@ def creation(spec: ContainerSpec, place: Place) -> dict[str, Any]:
         "Tmpfs": {
             OWN_DIR: "rw,nosuid,nodev,noexec,size=64k,mode=755",
             CODE: "ro,nosuid,nodev,noexec,size=4k,mode=755",
+            # Docker shows the cgroups of the machine there.
+            "/sys/fs/cgroup": "ro,nosuid,nodev,noexec,size=4k,mode=755",
             SECRETS: f"rw,nosuid,nodev,noexec,size=4m,mode=700,{owned}",
         },
         "Mounts": [
