@@ -49,6 +49,12 @@ class InstanceObservation(Value, frozen=True, kw_only=True):
     """With ``memory`` and ``gpu`` what it gives back when it goes."""
     memory: int = 0
     gpu: tuple[tuple[str, int], ...] = ()
+    cpu_used: float | None = None
+    """Cores in use, as last seen; None: not known yet. This policy does not look at what is used."""
+    memory_used: int | None = None
+    """Bytes in use."""
+    gpu_used: float | None = None
+    """Busy part of its accelerators, 0 to 1 each, together."""
 
 
 class EndpointObservation(Value, frozen=True, kw_only=True):

@@ -11,14 +11,19 @@ from headrace_autoscaler.placement import pick_gpu
 
 from headrace import wire
 from headrace.control.model import Endpoint, Host, Instance, World, gpu_pairs
+from headrace.control.probing import probes_of
+from headrace.control.vault import Vault
 from headrace.errors import LinkClosed
 from headrace.sdk.spec import EndpointSpec
 
 log = logging.getLogger("headrace.control")
 
 
-def base_of(spec: EndpointSpec, version: int) -> wire.BaseSpec:
-    """The zygote that instances of this version come from; equal for all endpoints that can share one."""
+def base_of(spec: EndpointSpec, version: int, secrets: tuple[wire.SecretRef, ...] = ()) -> wire.BaseSpec:
+    """The zygote that instances of this version come from; equal for all endpoints that can share one.
+
+    ``secrets``: those of the endpoint (`World.secrets_of`): a base that has loaded it has seen them.
+    """
     loaded = None
     if spec.snapshot == "loaded":
         env = tuple(sorted(spec.env.items()))
@@ -31,6 +36,7 @@ def base_of(spec: EndpointSpec, version: int) -> wire.BaseSpec:
             handler=spec.handler,
             env=env,
             load_timeout_s=spec.load_timeout,
+            secrets=secrets,
         )
     return wire.BaseSpec(
         project=spec.project,
@@ -43,13 +49,18 @@ def base_of(spec: EndpointSpec, version: int) -> wire.BaseSpec:
     )
 
 
-def instance_spec(spec: EndpointSpec, version: int, gpu: tuple[str, int] | None) -> wire.InstanceSpec:
+def instance_spec(
+    spec: EndpointSpec,
+    version: int,
+    gpu: tuple[str, int] | None,
+    secrets: tuple[wire.SecretRef, ...] = (),
+) -> wire.InstanceSpec:
     """All that a host needs; ``gpu`` is the one of the preferences that was chosen."""
     batch = spec.batch
     return wire.InstanceSpec(
         endpoint=spec.key,
         version=version,
-        base=base_of(spec, version),
+        base=base_of(spec, version, secrets),
         bundle=spec.bundle,
         entry=spec.entry,
         handler=spec.handler,
@@ -66,6 +77,8 @@ def instance_spec(spec: EndpointSpec, version: int, gpu: tuple[str, int] | None)
         cpu_limit=spec.cpu_limit,
         gpu=(gpu,) if gpu else (),
         max_body=spec.max_body,
+        secrets=secrets,
+        probes=probes_of(spec.probes),
         weights=tuple(
             wire.WeightsSpec(source=w.source, name=w.name, sha256=w.sha256 or "") for w in spec.weights
         ),
@@ -75,9 +88,10 @@ def instance_spec(spec: EndpointSpec, version: int, gpu: tuple[str, int] | None)
 class Claims:
     """Sends the commands and keeps the tables in step."""
 
-    def __init__(self, world: World, epoch: int) -> None:
+    def __init__(self, world: World, epoch: int, vault: Vault) -> None:
         self._world = world
         self._epoch = epoch
+        self._vault = vault
 
     def start(
         self, endpoint: Endpoint, version: int, host: Host, *, woken: float | None = None
@@ -99,8 +113,14 @@ class Claims:
             started=now,
         )
         claim = now - woken if woken is not None else 0.0
+        values, why_not = self._vault.given(spec)
         message = wire.StartInstance(
-            epoch=self._epoch, id=instance.id, spec=instance_spec(spec, version, gpu), claim_s=claim
+            epoch=self._epoch,
+            id=instance.id,
+            spec=instance_spec(spec, version, gpu, self._world.secrets_of(spec)),
+            claim_s=claim,
+            secrets=values,
+            refused=why_not,
         )
         if not self._send(host, message):
             return None
@@ -120,8 +140,10 @@ class Claims:
 
     def warm(self, host: Host, bases: tuple[tuple[wire.BaseSpec, int], ...]) -> None:
         """Tell a host which zygotes to hold, when that changed."""
-        if host.asked != bases and self._send(host, wire.SetWarm(epoch=self._epoch, bases=list(bases))):
-            host.asked = bases
+        if host.asked != bases:
+            values = self._vault.of_bases(base for base, _ in bases)
+            if self._send(host, wire.SetWarm(epoch=self._epoch, bases=list(bases), secrets=values)):
+                host.asked = bases
 
     def drain_host(self, host: Host, grace_s: float) -> None:
         """Let a host take nothing new and end what it has."""

@@ -7,10 +7,14 @@ from headrace.control.model import Failing
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
+LOOP = 3
+"""Failures in a row that are called a crash loop."""
 FRESH_S = 10.0
 """An instance that dies within this time of being ready counts as a failed start."""
 
 
+UNHEALTHY_FRESH_S = 120.0
+"""The same for one that is found unhealthy: its probe needs some periods to say so."""
 FREE_DEATHS = 3
 """Deaths in a row of instances that were ready, without backoff: as often as one request may kill."""
 
@@ -27,7 +31,8 @@ def counts(death: wire.Death, ready_for_s: float | None) -> bool:
     if death.reason == "stuck" and ready_for_s is not None:
         # It ended on purpose, to give the slot of a cancelled request back.
         return False
-    return ready_for_s is None or ready_for_s < FRESH_S
+    fresh_s = UNHEALTHY_FRESH_S if death.reason == "unhealthy" else FRESH_S
+    return ready_for_s is None or ready_for_s < fresh_s
 
 
 def another(
@@ -46,7 +51,13 @@ def another(
     count = before.count + 1 if before is not None and same else 1
     exponent = count - 1 - (FREE_DEATHS if was_ready else 0)
     wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(exponent, 16)) if exponent >= 0 else 0.0
-    return Failing(count, now + wait, version, describe(death), death.traceback, was_ready)
+    return Failing(count, now + wait, version, told(death, count, wait), death.traceback, was_ready)
+
+
+def told(death: wire.Death, count: int, wait_s: float) -> str:
+    """The reason as people read it: a crash loop is called one."""
+    why = describe(death)
+    return why if count < LOOP else f"crash loop, {count} in a row, the next after {wait_s:g} s: {why}"
 
 
 def blocked_until(failing: Failing | None, version: int | None, queued: int) -> float:

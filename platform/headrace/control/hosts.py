@@ -75,6 +75,8 @@ class Hosts:
             instance.beating = 0 if known else message.in_flight.get(instance.id, 0)
             if instance.beating:
                 instance.last_used = now
+            if (use := message.use.get(instance.id)) is not None:
+                instance.use = use
 
     def event(self, host: Host, report: wire.InstanceReport) -> None:
         """An instance changed state."""
@@ -100,6 +102,9 @@ class Hosts:
             instance.report, instance.state = report, "draining"
             self._routes.publish(removed=[instance.id])
             self._reconciler.again(instance.endpoint)
+        elif report.unready != instance.unready and instance.state == "ready":
+            instance.report = report
+            self._reconciler.readiness(instance)
         else:
             instance.report = report
 

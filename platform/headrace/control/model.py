@@ -73,6 +73,8 @@ class Instance:
     """When a gateway reported on it last."""
     beating: int = 0
     """Requests in flight by the host's last heartbeat, when gateways say nothing."""
+    use: wire.InstanceUse | None = None
+    """What it uses, as its host said last."""
     outcome: asyncio.Future[wire.Death | None] | None = None
     """Set when somebody waits for its start: None when ready, else why not."""
 
@@ -80,6 +82,11 @@ class Instance:
     def in_flight(self) -> int:
         """Requests in flight: what gateways or the host say, whichever is more."""
         return max(sum(self.used_by.values()), self.beating)
+
+    @property
+    def unready(self) -> str:
+        """Why its readiness probe fails; empty when it does not."""
+        return self.report.unready if self.report is not None else ""
 
     @property
     def alive(self) -> bool:
@@ -140,6 +147,17 @@ class Host:
         """Whether the zygote for ``base`` is ready here."""
         report = self.warm.get(base)
         return report is not None and report.state == "ready"
+
+
+@dataclass(slots=True, frozen=True)
+class Ended:
+    """How an instance ended by itself."""
+
+    at: float
+    """Seconds since the Unix epoch."""
+    instance: str
+    runtime: str
+    death: wire.Death
 
 
 @dataclass(slots=True)
@@ -208,6 +226,8 @@ class Endpoint:
     pins: dict[int, Pin] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
     demand: dict[Link, Seen] = field(default_factory=dict)
+    last_death: Ended | None = None
+    """Of the last instance that nobody had asked to end."""
     failing: Failing | None = None
     recovering: Failing | None = None
     """Failures in a row before a start that succeeded; forgotten when an instance has lived a while."""
@@ -258,7 +278,8 @@ class Endpoint:
 
     def routable(self, instance: Instance) -> bool:
         """Whether gateways may send requests to this instance."""
-        return instance.state == "ready" and instance.version not in self.trials and not self.deleting
+        takes = instance.state == "ready" and not instance.unready
+        return takes and instance.version not in self.trials and not self.deleting
 
     def old_instances(self) -> list[Instance]:
         """Living instances that a rollout replaces."""
@@ -303,7 +324,17 @@ class World:
         """Endpoints that a tick looks at: with instances, demand, a minimum, or a change in progress."""
         self.hosts: dict[str, Host] = {}
         self.instances: dict[str, Instance] = {}
+        self.secrets: dict[tuple[str, str], int] = {}
+        """(project, name) -> version of those that have a value."""
         self.wakes = 0
+
+    def secrets_of(self, spec: EndpointSpec) -> tuple[wire.SecretRef, ...]:
+        """The secrets of an endpoint as they are now."""
+        known = self.secrets
+        return tuple(
+            wire.SecretRef(name=s.name, version=known.get((spec.project, s.name), 0), env=s.env)
+            for s in spec.secrets
+        )
 
     def touch(self, endpoint: Endpoint) -> None:
         """Let ticks look at this endpoint until it is quiet again."""

@@ -6,6 +6,7 @@ rollout), a version that callers name, or a version on trial.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -53,6 +54,11 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
             in_flight -= instance.in_flight
         else:
             mine.append(instance_seen(instance))
+    if queued:
+        # Who takes nothing is as good as full: what waits is for others.
+        seen = (i for i in endpoint.instances.values() if i.unready and i.state == "ready")
+        others = endpoint.pins.keys() | endpoint.trials.keys()
+        in_flight += sum(_share(endpoint.spec) for i in seen if i.version not in others)
     low, high = endpoint.bounds
     if least is not None:
         low = min(high, max(low, least))
@@ -114,9 +120,17 @@ def trial_lane(endpoint: Endpoint, version: int) -> Lane:
     )
 
 
+def unready(endpoint: Endpoint) -> str:
+    """Why nothing takes requests although instances live; empty when something does."""
+    living = [i for i in endpoint.instances.values() if i.state == "ready"]
+    if not living or any(not i.unready for i in living):
+        return ""
+    return f"not ready: {living[0].unready}"
+
+
 def observe(world: World, endpoint: Endpoint, lane: Lane) -> Observation:
     """The input of one decision. Idle instances elsewhere are listed only when no host has room."""
-    base = base_of(lane.spec, lane.version)
+    base = base_of(lane.spec, lane.version, world.secrets_of(lane.spec))
     now = world.now()
     found = (host_seen(host, lane.key, base, now) for host in world.living_hosts())
     hosts = tuple(seen for seen in found if seen is not None)
@@ -141,6 +155,11 @@ def observe(world: World, endpoint: Endpoint, lane: Lane) -> Observation:
     return Observation(endpoints=(observation,), hosts=hosts, idle_elsewhere=donors)
 
 
+def _share(spec: EndpointSpec) -> int:
+    """Requests that one instance stands for."""
+    return max(1, math.ceil(spec.scaling.target_concurrency * (spec.batch.max_size if spec.batch else 1)))
+
+
 def instance_seen(instance: Instance) -> InstanceObservation:
     """One instance as the autoscaler sees it."""
     return InstanceObservation(
@@ -158,6 +177,9 @@ def instance_seen(instance: Instance) -> InstanceObservation:
         cpu=instance.cpu,
         memory=instance.memory,
         gpu=(instance.gpu,) if instance.gpu else (),
+        cpu_used=instance.use.cpu if instance.use else None,
+        memory_used=instance.use.memory if instance.use else None,
+        gpu_used=instance.use.gpu if instance.use else None,
     )
 
 

@@ -31,7 +31,8 @@ from headrace.control import failures, observe, rollout
 from headrace.control.claims import Claims, base_of
 from headrace.control.history import History
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
-from headrace.control.model import Endpoint, Instance, Shrink, World
+from headrace.control.model import Ended, Endpoint, Instance, Shrink, World
+from headrace.control.probing import start_s
 from headrace.control.routes import Routes
 from headrace.control.shortage import Shortage
 
@@ -203,7 +204,7 @@ class Reconciler:
         lane = observe.main_lane(endpoint, self._world.now())
         want = max(endpoint.memory.desired, wanted(_plain(lane)))
         seen = [rollout.Old(i.id, i.state == "ready", i.in_flight) for i in old]
-        ids = set(rollout.to_drain(sum(1 for i in new if i.state == "ready"), seen, want))
+        ids = set(rollout.to_drain(sum(1 for i in new if endpoint.routable(i)), seen, want))
         self.release([i for i in old if i.id in ids], f"version {endpoint.version} has taken over")
         if not endpoint.old_instances():
             endpoint.rollout_from = None
@@ -282,7 +283,7 @@ class Reconciler:
         if failing is not None and failing.version == endpoint.version:
             endpoint.reason = failing.reason
         elif endpoint.version is not None:
-            endpoint.reason = wait or self._preparing(endpoint)
+            endpoint.reason = wait or self._preparing(endpoint) or observe.unready(endpoint)
         self._routes.refresh(endpoint)
 
     def _preparing(self, endpoint: Endpoint) -> str:
@@ -313,6 +314,19 @@ class Reconciler:
         if endpoint.rollout_from is not None:
             self.again(endpoint)
 
+    def readiness(self, instance: Instance) -> None:
+        """An instance that is ready takes new requests no more, or again: gateways hear of it at once."""
+        endpoint = instance.endpoint
+        if endpoint.routable(instance):
+            self._routes.publish(instances=[instance])
+            endpoint.note("ready", f"{instance.id} takes requests again")
+        else:
+            self._routes.publish(removed=[instance.id])
+            endpoint.note("unready", f"{instance.id}: {instance.unready}")
+        self._world.touch(endpoint)
+        self.again(endpoint)
+        self._routes.refresh(endpoint)
+
     def ended(self, instance: Instance, death: wire.Death, *, told: bool = False) -> None:
         """An instance ended: by our word, or by itself (then it is replaced when it is needed).
 
@@ -331,6 +345,8 @@ class Reconciler:
             self._routes.publish(dead={instance.id: failures.describe(death)})
         if not ours:
             endpoint.note("died", failures.describe(death))
+            runtime = instance.report.runtime if instance.report else endpoint.spec.runtime
+            endpoint.last_death = Ended(time.time(), instance.id, runtime, death)
             log.info("instance %s of %s ended: %s", instance.id, endpoint.key, failures.describe(death))
         if not failures.counts(death, ready_for):
             if ready_for is not None and ready_for >= failures.FRESH_S:
@@ -346,7 +362,7 @@ class Reconciler:
         now = self._world.now()
         for instance in list(endpoint.instances.values()):
             spec = endpoint.spec_of(instance.version) or endpoint.spec
-            limit = spec.load_timeout + START_MARGIN_S
+            limit = start_s(spec) + START_MARGIN_S
             if spec.image.digest and image_progress([instance.host], base_of(spec, instance.version)):
                 limit += IMAGE_TIMEOUT_S
             if instance.state == "starting" and now - instance.started > limit:

@@ -8,6 +8,7 @@ import contextlib
 from headrace import wire
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.model import Endpoint, Host, Instance, World
+from headrace.control.probing import start_s
 from headrace.control.progress import Part
 from headrace.control.reconcile import Reconciler
 from headrace.errors import HeadraceError
@@ -113,7 +114,7 @@ async def start(
     endpoint.tried = None
     assert instance.outcome is not None, "the reconciler made it with the instance"
     part.detail = f"instance {instance.id} starts on {instance.host.hello.node}"
-    limit = spec.load_timeout + START_MARGIN_S
+    limit = start_s(spec) + START_MARGIN_S
     try:
         async with asyncio.timeout(limit):
             death = await instance.outcome

@@ -96,11 +96,6 @@ class Probes(Value, frozen=True, kw_only=True):
             if probe is not None and probe.success_threshold != 1:
                 raise SpecError(f"Probes({field}=...): its success_threshold is 1: leave it out.")
 
-    @property
-    def start(self) -> float:
-        """Seconds that they may add to a start, at most."""
-        return self.startup.patience if self.startup else 0.0
-
     def check(self, handler: str, runtime: str) -> None:
         """Whether they can be asked of such an endpoint. Raises `SpecError`."""
         for field in self.__struct_fields__:

@@ -238,7 +238,7 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     queue: Queue = Queue()
     max_body: int = 32 * MIB
     placement: Placement = Placement()
-    env: dict[str, str] = {}
+    env: dict[str, str] = {}  # noqa: RUF012 - structs copy their defaults
     secrets: tuple[Secret, ...] = ()
     """Stored secrets that instances get, by name."""
     weights: tuple[Weights, ...] = ()
@@ -246,7 +246,7 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     probes: Probes = Probes()
     api: Api = "native"
     method: str = "__call__"
-    openapi: dict[str, Any] = {}
+    openapi: dict[str, Any] = {}  # noqa: RUF012 - structs copy their defaults
     """The endpoint's OpenAPI document, made from the type hints."""
 
     def __post_init__(self) -> None:

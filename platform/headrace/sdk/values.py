@@ -28,6 +28,7 @@ class ValueType(msgspec.StructMeta):
     """Makes an option that is not there a `SpecError` that names the closest one."""
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
+        """Make a value. Raises `SpecError`."""
         for option in options.keys() - set(cls.__struct_fields__):
             import difflib  # noqa: PLC0415 - only for an error; keeps `import headrace` cheap in a sandbox
 

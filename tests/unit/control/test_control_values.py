@@ -118,7 +118,8 @@ def test_backoff_doubles_up_to_a_minute():
         waits.append(failing.until - now)
         now = failing.until
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert (failing.reason, failing.traceback) == ("load-failed: ValueError: x", "tb")
+    told = "crash loop, 9 in a row, the next after 60 s: load-failed: ValueError: x"
+    assert (failing.reason, failing.traceback) == (told, "tb")
 
 
 def test_failures_of_one_burst_are_one_and_a_new_version_starts_anew():
