@@ -60,6 +60,8 @@ class Weights(Value, frozen=True, kw_only=False):
 
 def weights_of_option(value: Any) -> tuple[Weights, ...]:
     """What ``weights=`` means. Raises `SpecError`."""
+    if value is None:
+        return ()
     listed: Any = [value] if isinstance(value, str | Weights) else value
     if not isinstance(listed, Sequence) or len(listed) > MAX_WEIGHTS:
         raise SpecError(

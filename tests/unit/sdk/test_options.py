@@ -84,7 +84,6 @@ def test_wrong_value_is_refused_and_says_what_to_use(option: str, value: Any, sa
 
 
 LATER = [
-    ("weights", ["hf://x"]),
 ]
 
 
