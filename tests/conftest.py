@@ -14,7 +14,7 @@ import pytest
 
 # Fixtures that tests of several folders share (`fixtures_*.py`) are beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
-pytest_plugins = ("fixtures_docker", "fixtures_postgres")
+pytest_plugins = ("fixtures_docker", "fixtures_postgres", "fixtures_world")
 
 # Every process that the tests start inherits this, also through a supervisor or Ray (which drop names that
 # begin with HEADRACE_ or RAY_). What runs in a sandbox does not (its environment is allow-listed), so living
