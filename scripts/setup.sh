@@ -100,6 +100,20 @@ setup_tools() {
     if ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null && ! command -v postgres >/dev/null; then
         apt_install postgresql
     fi
+    setup_containers
+}
+
+# What the oci and docker runtimes, their images and networks are tested with: program, Debian package.
+readonly CONTAINER_TOOLS='runc:runc mke2fs:e2fsprogs buildah:buildah skopeo:skopeo docker-registry:docker-registry
+    dockerd:docker.io nft:nftables ip:iproute2 zstd:zstd'
+
+setup_containers() {
+    local pair missing=()
+    for pair in $CONTAINER_TOOLS; do
+        # Debian keeps some of them where only root's PATH looks.
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
 }
 
 for part in "${@:-base}"; do
