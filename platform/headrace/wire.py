@@ -11,8 +11,7 @@ Times are seconds since the Unix epoch where named ``..._at``, durations in seco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -90,8 +89,8 @@ class SecretValues(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def __repr__(self) -> str:
         return f"SecretValues({len(self.values)})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
-        yield "count", len(self.values)
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("count", len(self.values))]
 
 
 class BaseSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -369,8 +368,8 @@ class ApiCall(Message, frozen=True, kw_only=True):
         # A body may hold a secret.
         return f"ApiCall({self.method} {self.path}, {len(self.body)} bytes)"
 
-    def __rich_repr__(self) -> Iterator[str]:
-        yield repr(self)
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("method", self.method), ("path", self.path), ("bytes", len(self.body))]
 
 
 class ApiReply(Message, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from headrace.control.ports import NodeManager
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.store import Store
+from headrace.control.vault import Vault
 from headrace.control.warm import Warm
 
 
@@ -26,6 +27,7 @@ class Parts:
     started_at: float
     world: World
     store: Store
+    vault: Vault
     blobs: Blobs
     history: History
     routes: Routes

@@ -22,6 +22,7 @@ from headrace.control.claims import Claims
 from headrace.control.deploy import Deployer
 from headrace.control.history import History
 from headrace.control.hosts import Hosts
+from headrace.control.keyring import FILE as KEY_FILE
 from headrace.control.lifecycle import COLLECT_EVERY_S, Lifecycle
 from headrace.control.model import Endpoint, Host, World
 from headrace.control.parts import Parts
@@ -30,8 +31,10 @@ from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.specs import digest, slim
 from headrace.control.store import EndpointRow, Store, open_store
+from headrace.control.vault import Vault
 from headrace.control.warm import Warm
 from headrace.errors import RequestError
+from headrace.nocore import forbid_core_dumps
 from headrace.sdk.spec import EndpointSpec
 
 log = logging.getLogger("headrace.control")
@@ -75,6 +78,7 @@ class Control:
 
     async def start(self) -> None:
         """Take the lead. Raises `DataDirError`, or ``OSError`` when an address is taken."""
+        forbid_core_dumps()
         data = self.settings.data
         self._store = store = await open_store(data / "control.db")
         try:
@@ -170,7 +174,8 @@ class Control:
         blobs = Blobs(settings.data / "blobs")
         history = History(settings.data / "history")
         routes = Routes(world, epoch)
-        claims = Claims(world, epoch)
+        vault = Vault(store.secrets, settings.data / KEY_FILE, world)
+        claims = Claims(world, epoch, vault)
         warm = Warm(world, claims, spares=settings.spares)
         grace = settings.drain_grace
         reconciler = Reconciler(world, claims, routes, history, config=self._config, grace_s=grace)
@@ -181,6 +186,7 @@ class Control:
             started_at=time.time(),
             world=world,
             store=store,
+            vault=vault,
             blobs=blobs,
             history=history,
             routes=routes,
@@ -203,6 +209,7 @@ class Control:
 
     async def _load(self, parts: Parts) -> None:
         store, world = parts.store, parts.world
+        await parts.vault.load()
         key = wire.KeyRecord(id=ADMIN_KEY_ID, hash=self._admin_key_hash)
         await store.put_key(key)
         parts.routes.keys = await store.keys()

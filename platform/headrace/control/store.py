@@ -19,6 +19,7 @@ import msgspec
 from headrace import wire
 from headrace.control.deployments import Deployments, end_trials
 from headrace.control.sql import load_migrations, load_queries
+from headrace.control.stored_secrets import StoredSecrets
 from headrace.sqlite_writer import Database, open_database
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -82,6 +83,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._db = database
         self.deployments = Deployments(database)
+        self.secrets = StoredSecrets(database)
 
     async def close(self) -> None:
         """Commit what is queued and close."""

@@ -28,14 +28,14 @@ class Warm:
         """At start: specs with their versions, most recently changed first."""
         bases: dict[wire.BaseSpec, None] = {}
         for spec, version in specs:
-            bases.setdefault(base_of(spec, version))
+            bases.setdefault(base_of(spec, version, self._world.secrets_of(spec)))
         for base in reversed(list(bases)[: KEPT + KEPT_LOADED]):
             self._use(base)
         self._compute()
 
     def use(self, spec: EndpointSpec, version: int) -> wire.BaseSpec:
         """A version is deployed or started; gives its base. Hosts that lack it are told at once."""
-        base = base_of(spec, version)
+        base = base_of(spec, version, self._world.secrets_of(spec))
         new = base not in self._recent
         self._use(base)
         if new:
@@ -64,6 +64,20 @@ class Warm:
         for host in self._world.living_hosts():
             host.warm.pop(base, None)
 
+    def renew(self) -> None:
+        """Secrets have new versions: bases that have loaded an old one are replaced; what runs goes on."""
+        changed = False
+        for base in [b for b in self._recent if b.loaded is not None and b.loaded.secrets]:
+            assert base.loaded is not None
+            endpoint = self._world.endpoints.get(base.loaded.endpoint)
+            spec = endpoint.spec_of(base.loaded.version) if endpoint is not None else None
+            if spec is not None and base_of(spec, base.loaded.version, self._world.secrets_of(spec)) != base:
+                self._use(base_of(spec, base.loaded.version, self._world.secrets_of(spec)))
+                changed = True
+        if changed:
+            self._compute()
+            self.push()
+
     def push(self) -> None:
         """Tell all hosts what is new for them."""
         for host in self._world.living_hosts():
@@ -74,6 +88,12 @@ class Warm:
         self._claims.warm(host, self._wanted)
 
     def _use(self, base: wire.BaseSpec) -> None:
+        if base.loaded is not None:
+            # Of a version there is one: another differs by the secrets that it has seen.
+            who = (base.loaded.endpoint, base.loaded.version)
+            for old in [b for b in self._recent if b.loaded and (b.loaded.endpoint, b.loaded.version) == who]:
+                if old != base:
+                    del self._recent[old]
         self._recent[base] = None
         self._recent.move_to_end(base)
         for loaded, bound in ((False, KEPT), (True, KEPT_LOADED)):

@@ -9,7 +9,7 @@ from typing import get_args
 import msgspec
 import pytest
 from headrace import wire
-from headrace.control import deployments, failures, rollout, state, store
+from headrace.control import deployments, failures, rollout, state, store, stored_secrets
 from headrace.control.claims import base_of, instance_spec
 from headrace.control.model import Failing
 from headrace.control.sql import load_migrations, load_queries
@@ -202,6 +202,6 @@ def test_an_instance_gets_what_its_spec_says():
 
 
 def test_every_statement_is_described_and_used():
-    source = "".join(Path(module.__file__).read_text() for module in (deployments, store))
+    source = "".join(Path(module.__file__).read_text() for module in (deployments, store, stored_secrets))
     assert [name for name in load_queries() if f'"{name}"' not in source] == []
     assert len(load_migrations()) >= 1

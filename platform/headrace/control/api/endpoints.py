@@ -13,7 +13,7 @@ from headrace.control.model import Endpoint
 from headrace.control.parts import Parts
 from headrace.control.specs import as_json
 from headrace.errors import Conflict, NotFound, ValidationFailed, VersionNotFound
-from headrace.sdk.spec import MAX_INSTANCES
+from headrace.sdk.spec import MAX_INSTANCES, EndpointSpec
 
 Params = dict[str, str]
 
@@ -132,6 +132,9 @@ async def rollback(parts: Parts, call: wire.ApiCall, params: Params) -> wire.Api
         raise VersionNotFound(
             f"endpoint {endpoint.name!r} has no version {version}.", hint=f"Kept are {kept}."
         )
+    data = await parts.store.version_spec(endpoint.project, endpoint.name, version)
+    if data is not None:
+        parts.vault.require([msgspec.json.decode(data, type=EndpointSpec)])
     deployment = await parts.deployer.rollback(endpoint, version)
     return reply(deployment.to_json(), 202)
 

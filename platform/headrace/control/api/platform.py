@@ -55,6 +55,7 @@ async def deploy(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRe
     # In a thread: ten thousand specs take a while, and heartbeats must be read meanwhile.
     request = await asyncio.to_thread(parse_deployment, call.body)
     specs = checked(request.specs, call.project, parts.blobs.has)
+    parts.vault.require(specs)
     deployment = await parts.deployer.deploy(specs, call.project, verify=request.verify)
     return reply(deployment.to_json(), 202)
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace import wire
-from headrace.control.api import endpoints, keys, logs, platform
+from headrace.control.api import endpoints, keys, logs, platform, secrets
 from headrace.control.api.replies import problem, reply
 from headrace.control.parts import Parts
 from headrace.control.specs import DeploymentRequest
@@ -121,6 +121,16 @@ ROUTES: tuple[Route, ...] = (
         scope="admin",
     ),
     Route("DELETE", "/keys/{id}", keys.revoke, "Revoke an API key", scope="admin"),
+    Route("GET", "/secrets", secrets.list_secrets, "List secrets, without their values", _PAGE, listed=True),
+    Route(
+        "PUT", "/secrets/{name}", secrets.put, "Store a secret, or a new version of it", body=_JSON,
+        request=secrets.SecretBody,
+        also=(201,),
+    ),
+    Route("DELETE", "/secrets/{name}", secrets.delete, "Delete a secret that no endpoint uses"),
+    Route(
+        "POST", "/secrets/rotate-key", secrets.rotate_key, "Seal all secrets with a new key", scope="admin"
+    ),
 )  # fmt: skip
 
 

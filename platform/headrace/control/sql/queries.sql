@@ -96,6 +96,33 @@ ON CONFLICT (id) DO UPDATE SET project = excluded.project, hash = excluded.hash,
 -- Remove a key of a project; it is refused from now on.
 DELETE FROM keys WHERE id = :id AND project = :project;
 
+-- name: secrets_all
+-- All secrets that have a value.
+SELECT project, name, version, key, sealed, created_at, updated_at FROM secrets WHERE sealed IS NOT NULL;
+
+-- name: secret_next
+-- The number that the next version gets.
+SELECT coalesce(max(version), 0) + 1 FROM secrets WHERE project = :project AND name = :name;
+
+-- name: secret_put
+-- Store the next version; the one before is gone.
+INSERT INTO secrets (project, name, version, key, sealed, created_at, updated_at)
+VALUES (:project, :name, :version, :key, :sealed, :at, :at)
+ON CONFLICT (project, name) DO UPDATE SET version = excluded.version, key = excluded.key,
+    sealed = excluded.sealed, updated_at = excluded.updated_at,
+    created_at = CASE WHEN secrets.sealed IS NULL THEN excluded.created_at ELSE secrets.created_at END
+RETURNING project, name, version, key, sealed, created_at, updated_at;
+
+-- name: secret_reseal
+-- Seal a version with another key.
+UPDATE secrets SET key = :key, sealed = :sealed
+WHERE project = :project AND name = :name AND version = :version AND sealed IS NOT NULL;
+
+-- name: secret_delete
+-- Forget a value; the name keeps its number.
+UPDATE secrets SET sealed = NULL, key = '', updated_at = :at
+WHERE project = :project AND name = :name AND sealed IS NOT NULL;
+
 -- name: intent_put
 -- Write what is about to be done to a node, before it is done.
 INSERT INTO intents (id, project, provider, node, kind, spec, state, created_at, updated_at)

@@ -106,3 +106,15 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 
 CREATE INDEX trials_open ON trials (project, endpoint) WHERE state = 'starting';
+
+-- migration: 6
+CREATE TABLE secrets (
+    project    TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    version    INTEGER NOT NULL,         -- never used for another value, also after a deletion
+    key        TEXT NOT NULL,            -- id of the key that seals it
+    sealed     BLOB,                     -- nonce and ciphertext; NULL: it was deleted
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    PRIMARY KEY (project, name)
+) WITHOUT ROWID;
