@@ -29,7 +29,7 @@ from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.network.egress import Egress
-from headrace_runtimes.oci import disk, seccomp
+from headrace_runtimes.oci import criu, disk, seccomp
 from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
 from headrace_runtimes.oci.container import OciContainer
@@ -41,6 +41,8 @@ from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSetti
 from headrace_runtimes.trees import remove_tree
 
 log = logging.getLogger("headrace.runtimes")
+NOT_PARKED = "criu works here, but engines do not let go of their sockets for it yet"
+"""See docs/decisions/0012-checkpoints.md."""
 
 
 class OciDriver:
@@ -63,6 +65,7 @@ class OciDriver:
         self._build = build
         self._devices = devices
         self._machine: Machine | None = None
+        self._why_no_checkpoints = ""
         self._store: Store | None = None
         self._pins = contextlib.ExitStack()
         self._chosen = binary
@@ -71,18 +74,18 @@ class OciDriver:
 
     def capabilities(self) -> Mapping[Capability, str]:
         """See `Driver.capabilities`."""
-        _, why = find(self._chosen)
+        path, why = find(self._chosen)
         if not why and os.geteuid() != 0:
             why = "the host does not run as root"
         no: dict[Capability, str] = {
             "fork": "containers are not forked from each other",
-            "checkpoint": "not built yet",
         }
         if not why and seccomp.profile(platform.machine()) is None:
             no["isolation"] = f"there is no system call filter for {platform.machine()}"
         if not why:
             # Cheap enough to look again: a driver that is loaded late is found by the next host.
             no["devices"] = (self._machine or find_devices(self._devices)).why_none()
+            no["checkpoint"] = self._why_no_checkpoints or why_no_checkpoints(path)
         return {name: no.get(name) or why for name in CAPABILITIES}
 
     async def open(self, settings: RuntimeSettings) -> None:
@@ -193,6 +196,7 @@ class OciDriver:
         self._sweep()
         self._binary.version()
         self._machine = find_devices(self._devices)
+        self._why_no_checkpoints = why_no_checkpoints(self._binary.path)
         self._slots.open()
         self._images.mkdir(0o711, parents=True, exist_ok=True)
         self._binary.state.mkdir(0o711)
@@ -242,6 +246,11 @@ class OciDriver:
         for place in Cgroup(self._cgroups).directories():
             found += [Owned("cgroup", str(p)) for p in place.iterdir() if p.is_dir()]
         return found
+
+
+def why_no_checkpoints(path: str) -> str:
+    """One line of why loaded instances are not kept on disk with this runtime. Blocks for up to a second."""
+    return criu.support(Binary(path, Path()))[1] or NOT_PARKED
 
 
 def context_dir(images: Path, image: Image) -> Path:

@@ -1,0 +1,139 @@
+"""CRIU by way of runc: whether it works on this machine, and its two calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.oci.binary import Binary
+
+CHECK_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 60.0
+REASON_CHARS = 300
+IMAGE, WORK = "image", "work"
+"""Directories of a checkpoint: what was dumped, and the logs of it."""
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a checkpoint can be restored with: these and no others."""
+
+    kernel: str
+    criu: str
+    runtime: str
+    cpu: str
+    """Digest of the processor's features: memory holds code that was chosen by them."""
+
+
+def support(runtime: Binary, criu: str = "criu") -> tuple[Versions | None, str]:
+    """What checkpoints are made with here, or one line of why there are none. Blocks for up to a second."""
+    if runtime.name != "runc":
+        return None, f"checkpoints are made by runc, not by {runtime.name}: choose runc"
+    path = shutil.which(criu)
+    if path is None:
+        return None, "criu is not installed: apt-get install criu (4.1 or later for kernels of 2025)"
+    if os.geteuid() != 0:
+        return None, "criu needs root"
+    try:
+        return _checked(runtime, path, platform.release())
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"{path} does not run: {error}"
+    except PrepareFailed as failed:
+        return None, str(failed).rstrip(".")
+
+
+def _checked(runtime: Binary, path: str, kernel: str) -> tuple[Versions | None, str]:
+    said = _run(path, "--version").stdout
+    version = next(iter(re.findall(r"Version:\s*(\S+)", said)), "of unknown version")
+    checked = _run(path, "check")
+    if checked.returncode != 0:
+        words = first_error(checked.stdout + "\n" + checked.stderr)
+        return None, f"criu {version} does not work with the kernel {kernel}: {words} (criu check)"
+    return Versions(kernel, version, runtime.version(), _cpu()), ""
+
+
+def first_error(text: str) -> str:
+    """CRIU's first complaint, the one that the others follow from."""
+    for line in text.splitlines():
+        if match := re.search(r"Error \([^)]*\):\s*(.+)", line):
+            return match[1].strip()[:REASON_CHARS]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:REASON_CHARS] if lines else "it gives no reason"
+
+
+async def dump(runtime: Binary, id: str, directory: Path, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    """Write a running container below ``directory`` and end it; one that cannot be written runs on.
+
+    Raises `PrepareFailed`.
+    """
+    image, work = directory / IMAGE, directory / WORK
+    for made in (image, work):
+        made.mkdir(mode=0o700)
+    arguments = (
+        "checkpoint", "--image-path", str(image), "--work-path", str(work), "--file-locks",
+        "--manage-cgroups-mode", "ignore", id,
+    )  # fmt: skip
+    await _call(runtime, arguments, work, "dump.log", timeout_s)
+
+
+async def restore(
+    runtime: Binary, id: str, bundle: Path, directory: Path, timeout_s: float = CALL_TIMEOUT_S
+) -> None:
+    """Start the container ``id`` from what `dump` wrote; its pid is in ``bundle/pid`` then.
+
+    Raises `PrepareFailed`; what it leaves is for who removes the container.
+    """
+    work = bundle / "restore"
+    work.mkdir(mode=0o700, exist_ok=True)
+    arguments = (
+        "restore", "--detach", "--pid-file", str(bundle / "pid"), "--bundle", str(bundle),
+        "--image-path", str(directory / IMAGE), "--work-path", str(work),
+        "--manage-cgroups-mode", "ignore", id,
+    )  # fmt: skip
+    await _call(runtime, arguments, work, "restore.log", timeout_s)
+
+
+async def _call(runtime: Binary, arguments: tuple[str, ...], work: Path, log: str, timeout_s: float) -> None:
+    words = work / "words"
+    with open(words, "wb") as file:  # noqa: ASYNC230 - a small file
+        process = await asyncio.create_subprocess_exec(
+            *runtime.start, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file
+        )
+    try:
+        async with asyncio.timeout(timeout_s):
+            code = await process.wait()
+    except TimeoutError as error:
+        raise PrepareFailed(f"{runtime.name} {arguments[0]} takes more than {timeout_s:.0f} s.") from error
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if code != 0:
+        said = "\n".join(read_text(path) for path in (work / log, words))
+        raise PrepareFailed(f"{runtime.name} {arguments[0]} failed: {first_error(said)}.")
+
+
+def read_text(path: Path) -> str:
+    """A log's text; empty when there is none."""
+    with contextlib.suppress(OSError):
+        return path.read_text("utf-8", "replace")
+    return ""
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
+
+
+def _cpu(info: Path = Path("/proc/cpuinfo")) -> str:
+    lines = [line for line in read_text(info).splitlines() if line.startswith(("flags", "Features"))]
+    return hashlib.sha256((platform.machine() + "".join(lines[:1])).encode()).hexdigest()[:16]
