@@ -18,6 +18,7 @@ import click
 from headrace.cli.app import DONE, FAILED, SUMMARIES
 from headrace.cli.options import json_option, read_up
 from headrace.cli.output import Output, size, table
+from headrace.cli.support import in_words, support
 from headrace.config import Settings, load_settings
 
 Level = Literal["ok", "note", "problem"]
@@ -48,7 +49,12 @@ def doctor_command(out: Output, data_dir: str | None, port: int | None) -> int:
             step(f"checking {words}")
             findings.extend(_guarded(words, check, settings))
     problems = sum(finding.level == "problem" for finding in findings)
-    document = {"problems": problems, "findings": [asdict(finding) for finding in findings]}
+    matrix = {item.name: asdict(item) for item in support(settings.runtimes)[0]}
+    document = {
+        "problems": problems,
+        "findings": [asdict(finding) for finding in findings],
+        "runtimes": matrix,
+    }
     out.answer(document, lambda: _text(findings))
     return FAILED if problems else DONE
 
@@ -214,11 +220,22 @@ def check_listeners(settings: Settings) -> Iterable[Finding]:
         yield Finding("listeners", "ok", "nothing of the platform listens on other interfaces")
 
 
+def check_runtimes(settings: Settings) -> Iterable[Finding]:
+    """What each runtime can do on this machine."""
+    found, wrong = support(settings.runtimes)
+    for item in found:
+        detail, todo = in_words(item, settings.runtimes)
+        yield Finding(f"runtime {item.name}", "note" if item.why_not else "ok", detail, todo)
+    if wrong:
+        yield Finding("runtimes", "problem", wrong, "Correct the setting `runtimes`.")
+
+
 CHECKS: dict[str, Callable[[Settings], Iterable[Finding]]] = {
     "python": check_python,
     "data directory": check_data_dir,
     "ports": check_ports,
     "isolation": check_isolation,
+    "runtimes": check_runtimes,
     "memory": check_memory,
     "listeners": check_listeners,
 }
