@@ -88,7 +88,8 @@ class Maker:
             raise
         finally:
             child.handed_over()
-            await asyncio.to_thread(door.close)
+            # Nor here: who is cancelled meanwhile would lose a container that is ready.
+            door.close()
 
     async def _prepare(self, made: Waiting, *, load: bool) -> Waiting:
         child, base = made.frame.child, made.base
