@@ -7,6 +7,8 @@ from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from headrace_runtimes.devices.machine import find
+
 from headrace import wire
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -87,14 +89,25 @@ class Accelerators:
             del self._free[name][:count]
         return tuple(taken)
 
+    def take_these(self, wanted: Sequence[tuple[str, int]]) -> bool:
+        """Take exactly these; none of them when not all are free."""
+        if any(number not in self._free[name] for name, number in wanted):
+            return False
+        for name, number in wanted:
+            self._free[name].remove(number)
+        return True
+
     def give_back(self, taken: Sequence[tuple[str, int]]) -> None:
         """They are free again."""
         for name, number in taken:
             insort(self._free[name], number)
 
 
-def detect() -> wire.Resources:
-    """Cores by affinity and quota, memory by size and limit; accelerators are declared, not detected."""
+def detect(devices: Path = Path("/")) -> wire.Resources:
+    """Cores by affinity and quota, memory by size and limit, accelerators by their CDI specs or device files.
+
+    ``devices``: the root of the tree that accelerators are looked for in.
+    """
     cores = float(len(os.sched_getaffinity(0)))
     quota = cgroup_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -102,4 +115,5 @@ def detect() -> wire.Resources:
     return wire.Resources(
         cpu=cores if quota is None else min(cores, quota),
         memory=memory if limit is None else min(memory, limit),
+        gpu=find(devices).count(),
     )

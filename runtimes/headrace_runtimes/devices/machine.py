@@ -26,7 +26,7 @@ COUNT_FROM_ZERO = frozenset({"nvidia", "amd"})
 
 @dataclass(frozen=True)
 class Machine:
-    """What `find` found. An accelerator is named by its place in ``accelerators``."""
+    """What `find` found. An accelerator is named by its place in ``accelerators``: model by model."""
 
     accelerators: tuple[Accelerator, ...] = ()
     shared: Mapping[Vendor, Edits] = field(default_factory=dict)
@@ -108,6 +108,9 @@ def find(root: Path = Path("/")) -> Machine:
         accelerators += found.accelerators
         if found.accelerators:
             shared[vendor] = found.shared
+    # Hosts count them through their models, one after the other.
+    models = list(dict.fromkeys(accelerator.model for accelerator in accelerators))
+    accelerators.sort(key=lambda accelerator: models.index(accelerator.model))
     return Machine(tuple(accelerators), shared, registry.problems)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from headrace import wire
 from headrace.host.link import LAST_BACKOFF_S, next_backoff
 from headrace.host.pool import base_key
 from headrace.host.resources import cgroup_cores, cgroup_memory, detect
+from headrace_runtimes.devices.machine import find
 from headrace_runtimes.process.pool import PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +65,17 @@ def test_this_machine() -> None:
     found = detect()
     assert found.cpu > 0
     assert found.memory > 1 << 26
-    assert found.gpu == {}
+    assert found.gpu == find(Path("/")).count()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes are made by root")
+def test_accelerators_are_found(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    for name in ("davinci0", "davinci1", "gcu0"):
+        os.mknod(tmp_path / "dev" / name, stat.S_IFCHR | 0o600, os.makedev(236, 0))
+    found = detect(tmp_path)
+    assert found.gpu == {"Ascend": 2, "GCU": 1}
+    assert found.cpu > 0
 
 
 def test_equal_bases_have_equal_keys() -> None:

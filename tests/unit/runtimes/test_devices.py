@@ -124,6 +124,19 @@ def test_amd_in_the_order_of_its_topology(tmp_path: Path) -> None:
 
 
 @needs_root
+def test_different_models_are_counted_one_after_the_other(tmp_path: Path) -> None:
+    for minor, model in enumerate(("NVIDIA H100", "NVIDIA A100-SXM4-80GB", "NVIDIA H100")):
+        device(tmp_path, f"/dev/nvidia{minor}", 195, minor)
+        information = f"Model: {model}\nDevice Minor: {minor}\n"
+        text(tmp_path, f"/proc/driver/nvidia/gpus/0000:0{minor}:00.0/information", information)
+    machine = find(tmp_path)
+    assert machine.count() == {"H100": 2, "A100": 1}
+    assert [paths(a.edits) for a in machine.accelerators] == [
+        ["/dev/nvidia0"], ["/dev/nvidia2"], ["/dev/nvidia1"],
+    ]  # fmt: skip
+
+
+@needs_root
 def test_ascend_and_enflame(tmp_path: Path) -> None:
     for name, minor in (("davinci0", 0), ("davinci10", 10), ("davinci2", 2)):
         device(tmp_path, f"/dev/{name}", 236, minor)
