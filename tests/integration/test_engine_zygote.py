@@ -482,7 +482,7 @@ def test_a_child_has_its_own_uid_no_privileges_and_no_foreign_descriptors(zygote
     zygote.fork()
     seen = zygote.start("app:f", "function").call()[1]
     assert (seen["nnp"], seen["caps"], seen["groups"], seen["uids"]) == (1, 0, [], [UID])
-    assert (seen["core"], seen["files"]) == ([0, 0], 512)
+    assert (seen["core"], seen["files"]) == ([1, 1], 512)
     kinds = [t for t in seen["fds"] if t.startswith("socket:")]
     # Control, listener, the connection, and the loop's own pair at most.
     assert len(kinds) <= 5, seen["fds"]

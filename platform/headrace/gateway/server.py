@@ -42,6 +42,7 @@ from headrace.gateway.request import ID_PREFIX, Request
 from headrace.gateway.routing import Changes, RoutingTable
 from headrace.gateway.spans import Spans
 from headrace.gateway.sweep import sweep_all
+from headrace.nocore import forbid_core_dumps
 from headrace.observe.tracing import CURRENT, Tracing, open_tracing
 
 log = logging.getLogger("headrace.gateway")
@@ -137,6 +138,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Listen, and begin to connect to control. Raises `PortInUse` or `SetupError`."""
+        forbid_core_dumps()
         loop = asyncio.get_running_loop()
         self.dispatcher = Dispatcher(self.table, self._control.send, self._uncertain)
         if (tracing := open_tracing(os.environ, self.id, health.VERSION)) is not None:

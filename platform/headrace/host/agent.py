@@ -30,6 +30,7 @@ from headrace.host.runtimes import PROCESS, Runtimes, offered
 from headrace.host.usage import Usage
 from headrace.host.watch import Watch
 from headrace.link import Link
+from headrace.nocore import forbid_core_dumps
 
 log = logging.getLogger("headrace.host")
 
@@ -113,6 +114,7 @@ class HostAgent:
 
         Does not wait for control (`wait_connected` does). Raises what a runtime's ``open`` raises.
         """
+        forbid_core_dumps()
         if self.config.run_dir is None:
             await asyncio.to_thread(make_run_dir, self.config.settings.run)
         for path in (self.run_dir, self.log_dir):
@@ -245,7 +247,7 @@ class HostAgent:
                     self.instances.stop(msg.id, msg.grace_s, msg.reason)
             case wire.SetWarm():
                 if self.link.accepts(msg.epoch):
-                    self._pool.want(msg.bases)
+                    self._pool.want(msg.bases, msg.secrets.values)
             case wire.DrainHost():
                 if self.link.accepts(msg.epoch):
                     self._spawn(self.instances.drain(msg.grace_s))

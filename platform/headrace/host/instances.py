@@ -19,6 +19,7 @@ from headrace_runtimes.spec import Assignment, Exit
 from headrace import wire
 from headrace.errors import BundleError, LinkError
 from headrace.host.bundles import Bundles
+from headrace.host.given import variables
 from headrace.host.limits import limits_of
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators
@@ -46,6 +47,8 @@ class Instance:
     """Set before the host itself ends it: told instead of what the runtime saw."""
     accelerators: tuple[tuple[str, int], ...] = ()
     """Those that are its own: (model, number)."""
+    secrets: wire.SecretValues = wire.SecretValues()
+    """Until it has them."""
 
 
 def death_of(exit: Exit) -> wire.Death:
@@ -128,8 +131,11 @@ class Instances:
             timings=wire.StartTimings(claim_s=msg.claim_s),
             gpu=spec.gpu,
         )
-        instance = Instance(spec, report)
+        instance = Instance(spec, report, secrets=msg.secrets)
         self._living[msg.id] = instance
+        if msg.refused:
+            self._end(instance, "failed", wire.Death(reason="prepare-failed", detail=msg.refused))
+            return
         offered = spec.base.runtime in self._runtimes
         taken = self._accelerators.take(spec.gpu)
         if self._draining or not offered or taken is None:
@@ -211,6 +217,7 @@ class Instances:
             detail = f"the host failed: {type(error).__name__}: {error}"
             self._end(instance, "failed", wire.Death(reason="start-timeout", detail=detail))
         else:
+            instance.secrets = wire.SecretValues()
             if await self._let_in(instance, sandbox):
                 self._started(instance, sandbox, time.perf_counter() - received)
 
@@ -274,6 +281,8 @@ class Instances:
             max_body=spec.max_body,
             fresh=spec.snapshot == "none",
             gpu_indices=tuple(number for _, number in instance.accelerators),
+            secrets=instance.secrets.values,
+            secrets_env=variables(spec.secrets),
         )
 
     async def _stop(self, instance: Instance, starting: asyncio.Task[None] | None, grace_s: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from headrace_runtimes.spec import Base, BaseStatus, LoadedEndpoint
 
 from headrace import wire
 from headrace.errors import HeadraceError
+from headrace.host import given
 from headrace.host.bundles import Bundles
 from headrace.host.images import Images
 from headrace.host.runtimes import Runtimes
@@ -51,6 +52,8 @@ class Pool:
         """By runtime and key."""
         self._reports: dict[wire.BaseSpec, wire.WarmReport] = {}
         self._wanted: list[tuple[wire.BaseSpec, int]] = []
+        self._secrets: Mapping[str, str] = {}
+        """What loaded bases see, by ``project/name@version``."""
         self._task: asyncio.Task[None] | None = None
 
     def base(self, spec: wire.BaseSpec) -> Base:
@@ -69,8 +72,11 @@ class Pool:
             self._specs[spec.runtime, base.key] = spec
         return base
 
-    def want(self, wanted: Sequence[tuple[wire.BaseSpec, int]]) -> None:
+    def want(
+        self, wanted: Sequence[tuple[wire.BaseSpec, int]], secrets: Mapping[str, str] | None = None
+    ) -> None:
         """Hold these from now on. Returns at once; the newest call wins."""
+        self._secrets = secrets or {}
         self._wanted = [(spec, spares) for spec, spares in wanted if spec.runtime in self._runtimes]
         if self._task is not None:
             self._task.cancel()
@@ -153,7 +159,10 @@ class Pool:
 
     async def _apply(self) -> None:
         wanted = self._wanted
-        unusable: set[wire.BaseSpec] = set()
+        unusable = {spec for spec, _ in wanted if given.missing(spec, self._secrets)}
+        for spec in unusable:
+            why = given.missing(spec, self._secrets)
+            self._tell(wire.WarmReport(base=spec, state="failed", detail=why))
         await self._hold(wanted, unusable)
         missing = [spec for spec, _ in wanted if not self._here(spec)]
         # Beside each other: an image may take minutes, and nobody else waits for it.
@@ -191,7 +200,7 @@ class Pool:
                 continue
             try:
                 runtime = await self._runtimes.get(name)
-                await runtime.hold([(self.base(spec), spares) for spec, spares in mine])
+                await runtime.hold([(given.filled(self.base(s), s, self._secrets), n) for s, n in mine])
             except RuntimeFailure as error:
                 for spec, _ in mine:
                     self._tell(wire.WarmReport(base=spec, state="failed", detail=str(error)))

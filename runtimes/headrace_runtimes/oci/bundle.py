@@ -80,7 +80,8 @@ def process_of(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> dict[st
         "terminal": False, "user": {"uid": 0, "gid": 0}, "args": list(argv), "cwd": cwd,
         "env": [f"{name}={value}" for name, value in ({"PATH": PATH} | dict(env)).items()],
         "noNewPrivileges": True, "capabilities": {kind: [] for kind in CAPABILITY_SETS},
-        "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}],
+        # 1: no dump, also where the kernel gives dumps to a program.
+        "rlimits": [{"type": "RLIMIT_CORE", "soft": 1, "hard": 1}],
         "oomScoreAdj": 100,
     }  # fmt: skip
 

@@ -101,7 +101,8 @@ def become(uid: Optional[int], gid: Optional[int], parent: int) -> None:
 
     Raises `PermissionError` as `drop_user` does.
     """
-    limit(resource.RLIMIT_CORE, 0)
+    # Less than any dump has; 0 would not hold where the kernel gives dumps to a program.
+    limit(resource.RLIMIT_CORE, 1)
     if uid is not None:
         # Counted per user: without one of our own it would count our own user's other processes, too.
         limit(resource.RLIMIT_NPROC, MAX_PROCESSES)
