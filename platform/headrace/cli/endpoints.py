@@ -13,6 +13,7 @@ import click
 from headrace.cli.app import DONE, FAILED, SUMMARIES
 from headrace.cli.options import Session, session_options
 from headrace.cli.output import facts, moment, table
+from headrace.cli.use import USE, last_death, state_of, use_of
 from headrace.errors import EndpointFailed
 
 COLUMNS = ("NAME", "STATE", "VERSION", "INSTANCES", "IN FLIGHT", "QUEUED", "REASON")
@@ -128,18 +129,25 @@ def describe(found: Mapping[str, Any]) -> str:
     instances = [
         (
             i.get("id"),
-            i.get("state"),
+            state_of(i),
             i.get("version"),
             i.get("tier"),
             i.get("in_flight"),
             i.get("host"),
             i.get("pid"),
+            *use_of(i),
         )
         for i in found.get("instances") or ()
     ]
-    parts.append(
-        table(("INSTANCE", "STATE", "VERSION", "TIER", "IN FLIGHT", "HOST", "PID"), instances, "no instances")
-    )
+    columns = ("INSTANCE", "STATE", "VERSION", "TIER", "IN FLIGHT", "HOST", "PID", *USE)
+    parts.append(table(columns, instances, "no instances"))
+    parts += [
+        f"{i['id']} takes no requests: {i['unready']}"
+        for i in found.get("instances") or ()
+        if i.get("unready")
+    ]
+    if ended := last_death(found):
+        parts.append(ended)
     versions = [
         (v.get("version"), moment(v.get("created_at")), str(v.get("bundle", ""))[:12])
         for v in found.get("versions") or ()

@@ -10,6 +10,7 @@ import click
 from headrace.cli.app import SUMMARIES
 from headrace.cli.options import Session, session_options
 from headrace.cli.output import moment, size, table
+from headrace.cli.use import USE, state_of, use_of
 
 Row = Mapping[str, Any]
 
@@ -104,9 +105,14 @@ def instances_command(session: Session) -> None:
         found = _items(client.instances())
 
     def text() -> str:
-        fields = ("id", "endpoint", "version", "state", "tier", "in_flight", "host", "pid")
-        rows = [[*(i.get(field) for field in fields), moment(i.get("started_at"))] for i in found]
-        columns = ("INSTANCE", "ENDPOINT", "VERSION", "STATE", "TIER", "IN FLIGHT", "HOST", "PID", "STARTED")
+        fields = ("id", "endpoint", "version", "tier", "in_flight", "host", "pid")
+        rows = []
+        for i in found:
+            id, endpoint, version, *rest = (i.get(field) for field in fields)
+            rows.append([id, endpoint, version, state_of(i), *rest, *use_of(i), moment(i.get("started_at"))])
+        columns = (
+            "INSTANCE", "ENDPOINT", "VERSION", "STATE", "TIER", "IN FLIGHT", "HOST", "PID", *USE, "STARTED",
+        )  # fmt: skip
         return table(columns, rows, "no instances")
 
     session.out.answer({"items": found, "next": None}, text)

@@ -22,6 +22,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from headrace.observe.use import of_instances
+
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Seconds: the buckets that OpenTelemetry recommends for request durations."""
 LONG_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -162,6 +164,8 @@ class Facts:
     """(project, endpoint, state) -> jobs in the store."""
     platform: Mapping[str, Mapping[str, int]] | None = None
     """``instances`` and ``hosts`` by state, as control knows them; None: it does not answer."""
+    use: Sequence[Mapping[str, Any]] = ()
+    """What instances use, as control knows it."""
 
 
 def render(facts: Facts, accept: str) -> tuple[bytes, str]:
@@ -195,6 +199,7 @@ class _Facts(Collector):
         yield from _of_endpoints(shown(self._facts.endpoints), self._facts.gateway)
         yield from _of_gateway(self._facts)
         yield from _of_platform(self._facts)
+        yield from of_instances(self._facts.use)
 
 
 Values = Mapping[str, int] | Mapping[str, Histogram]

@@ -8,11 +8,13 @@ import json
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, HOME, Container
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.channel import Packet
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.home import make_door
@@ -146,7 +148,9 @@ class ContainerFrame:
 
     async def use(self) -> Stats | None:
         """See `Frame.use`."""
-        return await self.container.use()
+        used = await self.container.use()
+        seen = procs.stat(self.child.pid) if self.child.pid else None
+        return used if used is None or seen is None else replace(used, stopped=seen.stopped)
 
     async def freeze(self) -> None:
         """See `Frame.freeze`."""

@@ -10,15 +10,18 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from headrace_runtimes.spec import LogLine
 
 KEEP_SEGMENTS = 3
+TOTAL_SEGMENTS = 128
+"""Times the size of a segment: what all endpoints may keep together, those that write now aside."""
+TRIM_EVERY_S = 30.0
 READ_BYTES = 4 << 20
 """Read at most per page, so that a search for one sandbox's lines stays bounded."""
 MIN_SEGMENT = 4 << 10
@@ -85,6 +88,35 @@ def read_page(
     return lines, cursor
 
 
+def too_much(files: Sequence[tuple[float, int, Path]], budget: int) -> list[Path]:
+    """Which of (time of change, bytes, path) go, oldest first, so that the rest fits. Pure."""
+    over = sum(size for _, size, _ in files) - budget
+    going: list[Path] = []
+    for _, size, path in sorted(files):
+        if over <= 0:
+            break
+        going.append(path)
+        over -= size
+    return going
+
+
+def trim(root: Path, keep: Container[str], budget: int) -> None:
+    """Remove the oldest segments of endpoints that are not in ``keep`` at that moment. Blocks."""
+    found: list[tuple[float, int, Path]] = []
+    with contextlib.suppress(OSError):
+        for folder in root.iterdir():
+            if unquote(folder.name) in keep:
+                continue
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    seen = path.stat()
+                    found.append((seen.st_mtime, seen.st_size, path))
+    for path in too_much(found, budget):
+        if unquote(path.parent.name) not in keep:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def _file_name(endpoint: str) -> str:
     """One directory name per endpoint, whatever the name."""
     return quote(endpoint, safe="").replace(".", "%2E") or "_"
@@ -109,6 +141,8 @@ class LogStore:
         self._root = root
         self._segment_bytes = max(segment_bytes, MIN_SEGMENT)
         self._logs: dict[str, _Log] = {}
+        self._trimmed = 0.0
+        self._trimming: asyncio.Task[None] | None = None
 
     def attach(self, endpoint: str) -> None:
         """Somebody is about to write; keep the file open until as many `detach`."""
@@ -134,6 +168,8 @@ class LogStore:
             self._append(log, data)
         if log.writers <= 0:
             self._shut(log)
+            if not log.waiters:
+                del self._logs[endpoint]
         for waiter in log.waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -186,6 +222,19 @@ class LogStore:
             self._shut(log)
         self._logs.clear()
 
+    def _trim_soon(self) -> None:
+        """Disks are bounded also when endpoints come and go: what is oldest goes, off the loop."""
+        busy = self._trimming is not None and not self._trimming.done()
+        if busy or time.monotonic() - self._trimmed < TRIM_EVERY_S:
+            return
+        self._trimmed = time.monotonic()
+        budget = self._segment_bytes * TOTAL_SEGMENTS
+        work = asyncio.to_thread(trim, self._root, self._logs, budget)
+        try:
+            self._trimming = asyncio.get_running_loop().create_task(work)
+        except RuntimeError:  # no loop runs: the last line at an end
+            work.close()
+
     def _get(self, endpoint: str) -> _Log:
         log = self._logs.get(endpoint)
         if log is None:
@@ -221,6 +270,7 @@ class LogStore:
             for path in (self._root, log.path):  # the mode is of the last one only, each must be closed
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
             log.segments.append((log.end, log.path / f"{log.end:020d}.log"))
+            self._trim_soon()
         path = log.segments[-1][1]
         log.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if (

@@ -75,6 +75,16 @@ def pss(pid: int) -> int:
     return 0
 
 
+def io_bytes(pid: int) -> int | None:
+    """Bytes that it had read from and written to storage; None when the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:
+            pairs = dict(line.split(b": ") for line in file.read().splitlines())
+        return int(pairs[b"read_bytes"]) + int(pairs[b"write_bytes"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def uid_of(pid: int) -> int | None:
     """Real uid; from ``status``, as the directory's owner is root for a process that is not dumpable."""
     try:

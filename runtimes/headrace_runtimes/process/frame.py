@@ -63,11 +63,13 @@ class ProcessFrame:
         return self._memory.killed_for(self.child, limit)
 
     async def use(self) -> Stats | None:
-        """PSS and CPU of its main process."""
+        """PSS, CPU and IO of its main process."""
         pid = self.child.pid
         rss = await asyncio.to_thread(procs.pss, pid)
         seen = procs.stat(pid)
-        return None if seen is None else Stats(rss, seen.cpu_s, stopped=seen.stopped)
+        if seen is None:
+            return None
+        return Stats(rss, seen.cpu_s, io_bytes=procs.io_bytes(pid), stopped=seen.stopped)
 
     async def freeze(self) -> None:
         """Raises `NotSupported`."""

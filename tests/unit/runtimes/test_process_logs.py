@@ -1,8 +1,10 @@
 import asyncio
 import os
 import resource
+from pathlib import Path
 
 import pytest
+from headrace_runtimes.instance import logs
 from headrace_runtimes.instance.logs import KEEP_SEGMENTS, MIN_SEGMENT, LogStore, decode_line, encode_line
 from headrace_runtimes.instance.pipes import BURST_BYTES, MAX_LINE, LinePipe, split_lines
 from hypothesis import given
@@ -215,3 +217,36 @@ async def test_the_unfinished_last_line_is_not_lost():
     pipe.close()
     assert lines == ["first", "last words \ufffd"]
     os.close(write)
+
+
+def test_the_oldest_go_until_the_rest_fits() -> None:
+    files = [(3.0, 10, Path("c")), (1.0, 10, Path("a")), (2.0, 10, Path("b"))]
+    assert logs.too_much(files, 30) == []
+    assert logs.too_much(files, 29) == [Path("a")]
+    assert logs.too_much(files, 10) == [Path("a"), Path("b")]
+    assert logs.too_much(files, 0) == [Path("a"), Path("b"), Path("c")]
+
+
+async def test_many_endpoints_stay_below_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "TOTAL_SEGMENTS", 4)
+    monkeypatch.setattr(logs, "TRIM_EVERY_S", 0.0)
+    segment = logs.MIN_SEGMENT
+    store = logs.LogStore(tmp_path, segment)
+    store.attach("p/living")
+    store.write("p/living", "i-0", "stdout", ["first"])
+    text = "x" * (segment // 2)
+    for number in range(40):
+        store.write(f"p/gone-{number}.x", f"i-{number}", "stdout", [text])
+        assert store._trimming is not None
+        await asyncio.wait([store._trimming])
+    kept = sum(path.stat().st_size for path in tmp_path.glob("*/*.log"))
+    # What was written while the last look ran comes on top.
+    assert kept <= 4 * segment + 2 * segment
+    lines, _ = await store.read("p/gone-39.x", None, 0, 10, 0.0)
+    assert [line.text for line in lines] == [text]
+    assert (await store.read("p/gone-0.x", None, 0, 10, 0.0))[0] == []
+    # Who still writes is left alone, and an endpoint that comes back writes again.
+    assert [line.text for line in (await store.read("p/living", None, 0, 10, 0.0))[0]] == ["first"]
+    store.write("p/gone-0.x", "i-99", "stdout", ["again"])
+    assert [line.text for line in (await store.read("p/gone-0.x", None, 10**6, 10, 0.0))[0]] == ["again"]
+    store.close()

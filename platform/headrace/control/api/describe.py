@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from headrace.control.model import Endpoint, Host, Instance, World
+from headrace import wire
+from headrace.control.model import Ended, Endpoint, Host, Instance, World
 from headrace.control.reconcile import wall
 
 
@@ -46,6 +47,31 @@ def instance_item(world: World, instance: Instance) -> dict[str, Any]:
         "in_flight": instance.in_flight,
         "timings": msgspec.to_builtins(report.timings) if report else None,
         "note": report.note if report else "",
+        "unready": instance.unready,
+        "use": use_item(instance.use),
+    }
+
+
+def use_item(use: wire.InstanceUse | None) -> dict[str, Any] | None:
+    """What an instance uses, all members always there; None when nobody has looked yet."""
+    return None if use is None else {field: getattr(use, field) for field in use.__struct_fields__}
+
+
+def death_item(ended: Ended | None) -> dict[str, Any] | None:
+    """How the last instance that nobody had asked to end has ended."""
+    if ended is None:
+        return None
+    death = ended.death
+    return {
+        "at": ended.at,
+        "instance": ended.instance,
+        "runtime": ended.runtime,
+        "reason": death.reason,
+        "detail": death.detail,
+        "exit_code": death.exit_code,
+        "signal": death.signal,
+        "traceback": death.traceback,
+        "log": list(death.log),
     }
 
 

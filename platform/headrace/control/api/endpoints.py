@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from headrace import wire
-from headrace.control.api.describe import endpoint_item, instance_item
+from headrace.control.api.describe import death_item, endpoint_item, instance_item
 from headrace.control.api.replies import find, limit_of, pack_cursor, reply, unpack_cursor
 from headrace.control.model import Endpoint
 from headrace.control.parts import Parts
@@ -51,6 +51,8 @@ async def described(parts: Parts, endpoint: Endpoint) -> dict[str, Any]:
         "instances": [instance_item(parts.world, i) for i in endpoint.instances.values() if i.alive],
         "decisions": [msgspec.to_builtins(note) for note in reversed(endpoint.notes or ())],
         "waiting": endpoint.reason or None,
+        "last_death": death_item(endpoint.last_death),
+        "failures": failing.count if failing else 0,
         "traceback": failing.traceback if failing else "",
         "retry_in_s": max(0.0, failing.until - parts.world.now()) if failing else None,
     }

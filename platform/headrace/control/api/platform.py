@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 from collections import Counter
+from typing import Any
 
 import headrace
 from headrace import wire
-from headrace.control.api.describe import host_item, instance_item
+from headrace.control.api.describe import host_item, instance_item, use_item
 from headrace.control.api.replies import page, reply, wait_of
+from headrace.control.model import World
 from headrace.control.parts import Parts
 from headrace.control.specs import checked, parse_deployment
 from headrace.errors import NotFound
 
 Params = dict[str, str]
+GATEWAY = "gateway"
+"""Who asks for a scrape, in place of a key's id."""
+MAX_IN_USE = 1000
+"""Instances whose use a scrape gets by name."""
 VERSION = getattr(headrace, "__version__", "0.1.0")
 
 
@@ -36,7 +43,20 @@ async def status(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRe
             "adopting": parts.reconciler.adopting,
             "history_dropped": parts.history.dropped,
         }
+        # Of all projects: not for a client, whatever it asks.
+        | ({"use": in_use(world)} if call.query.get("use") and call.key_id == GATEWAY else {})
     )
+
+
+def in_use(world: World) -> list[dict[str, Any]]:
+    """What the busiest instances of all projects use, for a scrape; `MAX_IN_USE` at most."""
+    known = [(i, i.use) for i in world.instances.values() if i.use is not None]
+    known = heapq.nlargest(MAX_IN_USE, known, key=lambda one: (one[1].cpu, one[1].memory))
+    return [
+        {"project": i.endpoint.project, "endpoint": i.endpoint.name, "instance": i.id, "host": i.host.id}
+        | (use_item(use) or {})
+        for i, use in known
+    ]
 
 
 async def head_bundle(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:

@@ -79,7 +79,7 @@ class MetricsApi:
     async def _answer(self, exchange: TaskExchange) -> bytes:
         request = exchange.request
         record: wire.KeyRecord = request.target.record
-        platform, stored = await asyncio.gather(self._platform(record), self._stored(record))
+        (platform, use), stored = await asyncio.gather(self._platform(record), self._stored(record))
         facts = Facts(
             gateway=self._id,
             version=VERSION,
@@ -90,6 +90,7 @@ class MetricsApi:
             webhooks={} if record.endpoints else dict(self._jobs.webhook_counts),
             jobs=stored,
             platform=platform,
+            use=use,
         )
         accept = _ACCEPT.search(request.head.forward)
         prefers = accept[1].decode("latin-1") if accept else ""
@@ -115,18 +116,24 @@ class MetricsApi:
                 await asyncio.sleep(0)
         return found
 
-    async def _platform(self, record: wire.KeyRecord) -> dict[str, dict[str, int]] | None:
+    async def _platform(
+        self, record: wire.KeyRecord
+    ) -> tuple[dict[str, dict[str, int]] | None, list[dict[str, Any]]]:
+        """(instances and hosts by state, what instances use)."""
         if record.endpoints:
-            return None  # it counts instances of all endpoints
+            return None, []  # it counts instances of all endpoints
         try:
-            call = wire.ApiCall(method="GET", path="/status", scopes=("deploy",), key_id="gateway")
+            call = wire.ApiCall(
+                method="GET", path="/status", query={"use": "1"}, scopes=("deploy",), key_id="gateway"
+            )
             reply = await self._control.call(call, CONTROL_TIMEOUT_S)
             if isinstance(reply, wire.ApiReply) and reply.status == 200:
                 found = msgspec.json.decode(reply.body)
-                return {"instances": found["instance_states"], "hosts": found["host_states"]}
+                states = {"instances": found["instance_states"], "hosts": found["host_states"]}
+                return states, found.get("use", [])
         except (RequestError, TimeoutError, KeyError):
             pass
-        return None
+        return None, []
 
     async def _stored(self, record: wire.KeyRecord) -> dict[tuple[str, str, str], int]:
         found: dict[tuple[str, str, str], int] = {}
