@@ -19,7 +19,7 @@ from headrace_runtimes.conformance_bench import Bench, Harness, call, opened
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.oci import OciRuntime
 from headrace_runtimes.oci.driver import OciDriver
-from headrace_runtimes.spec import Base, LoadedEndpoint, RuntimeSettings
+from headrace_runtimes.spec import Base, LoadedEndpoint, Network, RuntimeSettings
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"
@@ -61,6 +61,7 @@ class Loaded:
     def __call__(self, path=""):
         return {**look(path), "early": self.early}
 """
+HERE = Base(key="here", network=Network("none"))
 FIRST, SECOND, CONTROL = (10, 229), (10, 237), (10, 235)
 """Numbers of devices that open without rights, and that no engine allows by itself."""
 
@@ -120,9 +121,10 @@ async def test_only_the_assigned_are_visible_and_usable(
 ) -> None:
     async with opened(make_harness(tree)) as bench:
         assert bench.runtime.capabilities()["devices"] == ""
-        await bench.base("plain", lambda s: s.state == "ready" and s.spares > 0)
+        await bench.runtime.hold([(HERE, 1)])
+        await bench.base("here", lambda s: s.state == "ready" and s.spares > 0)
         code = bundle(bench, tmp_path)
-        one = await claim(bench, code, Base(key="plain"), gpu_indices=(1,))
+        one = await claim(bench, code, HERE, gpu_indices=(1,))
         assert one.tier == "warm", "it waited before anybody knew what it would be assigned"
         told = await answer(one, path="/dev/nvidia1")
         mine = {path: found for path, found in told["nodes"].items() if "nvidia" in path}
@@ -139,11 +141,11 @@ async def test_only_the_assigned_are_visible_and_usable(
         assert b"nvidia0" not in ran.stdout
         assert b"'CUDA_VISIBLE_DEVICES': '0'" in ran.stdout
         assert b"'LD_LIBRARY_PATH': '/headrace/drivers" in ran.stdout
-        none = await answer(await claim(bench, code, Base(key="plain")))
+        none = await answer(await claim(bench, code, HERE))
         assert not [path for path in none["nodes"] if "nvidia" in path]
         assert none["env"]["CUDA_VISIBLE_DEVICES"] == ""
         with pytest.raises(PrepareFailed, match="no accelerator 2 here"):
-            await claim(bench, code, Base(key="plain"), gpu_indices=(0, 2))
+            await claim(bench, code, HERE, gpu_indices=(0, 2))
         mounts = Path("/proc/self/mountinfo").read_text()
         assert " - tmpfs devices " not in mounts, "the place where the nodes were made is gone"
 
@@ -154,7 +156,7 @@ async def test_what_a_loaded_base_left_in_the_way_leads_nowhere(
     async with opened(make_harness(tree)) as bench:
         code = bundle(bench, tmp_path)
         loaded = LoadedEndpoint("e", 1, code, "app:Loaded", "class")
-        base = Base(key="loaded", loaded=loaded)
+        base = Base(key="loaded", loaded=loaded, network=Network("none"))
         await bench.runtime.hold([(base, 1)])
         await bench.base("loaded", lambda s: s.spares > 0)
         sandbox = await claim(bench, code, base, entry="Loaded", endpoint="e", version=1, gpu_indices=(1, 0))
@@ -172,7 +174,7 @@ async def test_the_kernel_refuses_what_was_not_assigned(
     if Path("/sys/fs/cgroup/cgroup.controllers").exists():
         return  # There the rules are given at the creation, and what is not seen cannot be opened.
     async with opened(make_harness(tree)) as bench:
-        sandbox = await claim(bench, bundle(bench, tmp_path), Base(key="plain"), gpu_indices=(0,))
+        sandbox = await claim(bench, bundle(bench, tmp_path), HERE, gpu_indices=(0,))
         line = next(
             line
             for line in Path(f"/proc/{sandbox.pid}/cgroup").read_text().splitlines()
