@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+RUNTIMES = ("process", "oci", "docker")
 APP = """
 import os
 import sys
@@ -51,14 +52,14 @@ def look() -> dict:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster() -> AsyncIterator[LocalCluster]:
+async def cluster(docker_daemon: str) -> AsyncIterator[LocalCluster]:
     folder = Path(tempfile.mkdtemp(prefix="hri-"))
     folder.chmod(0o711)
     settings = Settings(
         data_dir=str(folder / "d"),
         run_dir=str(folder / "r"),
         images_dir=str(folder / "i"),
-        runtimes="process,oci",
+        runtimes=",".join(RUNTIMES),
         port=0,
         control_port=0,
     )
@@ -67,6 +68,7 @@ async def cluster() -> AsyncIterator[LocalCluster]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("UV_FIND_LINKS", str(folder / "wheels"))
             patch.setenv("UV_OFFLINE", "1")
+            patch.setenv("DOCKER_HOST", docker_daemon)
             async with LocalCluster(settings) as cluster:
                 yield cluster
     finally:
@@ -92,7 +94,7 @@ async def deploy(
         return dict(await asyncio.to_thread(client.deploy, file, timeout=110, on_progress=told))
 
 
-@pytest.mark.parametrize("runtime", ["process", "oci"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 async def test_an_image_of_its_own(cluster: LocalCluster, runtime: str, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("first")
     file = tmp_path / "app.py"
@@ -114,7 +116,7 @@ async def test_an_image_of_its_own(cluster: LocalCluster, runtime: str, tmp_path
     assert doc["spec"]["image"]["context"]
 
 
-@pytest.mark.parametrize("runtime", ["process", "oci"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 async def test_an_image_that_cannot_be_made_says_why(
     cluster: LocalCluster, runtime: str, tmp_path: Path
 ) -> None:
