@@ -83,6 +83,11 @@ class Runtimes:
         """All that are offered."""
         return tuple(self._all)
 
+    @property
+    def pausing(self) -> tuple[str, ...]:
+        """Those whose instances can be paused."""
+        return tuple(name for name, runtime in self._all.items() if runtime.capabilities().get("pause") == "")
+
     def __contains__(self, name: str) -> bool:
         return name in self._all
 
