@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +19,14 @@ from headrace_runtimes.base import Progress
 from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.containers.sweep import Plan, mounted_below, sweep
 from headrace_runtimes.containers.watchdog import Watchdog
+from headrace_runtimes.devices.machine import Machine
+from headrace_runtimes.devices.machine import find as find_devices
 from headrace_runtimes.docker import sweeper
 from headrace_runtimes.docker.api import Engine, Refused, socket_of
 from headrace_runtimes.docker.container import DockerContainer
 from headrace_runtimes.docker.daemon import Daemon, daemon_of
 from headrace_runtimes.docker.images import Images
+from headrace_runtimes.docker.network import move_links
 from headrace_runtimes.docker.request import ID_LABEL, RUN_LABEL, Place, creation, disk_places
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.build import BuildSettings
@@ -30,6 +34,8 @@ from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.machine import machine_settings
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.instance.uids import Uids
+from headrace_runtimes.network.egress import Egress
+from headrace_runtimes.network.rules import RESOLVER
 from headrace_runtimes.oci import disk, seccomp
 from headrace_runtimes.oci.binary import find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
@@ -41,10 +47,6 @@ from headrace_runtimes.trees import remove_tree
 
 log = logging.getLogger("headrace.runtimes")
 
-NO_EGRESS = (
-    "Docker's own networks hold back neither addresses nor the cloud's metadata, and nobody else makes one: "
-    "use network host or none"
-)
 QUIET_S = ("0", "0", "1.0")
 """The watchdog looks so often, the last time for what a daemon was still making."""
 
@@ -59,8 +61,13 @@ class DockerDriver:
         address: str | None = None,
         networks: Networks | None = None,
         build: BuildSettings | None = None,
+        devices: Path = Path("/"),
     ) -> None:
-        self._address, self._networks, self._build = address, networks, build
+        self._address, self._devices = address, devices
+        self._build = build
+        # Never Docker's own: those hold back neither addresses nor the metadata of clouds.
+        self._networks: Networks = networks or Egress()
+        self._machine: Machine | None = None
         self._engine: Engine | None = None
         self._daemon: Daemon | None = None
         self._images: Images | None = None
@@ -81,15 +88,17 @@ class DockerDriver:
         no: dict[Capability, str] = {
             "fork": "containers are not forked from each other",
             "checkpoint": "Docker's checkpoints are an experiment of its daemon",
-            "devices": "accelerators are not passed to containers of Docker yet: use the oci runtime",
         }
-        if self._networks is None:
-            no["networks"] = NO_EGRESS
+        if self._daemon is not None and isinstance(self._networks, Egress):
+            no["networks"] = self._networks.why_not()
         if seccomp.profile(platform.machine()) is None:
             no["isolation"] = f"there is no system call filter for {platform.machine()}"
         elif self._daemon is not None and not self._daemon.seccomp:
             no["isolation"] = "the daemon was built without system call filters"
-        return {name: no.get(name, why) for name in CAPABILITIES}
+        if not why:
+            # Cheap enough to look again: a driver that is loaded late is found by the next host.
+            no["devices"] = (self._machine or find_devices(self._devices)).why_none()
+        return {name: no.get(name) or why for name in CAPABILITIES}
 
     async def open(self, settings: RuntimeSettings) -> None:
         """See `Driver.open`."""
@@ -117,8 +126,7 @@ class DockerDriver:
         try:
             lock = await asyncio.to_thread(self._directory.open)
             await asyncio.to_thread(self._prepare_ground)
-            if self._networks is not None:
-                await self._networks.open(settings, self._tag)
+            await self._networks.open(settings, self._tag)
             self._watchdog = Watchdog(sys.executable, self._plan(QUIET_S), (lock,))
             await self._watchdog.ensure()
         except OSError as error:
@@ -135,8 +143,7 @@ class DockerDriver:
         if self._engine is None or self._images is None:
             return
         await asyncio.to_thread(self._sweep)
-        if self._networks is not None:
-            await self._networks.close()
+        await self._networks.close()
         if self._watchdog is not None:
             await self._watchdog.close()
             self._watchdog = None
@@ -153,11 +160,13 @@ class DockerDriver:
         assert self._images is not None
         if not image.digest:
             return await self._images.plain()
-        settings = self._build or await asyncio.to_thread(
-            machine_settings, os.environ, host_python=self._settings.python, runc=find(None)[0] or "runc",
-            seccomp=seccomp.profile(platform.machine()),
-        )  # fmt: skip
-        return await self._images.built(image, progress, settings)
+        build = self._build
+        if build is None:
+            build = await asyncio.to_thread(
+                machine_settings, os.environ, host_python=self._settings.python, runc=find(None)[0] or "runc",
+                seccomp=seccomp.profile(platform.machine()),
+            )  # fmt: skip
+        return await self._images.built(image, progress, build)
 
     async def create(self, spec: ContainerSpec) -> DockerContainer:
         """See `Driver.create`."""
@@ -165,8 +174,7 @@ class DockerDriver:
         assert self._engine is not None
         assert self._daemon is not None
         assert self._images is not None
-        if spec.network.mode == "egress" and self._networks is None:
-            raise PrepareFailed(f"The network egress cannot be had from Docker: {NO_EGRESS}.")
+        assert self._machine is not None
         await self._watchdog.ensure()
         uid = self._uids.take()
         assert uid is not None
@@ -176,15 +184,23 @@ class DockerDriver:
         container = DockerContainer(
             spec, uid=uid, disk=own, cgroup=cgroup, engine=self._engine, remove=self._clean_up
         )
+        container.machine, container.owner = self._machine, uid
+        resolv = directory / "resolv.conf"
         place = Place(
             engine=str(self._settings.engine_dir), disk=str(own.path), uid=uid, tag=self._tag,
             cgroup_parent=self._daemon.parent(self._cgroups, spec.id),
             seccomp=seccomp.profile(platform.machine()), remapped=self._daemon.remapped,
-            volumes=self._images.volumes.get(spec.root.reference, ()),
+            volumes=self._images.volumes.get(spec.root.reference, ()), edits=self._machine.at_creation(),
+            later=self._machine.nodes() if cgroup.unified else (),
         )  # fmt: skip
         try:
-            await _to_the_end(asyncio.to_thread(lay_out, own, self._template, uid, place.volumes))
+            netns = await self._networks.make(spec.id, uid, spec.network)
+            if netns is not None:
+                place = replace(place, resolv=str(resolv))
+            await _to_the_end(asyncio.to_thread(lay_out, own, self._template, uid, place))
             await _to_the_end(self._start(container, creation(spec, place)))
+            if netns is not None:
+                await _to_the_end(move_links(netns, container.pid))
         except OSError as error:
             await asyncio.shield(container.remove())
             raise PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
@@ -200,7 +216,7 @@ class DockerDriver:
         told = await self._engine.call("GET", "/containers/json", query=query)
         found = [Owned("container", str(one["Labels"].get(ID_LABEL, one["Id"]))) for one in told or ()]
         found += await asyncio.to_thread(self._owned)
-        return found + (await self._networks.list_owned() if self._networks is not None else [])
+        return found + await self._networks.list_owned()
 
     async def _start(self, container: DockerContainer, request: dict[str, Any]) -> None:
         assert self._engine is not None
@@ -222,14 +238,14 @@ class DockerDriver:
                     log.warning("The container %s stays until the next start: %s", container.id, refused)
         cgroups = container.cgroup.directories()
         gone = await asyncio.to_thread(sweep, Plan(str(container.directory), tuple(map(str, cgroups))))
-        if self._networks is not None:
-            await self._networks.remove(container.id)
+        await self._networks.remove(container.id)
         if gone:
             self._uids.give_back(container.uid)
 
     def _prepare_ground(self) -> None:
         self._sweep()
         self._directory.make_again()
+        self._machine = find_devices(self._devices)
         self._uids.open()
         self._images_dir.mkdir(0o711, parents=True, exist_ok=True)
         for place in Cgroup(self._cgroups).places() if self._daemon and self._daemon.own_cgroups else ():
@@ -250,7 +266,7 @@ class DockerDriver:
         return Plan(
             directory=str(self._directory.path),
             cgroups=tuple(map(str, Cgroup(self._cgroups).places())),
-            hooks=(*hooks, *(self._networks.sweep_commands() if self._networks is not None else ())),
+            hooks=(*hooks, *self._networks.sweep_commands()),
             emptied=(str(run_dir.sandboxes), str(run_dir.sockets)),
         )
 
@@ -269,12 +285,15 @@ class DockerDriver:
         return found
 
 
-def lay_out(own: Disk, template: Path | None, uid: int, volumes: Sequence[str]) -> None:
+def lay_out(own: Disk, template: Path | None, uid: int, place: Place) -> None:
     """Mount the disk, with a directory for each place. Blocks for milliseconds. Raises ``OSError``."""
     own.path.parent.mkdir(mode=0o711)
     own.path.mkdir()
     own.mount(template)
-    for name in disk_places(volumes).values():
+    if place.resolv:
+        Path(place.resolv).write_text(f"nameserver {RESOLVER}\noptions timeout:3 attempts:3\n")
+        Path(place.resolv).chmod(0o644)
+    for name in disk_places(place.volumes).values():
         path = own.path / name
         path.mkdir()
         os.chown(path, uid, uid)

@@ -19,7 +19,7 @@ from headrace_runtimes.images.archive import write_docker_archive
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.context import directory as context_directory
 from headrace_runtimes.images.definition import Image
-from headrace_runtimes.images.hostroot import make_host_root
+from headrace_runtimes.images.hostroot import host_root
 from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.store import Store
 
@@ -40,9 +40,8 @@ class Images:
 
     async def plain(self) -> Root:
         """The host's own Python. Raises `PrepareFailed`."""
-        root, told = self._directory / "host", self._directory / "host.sha256"
-        if not root.exists():
-            await asyncio.to_thread(make_host_root, self._python, root)
+        root = await host_root(self._python, self._directory)
+        told = root.with_name(f"{root.name}.sha256")
         digest = await asyncio.to_thread(_read, told)
         if not digest or not await self._has(f"{PLAIN}:{digest}{self._suffix}"):
             with tempfile.TemporaryDirectory(dir=self._directory, prefix=".docker-") as scratch:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SECRETS, ContainerSpec
+from headrace_runtimes.devices.edits import Edits, Node, into_docker, join_env
 from headrace_runtimes.oci.bundle import MASKED, PATH, READ_ONLY
 
 RUN_LABEL = "headrace.run"
@@ -32,6 +33,12 @@ class Place:
     """Places of the image that it says must be writable."""
     remapped: bool = False
     """Whether the daemon shifts ids unless told otherwise."""
+    resolv: str = ""
+    """The file that says who knows names; empty: Docker's."""
+    edits: Edits = field(default_factory=Edits)
+    """What accelerators need from the creation on; Docker runs no hooks."""
+    later: Sequence[Node] = ()
+    """Devices that it may be assigned, where nothing can be allowed afterwards; it sees none of them yet."""
 
 
 def creation(spec: ContainerSpec, place: Place) -> dict[str, Any]:
@@ -63,16 +70,21 @@ def creation(spec: ContainerSpec, place: Place) -> dict[str, Any]:
             *(_bind(f"{place.disk}/{name}", target) for target, name in disk_places(place.volumes).items()),
             *(_bind(str(source), target, read_only=True) for source, target in spec.root.binds),
         ],
+        "DeviceCgroupRules": [node.rule for node in place.later],
     }  # fmt: skip
+    if place.resolv:
+        host["Mounts"].append(_bind(place.resolv, "/etc/resolv.conf", read_only=True))
     if place.remapped:
         # All of them would share one range: ids of the host that are one's own are more.
         host["UsernsMode"] = "host"
     return {
         "Image": spec.root.reference, "Entrypoint": list(spec.argv[:1]), "Cmd": list(spec.argv[1:]),
-        "Env": environment(spec.env), "User": f"{place.uid}:{place.uid}", "WorkingDir": "/",
+        "Env": environment(join_env(spec.env, place.edits.env)), "User": f"{place.uid}:{place.uid}",
+        "WorkingDir": "/",
         "Hostname": "sandbox", "Tty": False, "OpenStdin": False, "AttachStdout": False,
         "AttachStderr": False, "NetworkDisabled": False, "Healthcheck": {"Test": ["NONE"]},
-        "StopSignal": "SIGTERM", "Labels": {RUN_LABEL: place.tag, ID_LABEL: spec.id}, "HostConfig": host,
+        "StopSignal": "SIGTERM", "Labels": {RUN_LABEL: place.tag, ID_LABEL: spec.id},
+        "HostConfig": into_docker(host, place.edits),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from headrace_runtimes.containers.runtime import ContainerRuntime
@@ -14,8 +15,8 @@ class DockerRuntime(ContainerRuntime):
     """Sandboxes in containers of Docker; see `containers.runtime`.
 
     ``address``: the daemon's, ``unix:///path``; None: what ``DOCKER_HOST`` says, else the usual one.
-    ``networks`` makes networks for ``egress``, which is refused without; ``build``: with what images are
-    built.
+    ``networks`` makes networks for ``egress``, None: `network.egress.Egress`, never Docker; ``build``: with
+    what images are built; ``devices``: the root of the tree whose accelerators can be assigned.
     """
 
     name: ClassVar[str] = "docker"
@@ -25,5 +26,6 @@ class DockerRuntime(ContainerRuntime):
         address: str | None = None,
         networks: Networks | None = None,
         build: BuildSettings | None = None,
+        devices: Path = Path("/"),
     ) -> None:
-        super().__init__(DockerDriver(address, networks, build))
+        super().__init__(DockerDriver(address, networks, build, devices))
