@@ -52,7 +52,7 @@ def support(wish: str) -> tuple[list[Support], str]:
         wrong = str(error)
     found = [Support(name, offered=False, why_not=why) for name, why in broken.items()]
     for name, runtime in loaded.items():
-        able = dict(runtime.capabilities())
+        able = {str(capability): why for capability, why in runtime.capabilities().items()}
         found.append(Support(name, name in chosen, why_not(name, runtime), able))
     return sorted(found, key=lambda item: (item.name != "process", item.name)), wrong
 
