@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -100,19 +100,19 @@ def too_much(files: Sequence[tuple[float, int, Path]], budget: int) -> list[Path
     return going
 
 
-def trim(root: Path, keep: Container[str], budget: int) -> None:
-    """Remove the oldest segments of endpoints that are not in ``keep`` at that moment. Blocks."""
+def trim(root: Path, keep: Callable[[str], bool], budget: int) -> None:
+    """Remove the oldest segments of endpoints that are not to be kept at that moment. Blocks."""
     found: list[tuple[float, int, Path]] = []
     with contextlib.suppress(OSError):
         for folder in root.iterdir():
-            if unquote(folder.name) in keep:
+            if keep(unquote(folder.name)):
                 continue
             with contextlib.suppress(OSError):
                 for path in folder.iterdir():
                     seen = path.stat()
                     found.append((seen.st_mtime, seen.st_size, path))
     for path in too_much(found, budget):
-        if unquote(path.parent.name) not in keep:
+        if not keep(unquote(path.parent.name)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -168,8 +168,6 @@ class LogStore:
             self._append(log, data)
         if log.writers <= 0:
             self._shut(log)
-            if not log.waiters:
-                del self._logs[endpoint]
         for waiter in log.waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -229,11 +227,21 @@ class LogStore:
             return
         self._trimmed = time.monotonic()
         budget = self._segment_bytes * TOTAL_SEGMENTS
-        work = asyncio.to_thread(trim, self._root, self._logs, budget)
+        work = asyncio.to_thread(trim, self._root, self._busy, budget)
         try:
             self._trimming = asyncio.get_running_loop().create_task(work)
         except RuntimeError:  # no loop runs: the last line at an end
             work.close()
+        else:
+            self._trimming.add_done_callback(self._forget)
+
+    def _busy(self, endpoint: str) -> bool:
+        log = self._logs.get(endpoint)
+        return log is not None and (log.writers > 0 or bool(log.waiters))
+
+    def _forget(self, done: asyncio.Task[None]) -> None:
+        """Segments of those that nobody uses may be gone: they are looked for when they are needed."""
+        self._logs = {endpoint: log for endpoint, log in self._logs.items() if self._busy(endpoint)}
 
     def _get(self, endpoint: str) -> _Log:
         log = self._logs.get(endpoint)
