@@ -47,6 +47,7 @@ class FakeHost:
         self.log: list[tuple[str, str]] = []
         self.script: Callable[[wire.StartInstance], wire.Death | str | None] = lambda start: None
         self.base_state = "ready"
+        self.runtimes: tuple[str, ...] = ("process",)
         self.refused: dict[str, str] = {}
         self.lines: list[wire.LogLine] = []
         self.in_flight: dict[str, int] = {}
@@ -62,6 +63,7 @@ class FakeHost:
                 host=self.id,
                 node=self.node,
                 resources=self.resources,
+                runtimes=self.runtimes,
                 instances=list(self.instances.values()),
             )
         )
@@ -281,9 +283,17 @@ class Platform:
         return gateway
 
     async def new_host(
-        self, node: str = "n1", *, cpu: float = 4.0, memory: int = 8 << 30, gpu: dict[str, int] | None = None
+        self,
+        node: str = "n1",
+        *,
+        cpu: float = 4.0,
+        memory: int = 8 << 30,
+        gpu: dict[str, int] | None = None,
+        runtimes: tuple[str, ...] = ("process",),
     ) -> FakeHost:
-        host = await FakeHost(self.control, node, cpu, memory, gpu or {}).connect()
+        host = FakeHost(self.control, node, cpu, memory, gpu or {})
+        host.runtimes = runtimes
+        await host.connect()
         self.parts.append(host)
         await until(lambda: host.id in self.world.hosts)
         return host
