@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import stat
@@ -148,6 +149,64 @@ async def test_only_the_assigned_are_visible_and_usable(
             await claim(bench, code, HERE, gpu_indices=(0, 2))
         mounts = Path("/proc/self/mountinfo").read_text()
         assert " - tmpfs devices " not in mounts, "the place where the nodes were made is gone"
+
+
+async def test_a_specification_is_kept_from_the_creation_to_the_claim(
+    tree: Path, make_harness: Callable[[Path], Harness], tmp_path: Path
+) -> None:
+    for name in ("shared.so", "own.so"):
+        (tree / name).write_text(name)
+    (tree / "firmware").mkdir()
+    (tree / "firmware/gsp.bin").write_text("firmware")
+    ran = tmp_path / "ran"
+    hook = {
+        "hookName": "createRuntime", "path": "/bin/sh", "args": ["sh", "-c", f"cat >> {ran}"],
+        "timeout": 10,
+    }  # fmt: skip
+    devices = [
+        {
+            "name": str(number),
+            "containerEdits": {
+                "deviceNodes": [
+                    {"path": f"/dev/nvidia{number}"},
+                    {"path": f"/dev/dri/card{number}", "hostPath": f"/dev/nvidia{number}"},
+                ],
+                "mounts": [
+                    {"hostPath": "/own.so", "containerPath": f"/opt/vendor/own{number}.so"},
+                    {"hostPath": "/firmware", "containerPath": "/opt/firmware"},
+                ],
+                "env": [f"OWN={number}"],
+            },
+        }
+        for number in (0, 1)
+    ]  # fmt: skip
+    shared = {
+        "deviceNodes": [{"path": "/dev/nvidiactl"}], "hooks": [hook], "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+        "mounts": [{"hostPath": "/shared.so", "containerPath": "/usr/lib64/libshared.so.1"}],
+    }  # fmt: skip
+    told = {"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": shared}
+    (tree / "etc/cdi").mkdir(parents=True)
+    (tree / "etc/cdi/nvidia.json").write_text(json.dumps(told))
+    async with opened(make_harness(tree)) as bench:
+        await bench.runtime.hold([(HERE, 1)])
+        await bench.base("here", lambda s: s.state == "ready" and s.spares > 0)
+        assert '"status":"creating"' in ran.read_text(), "the hook has run"
+        sandbox = await claim(bench, bundle(bench, tmp_path), HERE, gpu_indices=(1,))
+        assert sandbox.tier == "warm"
+        told = await answer(sandbox, path="/dev/dri/card1")
+        assert {path for path in told["nodes"] if "nvidia" in path or "dri" in path} == {
+            "/dev/nvidiactl", "/dev/nvidia1", "/dev/dri/card1",
+        }  # fmt: skip
+        assert isinstance(told["opened"], int)
+        assert told["env"]["NVIDIA_VISIBLE_DEVICES"] == "void"
+        assert told["env"]["OWN"] == "1"
+        read = "import sys; print([open(p).read() for p in sys.argv[1:]])"
+        places = ["/usr/lib64/libshared.so.1", "/opt/vendor/own1.so", "/opt/firmware/gsp.bin"]
+        found = await sandbox.exec([sys.executable, "-c", read, *places])
+        assert found.stdout.decode().strip() == "['shared.so', 'own.so', 'firmware']", found.stderr
+        write = "open('/opt/vendor/own1.so', 'w')"
+        refused = await sandbox.exec([sys.executable, "-c", write])
+        assert b"Read-only file system" in refused.stderr
 
 
 async def test_what_a_loaded_base_left_in_the_way_leads_nowhere(
