@@ -145,10 +145,12 @@ class OciDriver:
         if self._store is None:
             self._store = Store(self._images)
             await self._store.open()
-        settings = self._build or await asyncio.to_thread(
-            machine_settings, os.environ, host_python=self._settings.python, runc=self._binary.path,
-            seccomp=seccomp.profile(platform.machine()),
-        )  # fmt: skip
+        settings = self._build
+        if settings is None:
+            settings = await asyncio.to_thread(
+                machine_settings, os.environ, host_python=self._settings.python, runc=self._binary.path,
+                seccomp=seccomp.profile(platform.machine()),
+            )  # fmt: skip
         context = context_dir(self._images, image)
         made = await prepare(
             self._store, image, progress, settings=settings, hold=self._pins,
@@ -196,6 +198,8 @@ class OciDriver:
         self._sweep()
         self._binary.version()
         self._machine = find_devices(self._devices)
+        for problem in self._machine.problems:
+            log.warning("The CDI specification %s; its devices are not known from it.", problem)
         self._why_no_checkpoints = why_no_checkpoints(self._binary.path)
         self._slots.open()
         self._images.mkdir(0o711, parents=True, exist_ok=True)
