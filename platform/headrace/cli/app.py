@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "hosts": "headrace.cli.nodes",
     "instances": "headrace.cli.nodes",
     "keys": "headrace.cli.keys",
+    "secrets": "headrace.cli.secrets",
     "doctor": "headrace.cli.doctor",
 }
 # The same one line that each command shows in its own help; kept here so that help imports nothing.
@@ -54,6 +55,7 @@ SUMMARIES: dict[str, str] = {
     "hosts": "List hosts: one per node, with what they can take.",
     "instances": "List running instances.",
     "keys": "Create, list or revoke API keys.",
+    "secrets": "Set, list or delete what endpoints must not carry in their code.",
     "doctor": "Check this machine and say what would be in the way.",
 }
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130

@@ -278,6 +278,24 @@ class Management:
         """Refuse the key from now on; what runs under it goes on."""
         _doc(self._manage("DELETE", f"/keys/{quote(id, safe='')}"))
 
+    # -- secrets ---------------------------------------------------------------------------
+
+    def secrets(self) -> list[Doc]:
+        """All secrets, without their values: those are never told."""
+        return self._all("/secrets")
+
+    def set_secret(self, name: str, value: str) -> Doc:
+        """Store a secret, or a new version of it; new instances of endpoints that name it get this one."""
+        return _doc(self._manage("PUT", f"/secrets/{quote(name, safe='')}", json={"value": value}))
+
+    def delete_secret(self, name: str) -> Doc:
+        """Delete a secret that no endpoint uses."""
+        return _doc(self._manage("DELETE", f"/secrets/{quote(name, safe='')}"))
+
+    def rotate_secrets_key(self) -> int:
+        """Seal all secrets with a new key; how many. Needs the scope ``admin``."""
+        return int(_doc(self._manage("POST", "/secrets/rotate-key"))["sealed"])
+
     def _all(self, path: str) -> list[Doc]:
         found: list[Doc] = []
         cursor: str | None = None
