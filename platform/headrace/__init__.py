@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headrace.sdk.endpoint import endpoint as endpoint
     from headrace.sdk.image import Image as Image
     from headrace.sdk.job import Job as Job
+    from headrace.sdk.network import Network as Network
     from headrace.sdk.probes import Probe as Probe
     from headrace.sdk.probes import Probes as Probes
     from headrace.sdk.secrets import Secret as Secret
@@ -36,6 +37,7 @@ _HOMES = {
     "HeadraceError": "headrace.errors",
     "Image": "headrace.sdk.image",
     "Job": "headrace.sdk.job",
+    "Network": "headrace.sdk.network",
     "Placement": "headrace.sdk.spec",
     "Probe": "headrace.sdk.probes",
     "Probes": "headrace.sdk.probes",
@@ -57,6 +59,7 @@ __all__ = [
     "HeadraceError",
     "Image",
     "Job",
+    "Network",
     "Placement",
     "Probe",
     "Probes",

@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Images of endpoints, kept across restarts; empty: one place for all platforms of a user."""
     runtimes: str = "auto"
     """Runtimes that hosts offer, such as ``process,oci``; ``auto``: all that can work on their machine."""
+    allow_host_network: bool = False
+    """Whether endpoints in containers may have ``network="host"``: they reach the host's services then."""
     keyless: bool = False
     """``headrace dev``: no key needed, loopback and same origin only."""
     spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2

@@ -108,6 +108,10 @@ class BaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Modules preloaded when they are fork-safe, otherwise left out silently (but reported)."""
     loaded: LoadedBase | None = None
     """Set for ``snapshot="loaded"``: the endpoint that is loaded in this zygote."""
+    network: str = ""
+    """``none``, ``egress`` or ``host``; empty: what is usual for the runtime."""
+    allow: tuple[str, ...] = ()
+    """What ``egress`` reaches; empty: all public addresses."""
 
 
 class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,11 +82,14 @@ class RuntimeSettings:
     """Whether ``Network("host")`` is given to containers: it takes the walls to the host's services away."""
 
 
+NetworkMode = Literal["none", "host", "egress"]
+
+
 @dataclass(frozen=True)
 class Network:
     """What a sandbox may reach. Metadata addresses of clouds are never reached, whatever it says."""
 
-    mode: Literal["none", "host", "egress"] = "egress"
+    mode: NetworkMode = "egress"
     """``none``: loopback only; ``host``: the host's own network; ``egress``: out through the host."""
     allow: tuple[str, ...] = ()
     """For ``egress``: host names (also ``*.name``), addresses and networks that may be reached; ``*`` or

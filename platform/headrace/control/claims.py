@@ -46,6 +46,8 @@ def base_of(spec: EndpointSpec, version: int, secrets: tuple[wire.SecretRef, ...
         preload=spec.preload,
         imports=spec.imports,
         loaded=loaded,
+        network=spec.network.mode if spec.network is not None else "",
+        allow=spec.network.allow if spec.network is not None else (),
     )
 
 
@@ -94,12 +96,24 @@ class Claims:
         self._vault = vault
 
     def start(
-        self, endpoint: Endpoint, version: int, host: Host, *, woken: float | None = None
+        self,
+        endpoint: Endpoint,
+        version: int,
+        host: Host,
+        *,
+        woken: float | None = None,
+        after: tuple[str, ...] = (),
     ) -> Instance | None:
         """Claim one instance on ``host``; ``woken``: when the wake came. None when the host just went."""
         spec = endpoint.spec_of(version)
         assert spec is not None, "only versions that control holds are started"
-        found = pick_gpu(host.free()[2], gpu_pairs(spec.gpu))
+        free = host.free()[2]
+        for id in after:
+            # What those have who give way is free when it begins; until then they are booked, too.
+            leaving = self._world.instances.get(id)
+            if leaving is not None and leaving.gpu is not None and leaving.state == "draining":
+                free[leaving.gpu[0]] = free.get(leaving.gpu[0], 0) + leaving.gpu[1]
+        found = pick_gpu(free, gpu_pairs(spec.gpu))
         gpu = found[1] if found else None
         now = self._world.now()
         instance = Instance(
@@ -118,7 +132,7 @@ class Claims:
             epoch=self._epoch,
             id=instance.id,
             spec=instance_spec(spec, version, gpu, self._world.secrets_of(spec)),
-            claim_s=claim,
+            claim_s=claim, after=after,
             secrets=values,
             refused=why_not,
         )
@@ -127,10 +141,21 @@ class Claims:
         self._world.add(instance)
         return instance
 
+    def pause(self, instance: Instance, reason: str, grace_s: float) -> None:
+        """Freeze an instance. Gateways must have been told before, and have nothing running there."""
+        message = wire.PauseInstance(epoch=self._epoch, id=instance.id, grace_s=grace_s, reason=reason)
+        self._send(instance.host, message)
+
+    def resume(self, instance: Instance, after: tuple[str, ...] = ()) -> None:
+        """Let a paused instance go on."""
+        self._world.turn(instance, "paused", resuming=True)
+        message = wire.ResumeInstance(epoch=self._epoch, id=instance.id, after=after)
+        self._send(instance.host, message)
+
     def stop(self, instance: Instance, reason: str, grace_s: float) -> None:
         """Drain and end an instance. Gateways must have been told before."""
         instance.state = "draining"
-        if not instance.in_flight:
+        if not instance.in_flight and not instance.parked:
             instance.host.leaving[instance] = self._world.now()
         self.stop_id(instance.host, instance.id, reason, grace_s)
 

@@ -29,6 +29,7 @@ from headrace.host.resources import Accelerators, detect
 from headrace.host.runtimes import PROCESS, Runtimes, offered
 from headrace.host.usage import Usage
 from headrace.host.watch import Watch
+from headrace.host.weights import HostWeights
 from headrace.link import Link
 from headrace.nocore import forbid_core_dumps
 
@@ -102,6 +103,8 @@ class HostAgent:
             Accelerators(self.resources.gpu),
             self.resources,
         )
+        self._weights = HostWeights(settings, self.resources.memory, self.run_dir / "w")
+        self.instances.weights = self._weights
         gpus = find_reader(time.monotonic) if self.resources.gpu else None
         self._usage = Usage(self.instances, gpus)
         self._watch = Watch(self.instances, self._usage)
@@ -163,6 +166,7 @@ class HostAgent:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._runtimes.close()
+        await self._weights.close()
         await self._bundles.close()
         self._logs.close()
         # Nothing lives in it any more; a start that was cut short may have left directories.
@@ -185,6 +189,7 @@ class HostAgent:
             logs=self._logs,
             images_dir=settings.images,
             hide=(settings.data, *self.config.hide),
+            allow_host_network=settings.allow_host_network,
         )
 
     def _runtime_dir(self, name: str) -> Path:
@@ -208,6 +213,9 @@ class HostAgent:
             price=config.price,
             resources=self.resources,
             runtimes=self._runtimes.names,
+            pauses=self._runtimes.pausing,
+            paused_bytes=int(self.resources.memory * config.settings.paused_memory),
+            pauses_gpu=config.settings.pause_accelerators,
             labels=dict(config.labels),
             # With the last ended ones: their end may have been told into a link that was lost.
             instances=self.instances.inventory() + self.instances.ended()[-ENDED_IN_HELLO:],
@@ -239,18 +247,16 @@ class HostAgent:
 
     def _on_message(self, link: Link, msg: wire.AnyMessage) -> Awaitable[wire.AnyMessage | None] | None:
         match msg:
-            case wire.StartInstance():
+            case (
+                wire.StartInstance()
+                | wire.StopInstance()
+                | wire.PauseInstance()
+                | wire.ResumeInstance()
+                | wire.SetWarm()
+                | wire.DrainHost()
+            ):
                 if self.link.accepts(msg.epoch):
-                    self.instances.start(msg)
-            case wire.StopInstance():
-                if self.link.accepts(msg.epoch):
-                    self.instances.stop(msg.id, msg.grace_s, msg.reason)
-            case wire.SetWarm():
-                if self.link.accepts(msg.epoch):
-                    self._pool.want(msg.bases, msg.secrets.values)
-            case wire.DrainHost():
-                if self.link.accepts(msg.epoch):
-                    self._spawn(self.instances.drain(msg.grace_s))
+                    self._command(msg)
             case wire.ReadLogs():
                 return self.logs(msg)
             case wire.Error():
@@ -258,6 +264,29 @@ class HostAgent:
             case _:
                 log.warning("control sent %s, which is not for hosts", type(msg).__name__)
         return None
+
+    def _command(
+        self,
+        msg: wire.StartInstance
+        | wire.StopInstance
+        | wire.PauseInstance
+        | wire.ResumeInstance
+        | wire.SetWarm
+        | wire.DrainHost,
+    ) -> None:
+        match msg:
+            case wire.StartInstance():
+                self.instances.start(msg)
+            case wire.StopInstance():
+                self.instances.stop(msg.id, msg.grace_s, msg.reason)
+            case wire.PauseInstance():
+                self.instances.pause(msg.id, msg.grace_s, msg.reason)
+            case wire.ResumeInstance():
+                self.instances.resume(msg.id, msg.after)
+            case wire.SetWarm():
+                self._pool.want(msg.bases, msg.secrets.values)
+            case wire.DrainHost():
+                self._spawn(self.instances.drain(msg.grace_s))
 
     async def logs(self, msg: wire.ReadLogs) -> wire.LogPage:
         """A page of what instances wrote, as soon as there is a line. All runtimes share their numbering."""

@@ -7,10 +7,11 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 from headrace_runtimes.errors import RuntimeFailure
-from headrace_runtimes.spec import Base, BaseStatus, LoadedEndpoint
+from headrace_runtimes.spec import Base, BaseStatus, LoadedEndpoint, Network, NetworkMode
 
 from headrace import wire
 from headrace.errors import HeadraceError
@@ -33,6 +34,12 @@ def base_key(spec: wire.BaseSpec) -> str:
     if spec == wire.BaseSpec(runtime=spec.runtime):
         return PLAIN_KEY
     return hashlib.sha256(_canonical.encode(spec)).hexdigest()[:20]
+
+
+def _network(spec: wire.BaseSpec) -> Network:
+    if not spec.network:
+        return Network()
+    return Network(cast(NetworkMode, spec.network), spec.allow)
 
 
 class Pool:
@@ -68,6 +75,7 @@ class Pool:
                 imports=spec.imports,
                 loaded=self._loaded(spec.loaded),
                 image=spec.image,
+                network=_network(spec),
             )
             self._specs[spec.runtime, base.key] = spec
         return base

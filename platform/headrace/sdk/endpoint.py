@@ -11,6 +11,7 @@ from headrace.errors import SpecError, UsageError
 from headrace.sdk import local
 from headrace.sdk.handlers import Handler, call_kind, examine
 from headrace.sdk.image import Image
+from headrace.sdk.network import Network, NetworkMode
 from headrace.sdk.options import build_spec, default_name
 from headrace.sdk.secrets import Secret
 from headrace.sdk.spec import (
@@ -185,6 +186,7 @@ def endpoint(
     queue: Queue = ...,
     max_body: int | str = ...,
     placement: Placement = ...,
+    network: NetworkMode | Network = ...,
     env: Mapping[str, str] = ...,
     secrets: Sequence[str | Secret] = ...,
     weights: str | Weights | Sequence[str | Weights] = ...,

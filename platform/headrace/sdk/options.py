@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.image import check_image, image_of_option
+from headrace.sdk.network import network_of_option
 from headrace.sdk.probes import Probes
 from headrace.sdk.secrets import secrets_of_option
 from headrace.sdk.spec import (
@@ -261,6 +262,11 @@ def _weights(value: Any, fields: dict[str, Any]) -> None:
     fields["weights"] = weights_of_option(value)
 
 
+def _network(value: Any, fields: dict[str, Any]) -> None:
+    if value is not None:
+        fields["network"] = network_of_option(value)
+
+
 _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "name": _name,
     "gpu": _gpu,
@@ -283,6 +289,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "max_body": _max_body,
     "placement": _value_of("placement", Placement),
     "probes": _value_of("probes", Probes),
+    "network": _network,
     "env": _env,
     "secrets": _secrets,
     "weights": _weights,

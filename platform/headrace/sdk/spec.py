@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from headrace.errors import SpecError, UnsupportedOption
+from headrace.sdk.network import Network, check_network
 from headrace.sdk.probes import Probes
 from headrace.sdk.secrets import Secret, check_variables
 from headrace.sdk.values import Value as _Value
@@ -244,6 +245,8 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     weights: tuple[Weights, ...] = ()
     """Files that hosts fetch, keep, and show to the instances."""
     probes: Probes = Probes()
+    network: Network | None = None
+    """None: the host's own for ``process``, out through the host for containers."""
     api: Api = "native"
     method: str = "__call__"
     openapi: dict[str, Any] = {}  # noqa: RUF012 - structs copy their defaults
@@ -257,6 +260,7 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
                 hint='Give one with @headrace.endpoint(name="...").',
             )
         check_variables(self.secrets, self.env)
+        check_network(self.network, self.runtime)
         if self.weights and self.snapshot == "loaded":
             raise SpecError(
                 'weights are not there yet when snapshot="loaded" runs load().',
