@@ -126,6 +126,9 @@ class Images:
 
 def _read(path: Path) -> Image | None:
     try:
-        return decode(path.read_bytes())
+        image = decode(path.read_bytes())
+        # Who uses it keeps it from being collected.
+        os.utime(path)
     except (OSError, ImageFailed):
         return None
+    return image
