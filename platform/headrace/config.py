@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Sockets and working directories of instances; empty: chosen from ``data_dir``."""
     images_dir: str = ""
     """Images of endpoints, kept across restarts; empty: one place for all platforms of a user."""
+    images_bytes: Amount = 50 << 30
+    """Bytes of layers, and as many of Python environments, that are kept when nobody uses them just now."""
     runtimes: str = "auto"
     """Runtimes that hosts offer, such as ``process,oci``; ``auto``: all that can work on their machine."""
     allow_host_network: bool = False
