@@ -22,6 +22,7 @@ from headrace.config import Settings
 from headrace.datadir import make_run_dir
 from headrace.host.bundles import Bundles
 from headrace.host.gpus import find_reader
+from headrace.host.collect import collect_for_ever
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
@@ -137,6 +138,8 @@ class HostAgent:
         self._spawn(self._heartbeats())
         self._usage.start()
         self._watch.start()
+        settings = self.config.settings
+        self._spawn(collect_for_ever(settings.images, settings.images_bytes))
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Return when control knows this host. Raises ``TimeoutError``."""
