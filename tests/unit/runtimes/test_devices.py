@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.devices import cdi
 from headrace_runtimes.devices.edits import Bind, Edits, Hook, Node, by_name, into_docker, into_oci, join_env
 from headrace_runtimes.devices.machine import find
 from headrace_runtimes.devices.tree import Tree
 from headrace_runtimes.devices.vendors import short_model
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.oci.bundle import Place, configuration
+from headrace_runtimes.oci.cgroup import Cgroup
+from headrace_runtimes.spec import Network
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -337,3 +342,22 @@ def test_joining_twice_is_joining_once(env: dict[str, str]) -> None:
 )
 def test_models_are_called_as_people_call_them(text: str, model: str) -> None:
     assert short_model(text, "?") == model
+
+
+def test_where_nothing_can_be_allowed_later_it_is_allowed_from_the_start(tmp_path: Path) -> None:
+    spec = ContainerSpec("c", Root("", "/python"), Path("/door"), ("python",), Network("none"))
+    place = Place(Path("/root"), Path("/engine"), "/c", 1 << 30)
+    before = configuration(spec, place)["linux"]
+    made = configuration(spec, replace(place, later=(NODE,)))["linux"]
+    assert made["resources"]["devices"] == [
+        *before["resources"]["devices"],
+        {"allow": True, "type": "c", "major": 5, "minor": 0, "access": "rw"},
+    ], "without ``m``: nobody makes a node"
+    assert "devices" not in made, "and it sees none"
+    (tmp_path / "devices" / "c").mkdir(parents=True)
+    Cgroup("/c", tmp_path).allow_device(NODE.rule)
+    assert (tmp_path / "devices/c/devices.allow").read_text() == "c 5:0 rw"
+    (tmp_path / "unified").mkdir()
+    (tmp_path / "unified/cgroup.controllers").write_text("cpu memory")
+    Cgroup("/c", tmp_path / "unified").allow_device(NODE.rule)
+    assert sorted(path.name for path in (tmp_path / "unified").iterdir()) == ["cgroup.controllers"]
