@@ -21,8 +21,8 @@ from headrace import wire
 from headrace.config import Settings
 from headrace.datadir import make_run_dir
 from headrace.host.bundles import Bundles
-from headrace.host.gpus import find_reader
 from headrace.host.collect import collect_for_ever
+from headrace.host.gpus import find_reader
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
