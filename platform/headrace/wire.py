@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from headrace.wire_secrets import SecretRef as SecretRef
+from headrace.wire_secrets import SecretValues as SecretValues
+
 PROTOCOL = 1
 MAX_FRAME = 72 << 20
 MAX_HELLO_FRAME = 64 << 10
@@ -69,28 +72,6 @@ class Error(Message, frozen=True, kw_only=True):
 
 
 # --- shared values ---------------------------------------------------------------------------
-
-
-class SecretRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A secret that an endpoint gets, without its value."""
-
-    name: str
-    version: int
-    """0: nobody has set it."""
-    env: bool = False
-    """A variable as well as a file."""
-
-
-class SecretValues(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Values of secrets by name; only links between control and hosts carry them, and nothing shows them."""
-
-    values: dict[str, str] = {}
-
-    def __repr__(self) -> str:
-        return f"SecretValues({len(self.values)})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("count", len(self.values))]
 
 
 class BaseSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ GROUPS = {
     "nodes": ("list", "add", "remove"),
     "jobs": ("submit", "list", "show", "cancel", "retry", "purge", "webhook-secret"),
     "keys": ("create", "list", "revoke"),
+    "secrets": ("set", "list", "delete", "rotate-key"),
 }
 LEAVES = [f"{name} {leaf}".strip() for name in COMMANDS for leaf in GROUPS.get(name, ("",))]
 
