@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from headrace_autoscaler.spec import HostObservation, InstanceObservation, ScalingSpec
 
 Donor = tuple[str, InstanceObservation, ScalingSpec]
@@ -26,6 +28,20 @@ class _Room:
     cpu: float
     memory: int
     gpu: dict[str, int]
+    paused: int = 0
+    """Bytes that further paused instances may hold."""
+
+    def copy(self) -> _Room:
+        """To try something with."""
+        return _Room(self.host, self.cpu, self.memory, dict(self.gpu), self.paused)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One idle instance that gives way: paused, or else released."""
+
+    donor: Donor
+    pause: bool = False
 
 
 def qualifies(host: HostObservation, scaling: ScalingSpec) -> bool:
@@ -55,7 +71,9 @@ class Book:
     """The free resources of all hosts, written down as a decision hands them out."""
 
     def __init__(self, hosts: Iterable[HostObservation]) -> None:
-        self._rooms = {h.host: _Room(h, h.cpu_free, h.memory_free, dict(h.gpu_free)) for h in hosts}
+        self._rooms = {
+            h.host: _Room(h, h.cpu_free, h.memory_free, dict(h.gpu_free), h.paused_free) for h in hosts
+        }
 
     def place(self, scaling: ScalingSpec, endpoint: str) -> str | None:
         """Pick the best host with room and take the room; None when there is none."""
@@ -76,33 +94,77 @@ class Book:
         """Whether one more fits somewhere."""
         return any(self._fit(room, scaling) is not None for room in self._rooms.values())
 
-    def make_room(self, scaling: ScalingSpec, donors: Sequence[Donor]) -> tuple[str, list[Donor]] | None:
-        """Give up idle instances of others: the fewest on one host, the longest idle first.
+    def make_room(self, scaling: ScalingSpec, donors: Sequence[Donor]) -> tuple[str, list[Given]] | None:
+        """Have idle instances of others give way: the fewest on one host, the longest idle first.
 
-        Returns the host and whom to release, with the room already taken; None when nothing helps.
+        Returns the host and who goes, with the room already taken; None when nothing helps.
         """
-        best: tuple[tuple[float, float, str], _Room, list[Donor]] | None = None
-        for room in self._rooms.values():
-            if not qualifies(room.host, scaling):
-                continue
-            here = sorted((d for d in donors if d[1].host == room.host.host), key=lambda d: idle_since(d[1]))
-            trial = _Room(room.host, room.cpu, room.memory, dict(room.gpu))
-            given: list[Donor] = []
-            for donor in here:
-                self._give_back(trial, donor[2])
-                given.append(donor)
-                if self._fit(trial, scaling) is not None:
-                    key = (len(given), idle_since(given[0][1]), room.host.host)
-                    if best is None or key < best[0]:
-                        best = (key, room, given)
-                    break
+        best: tuple[tuple[float, float, str], str, list[Given]] | None = None
+        for name, room in self._rooms.items():
+            given = self._handed_over(room, scaling, donors) if qualifies(room.host, scaling) else None
+            if given:
+                key = (len(given), idle_since(given[0].donor[1]), name)
+                if best is None or key < best[0]:
+                    best = (key, name, given)
         if best is None:
             return None
-        _, room, given = best
-        for donor in given:
-            self._give_back(room, donor[2])
+        _, name, given = best
+        self._carry_out(self._rooms[name], scaling, given)
+        return name, given
+
+    def resume(
+        self, paused: InstanceObservation, scaling: ScalingSpec, donors: Sequence[Donor]
+    ) -> list[Given] | None:
+        """Who gives way so that a paused instance goes on where it is, with the room already taken.
+
+        Empty: there is room; None: nothing helps.
+        """
+        room = self._rooms.get(paused.host)
+        # Its memory it has.
+        needs = msgspec.structs.replace(scaling, cpu=paused.cpu, memory=0, gpu=paused.gpu)
+        if room is None or not qualifies(room.host, needs):
+            return None
+        given = [] if self._fit(room, needs) is not None else self._handed_over(room, needs, donors)
+        if given is not None:
+            self._carry_out(room, needs, given)
+            room.paused += paused.memory
+        return given
+
+    def _handed_over(self, room: _Room, scaling: ScalingSpec, donors: Sequence[Donor]) -> list[Given] | None:
+        """The fewest on this host that make room, paused where that does: None when nothing does."""
+        here = sorted((d for d in donors if d[1].host == room.host.host), key=lambda d: idle_since(d[1]))
+        frozen = [d for d in here if d[1].state == "paused"]
+        awake = [d for d in here if d[1].state != "paused"]
+        trial, given = room.copy(), list[Given]()
+        for donor in frozen:
+            if trial.memory >= scaling.memory:
+                break
+            _release(trial, donor)
+            given.append(Given(donor))
+        if given and self._fit(trial, scaling) is not None:
+            return given
+        for donor in awake:
+            spare = [d for d in frozen if all(g.donor is not d for g in given)]
+            while _can_pause(room.host, donor) and trial.paused < donor[1].memory and spare:
+                # Of those that are paused, the one that was used longest ago makes room for this one.
+                _release(trial, spare[0])
+                given.append(Given(spare.pop(0)))
+            pause = _can_pause(room.host, donor) and trial.paused >= donor[1].memory
+            given.append(Given(donor, pause))
+            (_pause if pause else _release)(trial, donor)
+            if trial.memory < scaling.memory and pause:
+                # What is short is memory, and a paused one keeps that.
+                trial.memory += donor[2].memory
+                trial.paused += donor[2].memory
+                given[-1] = Given(donor)
+            if self._fit(trial, scaling) is not None:
+                return given
+        return None
+
+    def _carry_out(self, room: _Room, scaling: ScalingSpec, given: Sequence[Given]) -> None:
+        for one in given:
+            (_pause if one.pause else _release)(room, one.donor)
         self._take(room, scaling)
-        return room.host.host, given
 
     def could_run(self, scaling: ScalingSpec) -> bool:
         """Whether some host would run it, were it not full."""
@@ -154,14 +216,25 @@ class Book:
         if gpu[1] is not None:
             room.gpu[gpu[1][0]] -= gpu[1][1]
 
-    @staticmethod
-    def _give_back(room: _Room, scaling: ScalingSpec) -> None:
-        room.cpu += scaling.cpu
-        room.memory += scaling.memory
-        # Which of its preferences an instance holds is known by its scaling's first entry: whoever
-        # observes narrows the list to what was handed out.
-        for name, count in scaling.gpu[:1]:
-            room.gpu[name] = room.gpu.get(name, 0) + count
+
+def _pause(room: _Room, donor: Donor) -> None:
+    room.cpu += donor[2].cpu
+    # Which of its preferences an instance holds is known by its scaling's first entry: whoever
+    # observes narrows the list to what was handed out.
+    for name, count in donor[2].gpu[:1]:
+        room.gpu[name] = room.gpu.get(name, 0) + count
+    room.paused -= donor[2].memory
+
+
+def _release(room: _Room, donor: Donor) -> None:
+    if donor[1].state != "paused":
+        _pause(room, donor)
+    room.paused += donor[2].memory
+    room.memory += donor[2].memory
+
+
+def _can_pause(host: HostObservation, donor: Donor) -> bool:
+    return donor[2].runtime in host.pauses and (host.pauses_gpu or not donor[2].gpu)
 
 
 def idle_since(instance: InstanceObservation) -> float:

@@ -7,6 +7,9 @@ without demand each goes ``idle_timeout_s`` after its last use (or its start, wh
 down to min. On full hosts, when others wait, the longest idle ones give way sooner. A busy instance is
 never released, except an old version's when a rollout has no room: that one drains, its requests finish.
 
+Where a host can, who gives way is paused: it keeps its memory, and goes on when it is called again, before
+anything new is started. What was paused longest ago is stopped when memory is needed.
+
 During a rollout only instances of the new version count, and together with the old ones they may
 exceed max by one. Draining the old ones when enough new are ready is the platform's (`rollout`).
 """
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from headrace_autoscaler.placement import Book, Donor, idle_since
+from headrace_autoscaler.placement import Book, Donor, Given, idle_since
 from headrace_autoscaler.spec import (
     Action,
     Config,
@@ -27,7 +30,9 @@ from headrace_autoscaler.spec import (
     EndpointState,
     InstanceObservation,
     Observation,
+    Pause,
     Release,
+    Resume,
     Start,
     State,
     Wait,
@@ -45,6 +50,7 @@ def decide(now: float, observation: Observation, state: State, config: Config) -
         states[endpoint.endpoint] = after
         actions += _starts(now, endpoint, after, book, donors)
         actions += _releases(now, endpoint, after, book)
+        actions += _expired(now, endpoint, config)
     return Decision(actions=tuple(actions), state=State(endpoints=states))
 
 
@@ -72,8 +78,8 @@ def remember(
 
 
 def _split(endpoint: EndpointObservation) -> tuple[list[InstanceObservation], list[InstanceObservation]]:
-    """(of the current version, of others), without those that drain."""
-    alive = [i for i in endpoint.instances if i.state != "draining"]
+    """(of the current version, of others), without those that drain or are paused."""
+    alive = [i for i in endpoint.instances if i.state not in ("draining", "paused")]
     return (
         [i for i in alive if i.version == endpoint.version],
         [i for i in alive if i.version != endpoint.version],
@@ -99,20 +105,77 @@ def _starts(
     allowed = endpoint.scaling.max + (1 if rollout else 0) - len(mine) - len(old)
     reason = _why_start(endpoint, target, rollout)
     actions: list[Action] = []
+    paused = _paused(endpoint)
     for done in range(max(0, min(missing, allowed))):
+        if resumed := _resume(endpoint, paused, book, (), reason=reason):
+            actions += resumed
+            continue
+        behind: tuple[str, ...] = ()
         host = book.place(endpoint.scaling, endpoint.endpoint)
         if host is None:
+            # One that is loaded already is back sooner than a new one, where both need others to give way.
+            if resumed := _resume(endpoint, paused, book, donors, reason=reason, now=now):
+                actions += resumed
+                continue
             made = book.make_room(endpoint.scaling, donors)
             if made is None and rollout:
                 return actions + _drain_first(endpoint, old, missing - done, book)
             if made is None:
                 return [*actions, _no_room(endpoint, missing - done, book)]
             host, given = made
-            for donor in given:
-                donors.remove(donor)
-                text = f"idle for {now - idle_since(donor[1]):.1f} s, gives way to {endpoint.endpoint}"
-                actions.append(Release(endpoint=donor[0], instance=donor[1].id, reason=text))
-        actions.append(Start(endpoint=endpoint.endpoint, version=endpoint.version, host=host, reason=reason))
+            actions += _give_way(now, endpoint, given, donors)
+            behind = tuple(one.donor[1].id for one in given)
+        actions.append(
+            Start(
+                endpoint=endpoint.endpoint, version=endpoint.version, host=host, reason=reason, after=behind
+            )
+        )
+    return actions
+
+
+def _paused(endpoint: EndpointObservation) -> list[InstanceObservation]:
+    """Those of the current version that can go on, the one used last first."""
+    found = [i for i in endpoint.instances if i.state == "paused" and i.version == endpoint.version]
+    return sorted(found, key=lambda i: (-idle_since(i), i.id))
+
+
+def _resume(
+    endpoint: EndpointObservation,
+    paused: list[InstanceObservation],
+    book: Book,
+    donors: Sequence[Donor],
+    *,
+    reason: str,
+    now: float = 0.0,
+) -> list[Action]:
+    """What lets one of ``paused`` go on, which is taken from the list; nothing: no room for any."""
+    for instance in paused:
+        given = book.resume(instance, endpoint.scaling, donors)
+        if given is None:
+            continue
+        paused.remove(instance)
+        actions = _give_way(now, endpoint, given, donors)
+        after = tuple(one.donor[1].id for one in given)
+        return [
+            *actions,
+            Resume(endpoint=endpoint.endpoint, instance=instance.id, reason=reason, after=after),
+        ]
+    return []
+
+
+def _give_way(
+    now: float, endpoint: EndpointObservation, given: Sequence[Given], donors: Sequence[Donor]
+) -> list[Action]:
+    actions: list[Action] = []
+    for one in given:
+        name, instance, _ = one.donor
+        if isinstance(donors, list):
+            donors.remove(one.donor)
+        text = f"idle for {now - idle_since(instance):.1f} s, gives way to {endpoint.endpoint}"
+        if one.pause:
+            actions.append(Pause(endpoint=name, instance=instance.id, reason=f"{text}; paused"))
+        else:
+            actions.append(Release(endpoint=name, instance=instance.id, reason=text))
     return actions
 
 
@@ -133,7 +196,7 @@ def _drain_first(
     made = next(filter(None, alone), None) or book.make_room(endpoint.scaling, donors)
     if made is None:
         return [_no_room(endpoint, missing, book)]
-    first = made[1][0][1]
+    first = made[1][0].donor[1]
     text = f"rollout to version {endpoint.version}: {why}, so one of version {first.version} drains first"
     return [Release(endpoint=endpoint.endpoint, instance=first.id, reason=text), wait]
 
@@ -146,6 +209,22 @@ def _as_donor(endpoint: EndpointObservation, old: InstanceObservation) -> Donor:
 def _no_room(endpoint: EndpointObservation, missing: int, book: Book) -> Wait:
     why, full = book.why_not(endpoint.scaling), book.could_run(endpoint.scaling)
     return Wait(endpoint=endpoint.endpoint, wanted=missing, reason=why, no_room=full)
+
+
+def _expired(now: float, endpoint: EndpointObservation, config: Config) -> list[Action]:
+    """Paused ones that nobody will need: of another version, or not called for long."""
+    actions: list[Action] = []
+    for instance in endpoint.instances:
+        if instance.state != "paused":
+            continue
+        if instance.version != endpoint.version:
+            text = f"paused, and version {endpoint.version} has taken over"
+        elif now - idle_since(instance) >= config.paused_hold_s:
+            text = f"paused, and idle for {now - idle_since(instance):.0f} s"
+        else:
+            continue
+        actions.append(Release(endpoint=endpoint.endpoint, instance=instance.id, reason=text))
+    return actions
 
 
 def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, book: Book) -> list[Action]:
@@ -182,6 +261,8 @@ def _may_give_way(now: float, donor: Donor, config: Config) -> bool:
     One that stays unused (its client hung up, or it was only verified) must not keep others waiting.
     """
     _, instance, scaling = donor
+    if instance.state == "paused":
+        return True
     held = min(scaling.idle_timeout_s, config.unused_hold_s)
     settled = instance.last_used_at is not None or now - instance.started_at >= held
     return instance.state == "ready" and not instance.in_flight and settled

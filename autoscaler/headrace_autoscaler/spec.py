@@ -40,7 +40,7 @@ class InstanceObservation(Value, frozen=True, kw_only=True):
     id: str
     host: str
     version: int
-    state: Literal["starting", "ready", "draining"]
+    state: Literal["starting", "ready", "paused", "draining"]
     in_flight: int = 0
     started_at: float = 0.0
     last_used_at: float | None = None
@@ -87,6 +87,12 @@ class HostObservation(Value, frozen=True, kw_only=True):
     memory_free: int = 0
     gpu_free: dict[str, int] = {}
     runtimes: tuple[str, ...] = ("process",)
+    pauses: tuple[str, ...] = ()
+    """Runtimes whose instances can be paused there: they keep their memory and give back the rest."""
+    pauses_gpu: bool = False
+    """Also those that have accelerators."""
+    paused_free: int = 0
+    """Bytes that further paused instances may hold."""
     warm: tuple[str, ...] = ()
     """Endpoints whose zygote is ready there."""
 
@@ -107,6 +113,26 @@ class Start(Value, frozen=True, kw_only=True, tag=True):
     version: int
     host: str
     reason: str
+    after: tuple[str, ...] = ()
+    """Instances that give way to it."""
+
+
+class Pause(Value, frozen=True, kw_only=True, tag=True):
+    """Freeze an idle instance: it gives way, and keeps its memory."""
+
+    endpoint: str
+    instance: str
+    reason: str
+
+
+class Resume(Value, frozen=True, kw_only=True, tag=True):
+    """Let a paused instance go on."""
+
+    endpoint: str
+    instance: str
+    reason: str
+    after: tuple[str, ...] = ()
+    """Instances that give way to it."""
 
 
 class Release(Value, frozen=True, kw_only=True, tag=True):
@@ -127,7 +153,7 @@ class Wait(Value, frozen=True, kw_only=True, tag=True):
     """A host that could run it is there, and is full."""
 
 
-Action = Start | Release | Wait
+Action = Start | Resume | Pause | Release | Wait
 
 
 class EndpointState(Value, frozen=True, kw_only=True):
@@ -150,6 +176,8 @@ class Config(Value, frozen=True, kw_only=True):
     tick_s: float = 0.5
     scale_down_delay_s: float = 5.0
     """Surplus instances above what demand asks for are kept at least this long."""
+    paused_hold_s: float = 600.0
+    """An instance that was paused is stopped when nobody has called it for this long."""
     unused_hold_s: float = 1.0
     """An instance that nobody has used yet does not give way to others within this time of its start, and
     never while requests wait for it."""

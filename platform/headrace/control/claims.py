@@ -132,7 +132,8 @@ class Claims:
             epoch=self._epoch,
             id=instance.id,
             spec=instance_spec(spec, version, gpu, self._world.secrets_of(spec)),
-            claim_s=claim, after=after,
+            claim_s=claim,
+            after=after,
             secrets=values,
             refused=why_not,
         )

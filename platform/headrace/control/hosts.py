@@ -98,6 +98,22 @@ class Hosts:
         elif report.state == "ready" and instance.state == "starting":
             instance.report, instance.state = report, "ready"
             self._reconciler.ready(instance)
+        elif report.state == "paused" and instance.state in ("ready", "paused"):
+            instance.report = report
+            if instance.state == "ready":
+                self._world.turn(instance, "paused")
+                self._routes.publish(removed=[instance.id])
+            self._reconciler.again(instance.endpoint)
+            self._reconciler.shortage.changed()
+        elif report.state == "ready" and instance.resuming is not None:
+            self._world.turn(instance, "ready")
+            # Held for those who called it, as a new one is.
+            instance.report, instance.ready_since, instance.last_used = report, None, None
+            self._reconciler.ready(instance)
+        elif report.state == "starting" and report.note:
+            # It waits for its weights, and they come.
+            instance.report, instance.started = report, self._world.now()
+            self._reconciler.again(instance.endpoint)
         elif report.state == "draining" and instance.state != "draining":
             instance.report, instance.state = report, "draining"
             self._routes.publish(removed=[instance.id])
@@ -172,6 +188,13 @@ class Hosts:
             if known_here is not None:
                 if known_here.state == "draining" and report.state in ("starting", "ready"):
                     self._claims.stop_id(host, report.id, "the stop before may be lost", STOP_AGAIN_GRACE_S)
+                elif known_here.state == "paused":
+                    # The command before may be lost; twice it does no harm.
+                    if known_here.resuming is not None:
+                        self._claims.resume(known_here)
+                    elif report.state == "ready":
+                        self._claims.pause(known_here, report.note, STOP_AGAIN_GRACE_S)
+                        continue
                 self.event(host, report)
             elif report.state not in ("stopped", "failed"):
                 self._adopt(host, report)

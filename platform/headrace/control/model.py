@@ -75,6 +75,10 @@ class Instance:
     """Requests in flight by the host's last heartbeat, when gateways say nothing."""
     use: wire.InstanceUse | None = None
     """What it uses, as its host said last."""
+    resuming: float | None = None
+    """Paused, and told to go on: since when."""
+    parked: bool = False
+    """It has been paused: all that is booked for it is its memory."""
     outcome: asyncio.Future[wire.Death | None] | None = None
     """Set when somebody waits for its start: None when ready, else why not."""
 
@@ -109,6 +113,8 @@ class Host:
     """The last `SetWarm` sent on this link."""
     used_cpu: float = 0.0
     used_memory: int = 0
+    used_paused: int = 0
+    """Of that by paused instances."""
     used_gpu: dict[str, int] = field(default_factory=dict)
     leaving: dict[Instance, float] = field(default_factory=dict)
     """Instances that were idle when they were told to end, and when that was."""
@@ -131,9 +137,12 @@ class Host:
 
     def book(self, instance: Instance, sign: int) -> None:
         """Hand out (1) or take back (-1) what an instance has."""
+        self.used_memory += sign * instance.memory
+        if instance.parked:
+            self.used_paused += sign * instance.memory
+            return
         # Exactly nothing is used when nothing runs, whatever sums of fractions left over.
         self.used_cpu = self.used_cpu + sign * instance.cpu if self.instances else 0.0
-        self.used_memory += sign * instance.memory
         if instance.gpu is not None:
             name, count = instance.gpu
             self.used_gpu[name] = self.used_gpu.get(name, 0) + sign * count
@@ -355,6 +364,14 @@ class World:
         instance.host.instances[instance.id] = instance
         instance.host.book(instance, 1)
         self.touch(instance.endpoint)
+
+    def turn(self, instance: Instance, new: wire.InstanceState, *, resuming: bool = False) -> None:
+        """Pause or resume an instance in the tables: what it gives back or takes is booked."""
+        instance.host.book(instance, -1)
+        instance.state = new
+        instance.resuming = self.now() if resuming else None
+        instance.parked = new == "paused" and not resuming
+        instance.host.book(instance, 1)
 
     def living_hosts(self) -> Iterator[Host]:
         """Hosts that are not dead."""

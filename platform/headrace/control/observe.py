@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 from headrace_autoscaler.placement import Book, Donor
@@ -103,6 +104,7 @@ def trial_lane(endpoint: Endpoint, version: int) -> Lane:
         instance_seen(i)
         for i in endpoint.instances.values()
         if i.alive
+        and i.state != "paused"
         and i.version not in endpoint.pins
         and (i.version == version or i.version not in endpoint.trials)
     )
@@ -166,11 +168,7 @@ def instance_seen(instance: Instance) -> InstanceObservation:
         id=instance.id,
         host=instance.host.id,
         version=instance.version,
-        state="starting"
-        if instance.state == "starting"
-        else "draining"
-        if instance.state == "draining"
-        else "ready",
+        state=_state(instance),
         in_flight=instance.in_flight,
         started_at=instance.started if instance.ready_since is None else instance.ready_since,
         last_used_at=instance.last_used,
@@ -181,6 +179,12 @@ def instance_seen(instance: Instance) -> InstanceObservation:
         memory_used=instance.use.memory if instance.use else None,
         gpu_used=instance.use.gpu if instance.use else None,
     )
+
+
+def _state(instance: Instance) -> Literal["starting", "ready", "paused", "draining"]:
+    if instance.state == "paused":
+        return "paused" if instance.resuming is None else "starting"
+    return instance.state if instance.state in ("starting", "draining") else "ready"
 
 
 def host_seen(host: Host, lane: str, base: wire.BaseSpec, now: float) -> HostObservation | None:
@@ -200,6 +204,9 @@ def host_seen(host: Host, lane: str, base: wire.BaseSpec, now: float) -> HostObs
         memory_free=memory + soon_memory,
         gpu_free=gpu,
         runtimes=host.hello.runtimes,
+        pauses=host.hello.pauses,
+        pauses_gpu=host.hello.pauses_gpu,
+        paused_free=host.hello.paused_bytes - host.used_paused,
         warm=(lane,) if host.warm_for(base) else (),
     )
 
@@ -240,7 +247,9 @@ def idle_elsewhere(world: World, asking: Endpoint) -> tuple[Donor, ...]:
         spare = len(alive) - endpoint.bounds[0]
         if endpoint.seen(world.now())[1]:
             continue
-        for instance in sorted(idle, key=lambda i: i.last_used or i.started)[: max(0, spare)]:
+        idle = sorted(idle, key=lambda i: i.last_used or i.started)[: max(0, spare)]
+        paused = (i for i in endpoint.instances.values() if i.state == "paused" and i.resuming is None)
+        for instance in [*idle, *(i for i in paused if i.host.usable)]:
             gpu = (instance.gpu,) if instance.gpu else ()
             scaling = scaling_of(endpoint.spec, *endpoint.bounds)
             scaling = msgspec.structs.replace(scaling, cpu=instance.cpu, memory=instance.memory, gpu=gpu)

@@ -19,8 +19,10 @@ from headrace_autoscaler.spec import (
     Decision,
     EndpointObservation,
     EndpointState,
+    Pause,
     Record,
     Release,
+    Resume,
     Start,
     State,
     Wait,
@@ -32,6 +34,7 @@ from headrace.control.claims import Claims, base_of
 from headrace.control.history import History
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.model import Ended, Endpoint, Instance, Shrink, World
+from headrace.control.parking import Parking
 from headrace.control.probing import start_s
 from headrace.control.routes import Routes
 from headrace.control.shortage import Shortage
@@ -62,6 +65,7 @@ class Reconciler:
         self._config = config
         self._grace_s = grace_s
         self.shortage = Shortage(world, routes, self.again)
+        self.parking = Parking(world, claims, routes, self.release)
         self.adopting = False
         self.on_start: Callable[[Endpoint, int], None] = lambda endpoint, version: None
         """Told of every version that is being started (its zygote is wanted)."""
@@ -126,6 +130,9 @@ class Reconciler:
             for i in endpoint.instances.values()
             if i.version == endpoint.version or (not count and i.version in endpoint.pins)
         )
+        # Whoever scales by hand wants no more than there is to be.
+        paused = [i for i in endpoint.instances.values() if i.state == "paused" and i.resuming is None]
+        self.release(paused, f"scaled to {count}")
         endpoint.shrink = Shrink(max(count, endpoint.bounds[0]), frozenset(there), now + self._grace_s)
         self._shrink(endpoint, endpoint.shrink)
         self._routes.refresh(endpoint)
@@ -243,7 +250,7 @@ class Reconciler:
         if isinstance(action, Start):
             host = self._world.hosts.get(action.host)
             if host is not None and host.usable:
-                self._claims.start(endpoint, action.version, host, woken=woken)
+                self._claims.start(endpoint, action.version, host, woken=woken, after=action.after)
                 self.on_start(endpoint, action.version)
         elif isinstance(action, Release) and not self.adopting:
             instance = self._world.instances.get(action.instance)
@@ -251,6 +258,16 @@ class Reconciler:
                 if instance.endpoint is not endpoint:
                     instance.endpoint.note("release", action.reason)
                 self.release([instance], action.reason)
+
+        elif isinstance(action, Resume):
+            instance = self._world.instances.get(action.instance)
+            if instance is not None and instance.state == "paused" and instance.resuming is None:
+                self._claims.resume(instance, action.after)
+        elif isinstance(action, Pause) and not self.adopting:
+            instance = self._world.instances.get(action.instance)
+            if instance is not None and instance.state == "ready":
+                instance.endpoint.note("pause", action.reason)
+                self.parking.pause(instance, action.reason)
 
     def release(self, instances: list[Instance], reason: str, grace_s: float | None = None) -> None:
         """Drain instances: gateways hear of it first, then their hosts.
@@ -287,10 +304,13 @@ class Reconciler:
         self._routes.refresh(endpoint)
 
     def _preparing(self, endpoint: Endpoint) -> str:
-        """How far the image is that instances wait for; empty when they don't."""
-        if not endpoint.spec.image.digest or endpoint.version is None:
-            return ""
+        """How far the image or the weights are that instances wait for; empty when they don't."""
         if any(i.state == "ready" for i in endpoint.instances.values()):
+            return ""
+        for instance in endpoint.instances.values():
+            if instance.state == "starting" and instance.report is not None and instance.report.note:
+                return instance.report.note
+        if not endpoint.spec.image.digest or endpoint.version is None:
             return ""
         hosts = (i.host for i in endpoint.instances.values() if i.state == "starting")
         return image_progress(hosts, base_of(endpoint.spec, endpoint.version))
@@ -365,7 +385,8 @@ class Reconciler:
             limit = start_s(spec) + START_MARGIN_S
             if spec.image.digest and image_progress([instance.host], base_of(spec, instance.version)):
                 limit += IMAGE_TIMEOUT_S
-            if instance.state == "starting" and now - instance.started > limit:
+            late = instance.state == "starting" and now - instance.started > limit
+            if late or (instance.resuming is not None and now - instance.resuming > limit):
                 self._claims.stop_id(instance.host, instance.id, "it never became ready", 0.0)
                 self.ended(
                     instance, wire.Death(reason="start-timeout", detail=f"not ready after {limit:g} s")

@@ -162,6 +162,15 @@ class Routes:
         """Let gateways report demand now, and for ``eager_s`` as soon as something becomes idle."""
         self._send(wire.AskDemand(eager_s=eager_s))
 
+    async def left(self) -> bool:
+        """Whether all gateways have taken in what they were told so far, and said what runs."""
+        links = [link for link, told in self._gateways.items() if told]
+        answers = await asyncio.gather(
+            *(link.call(wire.AskDemand(), FRESH_S) for link in links), return_exceptions=True
+        )
+        pairs = zip(links, answers, strict=True)
+        return not any(isinstance(answer, BaseException) and link.is_open for link, answer in pairs)
+
     async def fresh(self) -> None:
         """Return when all gateways have reported what has happened so far (late ones are left out)."""
         links = [link for link, told in self._gateways.items() if told]

@@ -115,11 +115,18 @@ async def start(
     assert instance.outcome is not None, "the reconciler made it with the instance"
     part.detail = f"instance {instance.id} starts on {instance.host.hello.node}"
     limit = start_s(spec) + START_MARGIN_S
-    try:
-        async with asyncio.timeout(limit):
-            death = await instance.outcome
-    except TimeoutError:
+    until = world.now() + limit
+    note = ""
+    while not (await asyncio.wait([instance.outcome], timeout=POLL_S))[0]:
+        if instance.report is not None and instance.report.note not in ("", note):
+            # Weights take their time, as long as they come.
+            part.detail = note = instance.report.note
+            until = world.now() + limit
+        if world.now() > until:
+            break
+    if not instance.outcome.done():
         return wire.Death(reason="start-timeout", detail=f"not ready after {limit:g} s")
+    death = instance.outcome.result()
     part.detail = ""
     if instance.report is not None and instance.report.note:
         part.notes.append(instance.report.note)

@@ -8,27 +8,38 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 from headrace_runtimes.base import Sandbox
-from headrace_runtimes.errors import AssignFailed, ImageFailed, PrepareFailed, RegistryFailed, RuntimeFailure
+from headrace_runtimes.errors import (
+    AssignFailed,
+    ImageFailed,
+    PrepareFailed,
+    RegistryFailed,
+    RuntimeFailure,
+)
 from headrace_runtimes.spec import Assignment, Exit
+from headrace_runtimes.weights import WeightsFailed
 
 from headrace import wire
 from headrace.errors import BundleError, LinkError
 from headrace.host.bundles import Bundles
 from headrace.host.given import variables
 from headrace.host.limits import limits_of
+from headrace.host.parking import Parking
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators
 from headrace.host.runtimes import Runtimes
+from headrace.host.weights import NOTHING, HostWeights, Shown, death_of_weights
 
 log = logging.getLogger("headrace.host")
 
 MAX_ENDED = 1000
 """Ended instances remembered, so that a late or repeated command is answered with what happened."""
+TELL_S = 0.25
+"""How often a fetch of weights is told of."""
 STOP_MARGIN_S = 10.0
 """Beyond the grace: how long a runtime may take to kill before the host stops waiting for it."""
 
@@ -49,6 +60,12 @@ class Instance:
     """Those that are its own: (model, number)."""
     secrets: wire.SecretValues = wire.SecretValues()
     """Until it has them."""
+    parked: tuple[tuple[str, int], ...] | None = None
+    """While it is paused: those that it had, and needs again. What is in them only it knows."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One at a time pauses, resumes or stops it."""
+    shown: Shown = NOTHING
+    """Its weights."""
 
 
 def death_of(exit: Exit) -> wire.Death:
@@ -90,6 +107,9 @@ class Instances:
         self._runtimes, self._pool, self._bundles, self._emit = runtimes, pool, bundles, emit
         self._accelerators = accelerators
         self._living: dict[str, Instance] = {}
+        self._parking = Parking(self._living, accelerators, change=self._set, stop=self.stop)
+        self.weights: HostWeights | None = None
+        """Set by whoever makes it: where weights come from."""
         self._ended: OrderedDict[str, wire.InstanceReport] = OrderedDict()
         self._draining = False
         self.gate: Callable[[Instance, Sandbox], Awaitable[wire.Death | None]] | None = None
@@ -105,7 +125,11 @@ class Instances:
 
     def ready(self) -> list[tuple[Instance, Sandbox]]:
         """Those that take requests."""
-        return [(i, i.sandbox) for i in self._living.values() if i.sandbox is not None and not i.stopping]
+        return [
+            (i, i.sandbox)
+            for i in self._living.values()
+            if i.sandbox is not None and not i.stopping and i.parked is None
+        ]
 
     def bundles(self) -> set[str]:
         """Bundles in use."""
@@ -138,7 +162,8 @@ class Instances:
             return
         offered = spec.base.runtime in self._runtimes
         taken = self._accelerators.take(spec.gpu)
-        if self._draining or not offered or taken is None:
+        waits = taken is None and self._parking.leaving(msg.after)
+        if self._draining or not offered or (taken is None and not waits):
             instance.accelerators = taken or ()
             why = f"the host has no free {' and '.join(f'{name}:{count}' for name, count in spec.gpu)}"
             if not offered:
@@ -147,9 +172,11 @@ class Instances:
                 why = "the host is draining"
             self._end(instance, "failed", wire.Death(reason="host-lost", detail=why + "."))
             return
-        instance.accelerators = taken
+        instance.accelerators = taken or ()
         received = time.perf_counter()
-        instance.task = asyncio.get_running_loop().create_task(self._start(instance, received))
+        instance.task = asyncio.get_running_loop().create_task(
+            self._start(instance, received, msg.after if waits else ())
+        )
         # After the claim is under way: telling about it must not delay it.
         self._emit(report)
 
@@ -163,6 +190,7 @@ class Instances:
         if instance.stopping:
             return
         instance.stopping = True
+        self._parking.changed()
         self._set(instance, state="draining", note=reason or instance.report.note)
         task = instance.task
         instance.task = asyncio.get_running_loop().create_task(self._stop(instance, task, grace_s))
@@ -195,9 +223,44 @@ class Instances:
             if instance.task is not None:
                 instance.task.cancel()
 
-    async def _start(self, instance: Instance, received: float) -> None:
+    def pause(self, id: str, grace_s: float, reason: str) -> None:
+        """See `Parking.pause`. Unknown ids are ignored."""
+        if instance := self._known(id):
+            self._parking.pause(instance, grace_s, reason)
+
+    def resume(self, id: str, after: tuple[str, ...]) -> None:
+        """See `Parking.resume`. Unknown ids are ignored."""
+        if instance := self._known(id):
+            self._parking.resume(instance, after)
+
+    def _known(self, id: str) -> Instance | None:
+        if id in self._ended:
+            self._emit(self._ended[id])
+        return self._living.get(id)
+
+    async def _show_weights(self, instance: Instance) -> None:
+        """Fetch its weights, telling how far that is. Raises `WeightsFailed`."""
+        spec = instance.spec
+        if not spec.weights or self.weights is None:
+            return
+        told = 0.0
+
+        def tell(text: str) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told >= TELL_S and not instance.stopping:
+                told = now
+                self._set(instance, note=text)
+
+        mounts = spec.base.runtime != "process"
+        instance.shown = await self.weights.show(instance.report.id, spec.weights, mounts=mounts, told=tell)
+        if instance.report.note:
+            self._set(instance, note="")
+
+    async def _start(self, instance: Instance, received: float, after: tuple[str, ...] = ()) -> None:
         spec, report = instance.spec, instance.report
         try:
+            await self._show_weights(instance)
             if not self._bundles.has(spec.bundle):
                 await self._bundles.ensure(spec.bundle)
             await self._pool.prepared(spec.base)
@@ -205,9 +268,13 @@ class Instances:
             base = self._pool.base(spec.base)
             if base.loaded is not None and not self._bundles.has(base.loaded.code_dir.name):
                 await self._bundles.ensure(base.loaded.code_dir.name)
+            if after:
+                await self._parking.take_over(instance, after)
             sandbox = await runtime.claim(base, self._assignment(instance))
         except AssignFailed as error:
             self._end(instance, "failed", death_of(error.exit))
+        except WeightsFailed as error:
+            self._end(instance, "failed", death_of_weights(error))
         except BundleError as error:
             self._end(instance, "failed", wire.Death(reason="import-failed", detail=str(error)))
         except (RuntimeFailure, LinkError, TimeoutError, OSError) as error:
@@ -270,7 +337,8 @@ class Instances:
             entry=spec.entry,
             handler=spec.handler,
             token=report.token,
-            env=spec.env,
+            env={**spec.env, **instance.shown.env},
+            mounts=instance.shown.mounts,
             concurrency=spec.concurrency,
             batch_max_size=spec.batch_max_size,
             batch_max_wait_ms=spec.batch_max_wait_ms,
@@ -294,7 +362,7 @@ class Instances:
             self._end(instance, "stopped", wire.Death(reason="stopped", detail="stopped before it was ready"))
             return
         try:
-            async with asyncio.timeout(grace_s + STOP_MARGIN_S):
+            async with asyncio.timeout(grace_s + STOP_MARGIN_S), instance.turn:
                 exit = await instance.sandbox.stop(grace_s)
         except TimeoutError:
             log.warning("instance %s did not end in time", instance.report.id)
@@ -314,6 +382,10 @@ class Instances:
         if self._living.pop(id, None) is None:
             return
         self._accelerators.give_back(instance.accelerators)
+        instance.accelerators = ()
+        self._parking.changed()
+        if self.weights is not None:
+            self.weights.release(id)
         self._ended[id] = msgspec.structs.replace(instance.report, state=state, death=death)
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
