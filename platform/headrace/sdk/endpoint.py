@@ -236,6 +236,7 @@ def _decorate(target: Any, options: Mapping[str, Any], module: str) -> Endpoint[
         raise SpecError(f"batch: {spec.name} must take exactly one parameter, the list of inputs.")
     if spec.api == "openai" and handler.kind != "asgi":
         raise SpecError(needs_asgi(spec.name, handler.kind))
+    spec.probes.check(handler.kind, spec.runtime)
     if spec.snapshot == "loaded" and not hasattr(target, "load"):
         raise SpecError(f'snapshot="loaded": {spec.name} has no load() to run before the fork.')
     return Endpoint(target, handler, spec)

@@ -78,6 +78,7 @@ def check_spec(spec: EndpointSpec) -> None:
     if spec.cpu_limit is not None:
         _CHECKS["cpu"](spec.cpu_limit, {})
     check_image(spec.runtime, spec.image)
+    spec.probes.check(spec.handler, spec.runtime)
     module, colon, name = spec.entry.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
         raise SpecError(f"entry={spec.entry!r:.100}: use module:name.")

@@ -253,7 +253,6 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     """The endpoint's OpenAPI document, made from the type hints."""
 
     def __post_init__(self) -> None:
-        self.probes.check(self.handler, self.runtime)
         if not NAME_PATTERN.match(self.name):
             raise SpecError(
                 f"endpoint name {self.name!r}: use 1-63 of a-z, 0-9 and '-', not first or last.",

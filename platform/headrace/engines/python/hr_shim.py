@@ -42,6 +42,6 @@ def install() -> None:
     except ImportError:
         module = types.ModuleType("headrace", __doc__)
         module.__dict__.update(endpoint=endpoint, Image=_Anything(), traceparent=hr_context.current)
-        for name in ("Scaling", "Batch", "Queue", "Placement", "Gpu"):
+        for name in ("Scaling", "Batch", "Queue", "Placement", "Gpu", "Probe", "Probes", "Secret", "Network", "Weights"):
             module.__dict__[name] = _Anything
         sys.modules["headrace"] = module
