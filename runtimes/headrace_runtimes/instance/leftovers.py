@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headrace_runtimes.containers.sweep import mounted_below, unmount_below
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.cgroups import remove_cgroups
@@ -20,6 +21,7 @@ from headrace_runtimes.trees import remove_tree
 
 LOCK_WAIT_S = 10.0
 KILL_WAIT_S = 5.0
+UNMOUNT_WAIT_S = 35.0
 SHARED = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 - looked at, not written to
 SHARED_DEADLINE_S = 5.0
 
@@ -237,6 +239,12 @@ def sweep_dead(root: Path) -> bool:
         run_dir.open(0.0)
     except PrepareFailed:
         return False
+    # What is mounted below may show images and code: their files must not be removed through it. A container
+    # runtime's watchdog takes it away; when it died as well, nobody else does.
+    deadline = time.monotonic() + UNMOUNT_WAIT_S
+    while mounted_below(root) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    unmount_below(root)
     run_dir.remove()
     return True
 
