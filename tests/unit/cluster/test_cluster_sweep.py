@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 
+import pytest
 from headrace.cluster import sweep
 from headrace.cluster.sweep import clear, sweep_node
-from headrace_runtimes.instance import procs
+from headrace_runtimes.instance import leftovers, procs
 from headrace_runtimes.instance.leftovers import RunDir
 
 
@@ -80,3 +82,21 @@ def test_what_a_killed_dev_left_goes(tmp_path, monkeypatch):
     kept = ["headrace-dev-lives", "headrace-dev-starts", "mine"]
     assert left == sorted([*kept, *(f"run-{name}" for name in kept), "headrace-dev-link"])
     assert sweep.sweep_dev(tmp_path) == [tmp_path / "headrace-dev-lives"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_files_that_are_mounted_below_are_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "UNMOUNT_WAIT_S", 0.1)
+    shown = tmp_path / "image"
+    shown.mkdir()
+    (shown / "file").write_text("of an image")
+    runtime = tmp_path / "hosts" / "n-1" / "o"
+    place = runtime / "c" / "one" / "lower"
+    place.mkdir(parents=True)
+    (runtime / "lock").touch()
+    subprocess.run(["mount", "--bind", shown, place], check=True)
+    assert sweep_node(tmp_path, "n-1")
+    assert not runtime.exists()
+    assert (shown / "file").read_text() == "of an image"
