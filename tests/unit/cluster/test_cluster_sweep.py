@@ -85,9 +85,7 @@ def test_what_a_killed_dev_left_goes(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_files_that_are_mounted_below_are_not_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_are_mounted_below_are_not_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(leftovers, "UNMOUNT_WAIT_S", 0.1)
     shown = tmp_path / "image"
     shown.mkdir()
