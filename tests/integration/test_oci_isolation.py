@@ -117,7 +117,7 @@ async def cell(request: pytest.FixtureRequest) -> AsyncIterator[Cell]:
     (directory / "code" / "app.py").write_text(CODE)
     settings = RuntimeSettings(
         run_dir=directory / "o", engine_dir=ENGINE, python=sys.executable, zygote_bytes=1 << 30,
-        log_dir=directory / "logs",
+        log_dir=directory / "logs", allow_host_network=True,
     )  # fmt: skip
     runtime: Runtime = OciRuntime()
     if request.param == "docker":
