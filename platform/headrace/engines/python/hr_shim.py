@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import pathlib
 import sys
 import types
 from typing import Any, Callable
@@ -33,6 +35,14 @@ def endpoint(target: Any = None, **_: Any) -> Any:
     return unchanged
 
 
+def weights(name: str) -> pathlib.Path:
+    """The directory with the weights of that name. Raises ``FileNotFoundError``."""
+    found = pathlib.Path(os.environ.get("HEADRACE_WEIGHTS", "/weights")) / name.replace("/weights/", "", 1)
+    if not found.is_dir():
+        raise FileNotFoundError(f"there are no weights at {found}: name them with endpoint(weights=...).")
+    return found
+
+
 def install() -> None:
     """Offer the stand-in when ``headrace`` cannot be imported."""
     if "headrace" in sys.modules:
@@ -41,7 +51,10 @@ def install() -> None:
         importlib.import_module("headrace")
     except ImportError:
         module = types.ModuleType("headrace", __doc__)
-        module.__dict__.update(endpoint=endpoint, Image=_Anything(), traceparent=hr_context.current)
-        for name in ("Scaling", "Batch", "Queue", "Placement", "Gpu", "Probe", "Probes", "Secret", "Network", "Weights"):
+        module.__dict__.update(
+            endpoint=endpoint, Image=_Anything(), traceparent=hr_context.current, weights=weights
+        )
+        values = "Scaling Batch Queue Placement Gpu Probe Probes Secret Network Weights"
+        for name in values.split():
             module.__dict__[name] = _Anything
         sys.modules["headrace"] = module
