@@ -79,8 +79,8 @@ class Egress:
         self._likely = Network()
 
     def why_not(self) -> str:
-        """Why ``egress`` is not available; empty when it is."""
-        return self._why
+        """See `Networks.why_not`."""
+        return self._why if self._tag else ground.lacking()
 
     async def open(self, settings: RuntimeSettings, tag: str) -> None:
         """See `Networks.open`. What the machine lacks is told by `make`: other networks work without it."""
@@ -116,6 +116,11 @@ class Egress:
         await ground.lay_uplink(machine, router, self._tag, uplink, self._mtu)
         if await machine.call(ground.forward):
             log.warning("Switched on net.ipv4.ip_forward: sandboxes reach out through this machine.")
+        if await machine.call(ground.dropped):
+            log.warning(
+                "Another firewall of this machine drops what is forwarded, so sandboxes may reach nothing: "
+                "iptables -I FORWARD -i hrn-+ -j ACCEPT; iptables -I FORWARD -o hrn-+ -j ACCEPT."
+            )
         self._resolver = Resolver(Upstream(machine, self._servers), self._asker, self._admit)
         datagrams, stream = await router.call(_listen)
         await self._resolver.open(datagrams, stream)
@@ -175,6 +180,11 @@ class Egress:
             await asyncio.shield(self.remove(id))
             raise
         return slot.space.path
+
+    async def attach(self, id: str, pid: int) -> None:
+        """See `Networks.attach`."""
+        slot = self._slots[id]
+        await ground.move_link(slot.space.path, f"/proc/{pid}/ns/net", slot.address)
 
     async def remove(self, id: str) -> None:
         """See `Networks.remove`."""

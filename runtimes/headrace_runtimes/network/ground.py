@@ -64,10 +64,24 @@ def no_ipv6(names: Iterable[str] = ("all", "default")) -> None:
             path.write_text("1")
 
 
+def dropped() -> bool:
+    """Whether another firewall of the machine drops what is forwarded, as docker's does. Blocks."""
+    try:
+        return "policy drop" in run(("nft", "list", "chain", "ip", "filter", "FORWARD"))
+    except OSError:
+        return False
+
+
+def straight() -> None:
+    """Nobody says which way his packets go. In the namespace of the calling thread."""
+    Path("/proc/sys/net/ipv4/conf/all/accept_source_route").write_text("0")
+
+
 async def lay_uplink(machine: Space, router: Space, tag: str, uplink: Uplink, mtu: int) -> None:
     """Join the router to the machine. Raises ``OSError``."""
     link = PREFIX + tag
     await router.call(no_ipv6)
+    await router.call(straight)
     await machine.run(
         BATCH, f"link add {link} mtu {mtu} type veth peer name {UPLINK} mtu {mtu} netns {router.path}\n"
     )
@@ -90,8 +104,26 @@ async def lay_link(router: Space, sandbox: Space, link: str, address: IPv4Addres
         f"link add {link} mtu {mtu} type veth peer name {INSIDE} mtu {mtu} netns {sandbox.path}\n"
         f"link set {link} up\nroute add {address}/32 dev {link}\n",
     )
-    await sandbox.run(
-        BATCH,
+    await sandbox.run(BATCH, _inside(address))
+
+
+async def move_link(old: str, new: str, address: IPv4Address) -> None:
+    """From one namespace (its path) into another. Raises ``OSError``: then neither reaches anything."""
+    source, target = Space(old), Space(new)
+    try:
+        await source.open()
+        await target.open()
+        await target.call(no_ipv6)
+        # By a descriptor: the number of a process that ends may be another's.
+        await source.run(BATCH, f"link set {INSIDE} netns {target.path}\n")
+        await target.run(BATCH, _inside(address))
+    finally:
+        await source.close()
+        await target.close()
+
+
+def _inside(address: IPv4Address) -> str:
+    return (
         f"link set lo up\naddr add {address}/32 dev {INSIDE}\nlink set {INSIDE} up\n"
-        f"route add {RESOLVER} dev {INSIDE}\nroute add default via {RESOLVER}\n",
+        f"route add {RESOLVER} dev {INSIDE}\nroute add default via {RESOLVER}\n"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Literal
 
 from headrace_runtimes.errors import PrepareFailed
@@ -14,6 +14,8 @@ from headrace_runtimes.spec import Network
 How = Literal["named", "wild", "open"]
 """By what a name may be asked for: it is in the list itself, below a ``*.`` of it, or all are allowed."""
 EVERYTHING = "*"
+WIDE = 8
+"""Bits; a network with fewer, such as ``0.0.0.0/0``, stands for its public addresses only."""
 MOST = 200
 """Entries of one allow-list."""
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\Z")
@@ -27,7 +29,12 @@ class Policy:
     names: frozenset[str] = frozenset()
     below: tuple[str, ...] = ()
     """``.example.com`` for ``*.example.com``."""
+    addresses: frozenset[IPv4Address] = frozenset()
+    """Named by their numbers; also the machine's own."""
     networks: tuple[IPv4Network, ...] = ()
+    """With their private addresses, but not the machine's own."""
+    wide: tuple[IPv4Network, ...] = ()
+    """Networks that are so wide that nobody means private ones by them."""
 
     def how(self, name: str) -> How | None:
         """Whether a name (lower case, no dot at its end) may be asked for, and by what."""
@@ -46,16 +53,15 @@ class Policy:
         """
         if ranges.is_never(address):
             return False
-        if any(address in network for network in self.networks):
-            return True
-        return how == "named" or not ranges.is_private(address)
+        named = how == "named" or address in self.addresses
+        return named or not ranges.is_private(address) or any(address in part for part in self.networks)
 
 
 def policy_of(network: Network) -> Policy:
     """Raises `PrepareFailed` for an entry that is no name, address or network, or that cannot be held."""
     names: set[str] = set()
     below: list[str] = []
-    networks: list[IPv4Network] = []
+    networks: set[IPv4Network] = set()
     if len(network.allow) > MOST:
         raise PrepareFailed(f"An allow-list has at most {MOST} entries: use networks or *.names.")
     for entry in network.allow:
@@ -63,7 +69,7 @@ def policy_of(network: Network) -> Policy:
             continue
         found = _network(entry)
         if found is not None:
-            networks.append(found)
+            networks.add(found)
             continue
         name = normal(entry.removeprefix("*."))
         if name is None:
@@ -75,8 +81,14 @@ def policy_of(network: Network) -> Policy:
         else:
             names.add(name)
     everything = not network.allow or EVERYTHING in network.allow
-    merged = tuple(collapse_addresses(networks))
-    return Policy(everything, frozenset(names), tuple(sorted(set(below))), merged)
+    return Policy(
+        open=everything,
+        names=frozenset(names),
+        below=tuple(sorted(set(below))),
+        addresses=frozenset(n.network_address for n in networks if n.prefixlen == n.max_prefixlen),
+        networks=tuple(sorted(n for n in networks if WIDE <= n.prefixlen < n.max_prefixlen)),
+        wide=tuple(sorted(n for n in networks if n.prefixlen < WIDE)),
+    )
 
 
 def normal(name: str) -> str | None:

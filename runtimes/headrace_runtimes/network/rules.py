@@ -18,6 +18,8 @@ CONNECTIONS = 4096
 """Of one sandbox at a time: more are refused, so that nobody fills the kernel's table."""
 MOST_ADDRESSES = 16_384
 """That names of one allow-list may stand for at a time."""
+SETS = ("fixed", "wide", "named", "wild")
+"""Of one allow-list."""
 RESOLVER = "198.18.0.1"
 """Where sandboxes find their resolver and their way out: the same in all of them."""
 
@@ -82,6 +84,8 @@ table inet {TABLE} {{
     iifname "{UPLINK}" ct state established,related accept
     iifname "{UPLINK}" drop
     iifname . ip saddr != @known drop
+    ip option lsrr exists drop
+    ip option ssrr exists drop
     oifname != "{UPLINK}" goto refuse
     ip daddr @never goto refuse
     ct state established,related accept
@@ -94,6 +98,8 @@ table inet {TABLE} {{
     iifname "{UPLINK}" ct state established,related accept
     iifname "{UPLINK}" drop
     iifname . ip saddr != @known drop
+    ip option lsrr exists drop
+    ip option ssrr exists drop
     ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 accept
     goto refuse
   }}
@@ -109,18 +115,18 @@ table inet {TABLE} {{
 def policy(number: int, allowed: Policy) -> str:
     """The chain and the sets of one allow-list; names fill the sets later, see `told`."""
     p = f"p{number}"
-    fixed = ", ".join(map(str, allowed.networks))
-    elements = f"elements = {{ {fixed} }}" if fixed else ""
     rest = "accept" if allowed.open else f"ip daddr @{p}_wild accept"
     return f"""
 table inet {TABLE} {{
-  set {p}_fixed {{ type ipv4_addr; flags interval; {elements} }}
-  set {p}_named {{ type ipv4_addr; flags timeout; size {MOST_ADDRESSES}; }}
+  set {p}_fixed {{ type ipv4_addr; flags interval; auto-merge; {_elements(allowed.networks)} }}
+  set {p}_wide {{ type ipv4_addr; flags interval; auto-merge; {_elements(allowed.wide)} }}
+  set {p}_named {{ type ipv4_addr; flags timeout; size {MOST_ADDRESSES}; {_elements(allowed.addresses)} }}
   set {p}_wild {{ type ipv4_addr; flags timeout; size {MOST_ADDRESSES}; }}
   chain {p} {{
-    ip daddr @{p}_fixed meta mark set 1 accept
     ip daddr @{p}_named meta mark set 1 accept
+    ip daddr @{p}_fixed accept
     ip daddr @private goto refuse
+    ip daddr @{p}_wide accept
     {rest}
     goto refuse
   }}
@@ -128,10 +134,15 @@ table inet {TABLE} {{
 """
 
 
+def _elements(found: Iterable[object]) -> str:
+    text = ", ".join(sorted(map(str, found)))
+    return f"elements = {{ {text} }}" if text else ""
+
+
 def no_policy(number: int) -> str:
     """Take a policy away to which no sandbox is joined."""
     p = f"p{number}"
-    sets = "".join(f"delete set inet {TABLE} {p}_{kind}\n" for kind in ("fixed", "named", "wild"))
+    sets = "".join(f"delete set inet {TABLE} {p}_{kind}\n" for kind in SETS)
     return f"delete chain inet {TABLE} {p}\n{sets}"
 
 

@@ -33,9 +33,6 @@ class Place:
     uid: int
     """The host's uid of the container's uid 0."""
     seccomp: Mapping[str, Any] | None = None
-    netns: str | None = None
-    sys: Path | None = None
-    """``/sys`` as those in ``netns`` see it."""
     edits: Edits = field(default_factory=Edits)
     """What accelerators need from the creation on."""
     later: Sequence[Node] = ()
@@ -48,9 +45,8 @@ def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
     namespaces: list[dict[str, Any]] = [
         {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user", "cgroup")
     ]
-    if place.netns is not None:
-        namespaces.append({"type": "network", "path": place.netns})
-    elif spec.network.mode != "host":
+    if spec.network.mode != "host":
+        # Of its own user namespace: in another's it could neither see /sys nor be entered by a command.
         namespaces.append({"type": "network"})
     linux: dict[str, Any] = {
         "namespaces": namespaces, "uidMappings": mapping, "gidMappings": mapping,
@@ -94,7 +90,8 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
         _mount("/dev/pts", "devpts", "devpts", *quiet[:2], "newinstance", "ptmxmode=0666", "mode=0620"),
         _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
-        _sys(spec, place, quiet),
+        _mount("/sys", "none", "/sys", "rbind", "rro", *quiet) if spec.network.mode == "host"
+        else _mount("/sys", "sysfs", "sysfs", *quiet, "ro"),
         _mount(SECRETS, "tmpfs", "secrets", *quiet, "mode=700", "size=4m"),
         _mount(ENGINE, "bind", str(place.engine), "bind", "ro", "nosuid", "nodev"),
         _mount(DOOR_DIR, "bind", str(spec.door_dir), "bind", "ro", *quiet),
@@ -103,12 +100,6 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
             for source, target in spec.root.binds
         ),
     ]  # fmt: skip
-
-
-def _sys(spec: ContainerSpec, place: Place, quiet: tuple[str, ...]) -> dict[str, Any]:
-    if place.sys is None and spec.network.mode != "host":
-        return _mount("/sys", "sysfs", "sysfs", *quiet, "ro")
-    return _mount("/sys", "none", str(place.sys or "/sys"), "rbind", "rro", *quiet)
 
 
 def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.network.egress import Egress
+from headrace_runtimes.network.rules import RESOLVER
 from headrace_runtimes.oci import criu, disk, seccomp
 from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
@@ -83,6 +84,7 @@ class OciDriver:
         if not why and seccomp.profile(platform.machine()) is None:
             no["isolation"] = f"there is no system call filter for {platform.machine()}"
         if not why:
+            no["networks"] = self._networks.why_not()
             # Cheap enough to look again: a driver that is loaded late is found by the next host.
             no["devices"] = (self._machine or find_devices(self._devices)).why_none()
             no["checkpoint"] = self._why_no_checkpoints or why_no_checkpoints(path)
@@ -170,9 +172,11 @@ class OciDriver:
             container.machine, container.owner, container.root = self._machine, first_id, first_id
         try:
             netns = await self._networks.make(spec.id, first_id, spec.network)
-            await _to_the_end(lay_out, self._ground, spec, own, netns)
+            await _to_the_end(lay_out, self._ground, spec, own, RESOLVER if netns is not None else "")
             await self._binary.run(spec.id, own.directory)
             container.started()
+            if netns is not None:
+                await self._networks.attach(spec.id, container.pid)
         except OSError as error:
             await asyncio.shield(container.remove())
             raise PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error

@@ -11,7 +11,6 @@ from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SECRETS, ContainerSpec
 from headrace_runtimes.devices.edits import Edits, Node
-from headrace_runtimes.network.rules import RESOLVER
 from headrace_runtimes.oci import mounts, syscalls
 from headrace_runtimes.oci.bundle import Place, configuration
 from headrace_runtimes.oci.disk import Disk
@@ -55,7 +54,7 @@ def own_of(ground: Ground, directory: Path, cgroup: str, first_id: int) -> Own:
     return Own(directory, Disk(directory / "disk", image), cgroup, first_id)
 
 
-def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) -> None:
+def lay_out(ground: Ground, spec: ContainerSpec, own: Own, resolver: str = "") -> None:
     """Fill its directory. Blocks for milliseconds. Raises ``OSError``: part of it may be there then."""
     directory, first_id = own.directory, own.first_id
     directory.mkdir(mode=0o711)
@@ -66,11 +65,9 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) ->
     upper, work = own.disk.path / "upper", own.disk.path / "work"
     for made in (upper, work, *(upper / name.lstrip("/") for name in OWN)):
         made.mkdir(parents=True, exist_ok=True)
-    if netns is not None:
-        (directory / "sys").mkdir()
-        mounts.sysfs(netns, directory / "sys")
+    if resolver:
         (upper / "etc").mkdir()
-        (upper / "etc" / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:3 attempts:3\n")
+        (upper / "etc" / "resolv.conf").write_text(f"nameserver {resolver}\noptions timeout:3 attempts:3\n")
     for path in (upper, *upper.rglob("*")):
         os.chown(path, first_id, first_id)
         path.chmod(0o755)
@@ -79,8 +76,7 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, netns: str | None) ->
     mounts.overlay(_lower(ground, layers, directory, first_id), upper, work, directory / "root")
     place = Place(
         root=directory / "root", engine=ground.engine, cgroup=own.cgroup, uid=first_id,
-        seccomp=ground.seccomp, netns=netns, sys=directory / "sys" if netns is not None else None,
-        edits=ground.edits, later=ground.later,
+        seccomp=ground.seccomp, edits=ground.edits, later=ground.later,
     )  # fmt: skip
     (directory / "config.json").write_text(json.dumps(configuration(spec, place)))
 

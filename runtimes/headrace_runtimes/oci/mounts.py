@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from headrace_runtimes.oci.syscalls import (
     MS_NODEV,
     MS_NOSUID,
 )
-
-SYSFS_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 
 
 def overlay(lower: list[Path], upper: Path, work: Path, target: Path) -> None:
@@ -40,28 +37,6 @@ def mapped(source: Path, target: Path, userns: int) -> None:
         syscalls.attach(tree, target)
     finally:
         os.close(tree)
-
-
-def sysfs(netns: str, target: Path) -> None:
-    """Mount at ``target`` what ``/sys`` is to those in a network namespace, read-only. Raises ``OSError``.
-
-    A container cannot do it itself: its user namespace does not own a network namespace that we made.
-    """
-    failed: list[OSError] = []
-
-    def work() -> None:
-        try:
-            syscalls.enter_network(netns)
-            syscalls.mount("sysfs", target, "sysfs", SYSFS_FLAGS, "")
-        except OSError as error:
-            failed.append(error)
-
-    # A thread of its own, which ends: it stays in the namespace.
-    thread = threading.Thread(target=work, name="sysfs")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
 
 
 def show(pid: int, source: Path, target: str) -> None:

@@ -10,6 +10,10 @@ from headrace_runtimes.spec import Network, Owned, RuntimeSettings
 class Networks(Protocol):
     """Network namespaces, one for a container; `open` and `close` with the driver's."""
 
+    def why_not(self) -> str:
+        """Why ``egress`` reaches nothing here; empty when it can. Before `open`: as far as it can be told."""
+        ...
+
     async def open(self, settings: RuntimeSettings, tag: str) -> None:
         """Sweep what a predecessor with the same ``tag`` left. Raises `PrepareFailed`."""
         ...
@@ -22,6 +26,13 @@ class Networks(Protocol):
         """The path of a namespace for a container; None: one of its own that reaches nothing, or the host's.
 
         Raises `PrepareFailed`.
+        """
+        ...
+
+    async def attach(self, id: str, pid: int) -> None:
+        """The container was made without that path: what is in the namespace moves into that of ``pid``.
+
+        Raises ``OSError``: then it reaches nothing.
         """
         ...
 
@@ -41,6 +52,10 @@ class Networks(Protocol):
 class LoopbackOnly:
     """Nothing is made: a container has the host's network or reaches nothing."""
 
+    def why_not(self) -> str:
+        """See `Networks.why_not`."""
+        return ""
+
     async def open(self, settings: RuntimeSettings, tag: str) -> None:
         """Nothing to do."""
 
@@ -50,6 +65,9 @@ class LoopbackOnly:
     async def make(self, id: str, first_id: int, network: Network) -> str | None:
         """See `Networks.make`."""
         return None
+
+    async def attach(self, id: str, pid: int) -> None:
+        """Nothing to do."""
 
     async def remove(self, id: str) -> None:
         """Nothing to do."""

@@ -128,6 +128,11 @@ async def test_names_that_lead_inside(world: World, enter: Enter) -> None:
 
 async def test_the_machine_itself_when_it_is_named(world: World, enter: Enter) -> None:
     public, named = await enter("*"), await enter("*", MACHINE)
+    for entry in ("192.0.2.0/24", "0.0.0.0/0"):
+        wide = await enter(entry)
+        assert await wide.call(reach, MACHINE) in REFUSED, "a network does not name it"
+        assert await wide.call(reach, INNER) in REFUSED
+        assert (await wide.call(reach, SHOP) == SHOP) == (entry == "0.0.0.0/0")
     assert await public.call(reach, MACHINE) in REFUSED
     assert await named.call(reach, MACHINE) == MACHINE
     assert await named.call(reach, SHOP) == SHOP
@@ -135,14 +140,14 @@ async def test_the_machine_itself_when_it_is_named(world: World, enter: Enter) -
 
 
 async def test_metadata_is_never_allowed(enter: Enter) -> None:
-    inside = await enter("0.0.0.0/0", "169.254.0.0/16", *METADATA)
+    inside = await enter("0.0.0.0/0", "10.0.0.0/8", "169.254.0.0/16", *METADATA)
     for address in METADATA:
         assert await inside.call(reach, address) in REFUSED
     assert await inside.call(reach, INNER) == INNER
 
 
 async def test_neighbours_do_not_reach_each_other(egress: Egress, enter: Enter) -> None:
-    one, two = await enter("0.0.0.0/0"), await enter("0.0.0.0/0")
+    one, two = await enter("198.18.0.0/15"), await enter("198.18.0.0/15")
     (address,) = [
         w for w in (await two.run(("ip", "-4", "-o", "addr", "show", "eth0"))).split() if "/32" in w
     ]
@@ -159,7 +164,7 @@ async def test_neighbours_of_another_host_do_not_either(world: World, egress: Eg
     try:
         await other.open(settings(directory), "other")
         assert other.why_not() == ""
-        one, two = await enter("0.0.0.0/0"), await enter("0.0.0.0/0", by=other)
+        one, two = await enter("198.0.0.0/8"), await enter("198.0.0.0/8", by=other)
         assert await one.call(reach, SHOP) == SHOP
         assert await two.call(reach, SHOP) == SHOP
         links = await world.machine.run(("ip", "-4", "-o", "addr"))

@@ -73,13 +73,13 @@ def test_the_configuration_gives_nothing_away() -> None:
 
 
 def test_networks_of_the_configuration() -> None:
-    def networks(mode: Network, netns: str | None = None) -> list[dict[str, str]]:
-        found = configuration(spec(mode), place(netns=netns))["linux"]["namespaces"]
+    def networks(mode: Network) -> list[dict[str, str]]:
+        found = configuration(spec(mode), place())["linux"]["namespaces"]
         return [n for n in found if n["type"] == "network"]
 
     assert networks(Network("host")) == []
-    assert networks(Network("egress")) == [{"type": "network"}], "nobody made one: it reaches nothing"
-    assert networks(Network("egress"), "/run/n") == [{"type": "network", "path": "/run/n"}]
+    assert networks(Network("none")) == [{"type": "network"}]
+    assert networks(Network("egress")) == [{"type": "network"}], "its link is moved into it"
 
 
 def test_which_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
