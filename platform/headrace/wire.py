@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from headrace.wire_secrets import SecretRef as SecretRef
-from headrace.wire_secrets import SecretValues as SecretValues
+from headrace.wire_secrets import SecretRef as SecretRef  # noqa: PLC0414 - offered here
+from headrace.wire_secrets import SecretValues as SecretValues  # noqa: PLC0414
 
 PROTOCOL = 1
 MAX_FRAME = 72 << 20
