@@ -58,7 +58,9 @@ async def get(platform: Platform, name: str, path: str = "/", query: str = "") -
 
 def asgi(name: str, runtime: str, probes: str, more: str = "") -> str:
     return f"""{APP}
-app = headrace.endpoint(name="{name}", runtime="{runtime}", concurrency=4, probes=headrace.Probes({probes}){more})(app)
+app = headrace.endpoint(
+    name="{name}", runtime="{runtime}", concurrency=4, probes=headrace.Probes({probes}){more}
+)(app)
 """
 
 
@@ -131,7 +133,7 @@ async def test_who_is_not_alive_is_replaced(platform: Platform, runtime: str) ->
     name = f"dying-{runtime}"
     done = await platform.deploy(asgi(name, runtime, f'liveness=headrace.Probe(http="/alive", {PROBE})'))
     assert done["state"] == "succeeded", done
-    _, pid = await get(platform, name)
+    assert (await get(platform, name))[0] == 200
     before = await ids(platform, name)
     await get(platform, name, "/set", "alive=False")
 
