@@ -61,16 +61,21 @@ def probe(python: str) -> dict[str, object]:
 
 
 async def host_root(python: str, images: Path) -> Path:
-    """`make_host_root` of this very interpreter, once for all who share ``images``. Raises `PrepareFailed`."""
-    about = await asyncio.to_thread(probe, python)
-    binary = Path(str(about["python"]))
-    words = [str(binary), about["version"], binary.stat().st_mtime_ns, str(Path(python).parent.parent)]
+    """`make_host_root` of this interpreter, once for all who share ``images``. Raises `PrepareFailed`."""
+    words = await asyncio.to_thread(_identity, python)
     target = images / f"host-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]}"
     if not target.exists():
         async with alone(images / "locks/host-root", "the root of the host's Python"):
             if not target.exists():
                 await asyncio.to_thread(make_host_root, python, target)
     return target
+
+
+def _identity(python: str) -> list[object]:
+    """What tells this interpreter and its environment from others."""
+    about = probe(python)
+    binary = Path(str(about["python"]))
+    return [str(binary), about["version"], binary.stat().st_mtime_ns, str(Path(python).parent.parent)]
 
 
 def make_host_root(python: str, target: Path) -> str:
