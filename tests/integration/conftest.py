@@ -40,6 +40,8 @@ async def until(condition: Callable[[], Awaitable[Any] | Any], deadline_s: float
 def make_settings(data: Path, **changes: Any) -> Settings:
     """Settings of a platform of its own in ``data``."""
     base: dict[str, Any] = {"port": 0, "control_port": 0, "drain_grace": 5.0}
+    # Not the machine's: what tests make goes with them.
+    base["images_dir"] = str(data.parent / "images")
     return Settings(data_dir=str(data), run_dir=str(default_run_dir(data)), **{**base, **changes})
 
 
