@@ -83,16 +83,6 @@ def test_wrong_value_is_refused_and_says_what_to_use(option: str, value: Any, sa
     assert "\n" not in str(caught.value)
 
 
-LATER = [
-]
-
-
-@pytest.mark.parametrize(("option", "value"), LATER, ids=[f"{o}-{n}" for n, (o, _) in enumerate(LATER)])
-def test_what_is_not_built_yet_is_refused_with_the_reason(option: str, value: Any) -> None:
-    with pytest.raises(UnsupportedOption, match="not built yet"):
-        headrace.endpoint(**{option: value})
-
-
 @pytest.mark.parametrize(
     "image",
     [
