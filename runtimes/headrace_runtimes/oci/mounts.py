@@ -49,6 +49,8 @@ def show(pid: int, source: Path, target: str) -> None:
         try:
             syscalls.set_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
             syscalls.enter_mounts_of(pid)
+            # In the container's own writable layer, before any code of its user runs.
+            _make_dirs(Path(target))
             syscalls.attach(tree, target)
         finally:
             os.close(tree)
@@ -121,3 +123,11 @@ def _make_place(target: str, is_directory: bool) -> None:
     except FileNotFoundError:
         pass
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _make_dirs(path: Path) -> None:
+    """A directory to mount at, open to the container's users whatever our umask is."""
+    for part in (*reversed(path.parents), path):
+        if not part.exists():
+            part.mkdir()
+            part.chmod(0o755)
