@@ -205,3 +205,13 @@ def test_every_statement_is_described_and_used():
     source = "".join(Path(module.__file__).read_text() for module in (deployments, store, stored_secrets))
     assert [name for name in load_queries() if f'"{name}"' not in source] == []
     assert len(load_migrations()) >= 1
+
+
+def test_who_is_found_unhealthy_soon_after_its_start_counts_to_a_crash_loop():
+    unhealthy = wire.Death(reason="unhealthy", detail="health() said no")
+    exited = wire.Death(reason="exited", detail="exit code 1")
+    assert failures.counts(unhealthy, 60.0)
+    assert not failures.counts(unhealthy, 121.0)
+    assert not failures.counts(exited, 60.0)
+    assert failures.told(exited, 2, 2.0) == "exited: exit code 1"
+    assert failures.told(exited, 3, 4.0) == "crash loop, 3 in a row, the next after 4 s: exited: exit code 1"
