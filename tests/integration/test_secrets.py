@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.conftest import Platform, until
+from tests.integration.test_runtime_secrets import in_proc, on_disk
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -172,6 +173,16 @@ async def test_instances_get_what_they_name_and_no_more(platform: Platform) -> N
     assert "both" in (await put(platform, "FILE_ONLY", f"{CANARY}-file"))["used_by"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
+async def test_containers_get_theirs_in_memory(platform: Platform) -> None:
+    both = '["FILE_ONLY", headrace.Secret("TOKEN", env=True)]'
+    found = await platform.deploy(app("contained", both, more=', runtime="oci"'))
+    assert found["state"] == "succeeded", found
+    seen = await platform.call("contained")
+    assert seen["now"]["files"] == {"FILE_ONLY": f"{CANARY}-file", "TOKEN": f"{CANARY}-token"}
+    assert seen["load"]["variable"] == f"{CANARY}-token"
+
+
 async def test_an_unknown_secret_is_refused_by_name(platform: Platform) -> None:
     with pytest.raises(AssertionError, match="no secret NOT_THERE: `headrace secrets set NOT_THERE`"):
         await platform.deploy(app("lacks", '["TOKEN", "NOT_THERE"]'))
@@ -241,20 +252,10 @@ async def test_the_value_is_nowhere_on_the_machine(
     await platform.deploy(app("holds", '["FILE_ONLY", headrace.Secret("TOKEN", env=True)]', version=7))
     await platform.call("holds")
     settings = platform.cluster.settings
-    needle = CANARY.encode()
-    found = [
-        str(path)
-        for root in (settings.data, settings.run)
-        for path in root.rglob("*")
-        if path.is_file() and not path.is_symlink() and needle in path.read_bytes()
-    ]
+    found = [path for root in (settings.data, settings.run) for path in on_disk(root, CANARY)]
+    # The instances' own, where the run directory is in memory.
     assert [path for path in found if "/m/" not in path] == []
-    for path in (*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ")):
-        try:
-            data = path.read_bytes()
-        except OSError:
-            continue
-        assert needle not in data, path
+    assert in_proc(CANARY) == []
     for path in ("/instances", "/hosts", "/secrets", "/endpoints/holds", "/endpoints/holds/logs"):
         assert CANARY not in str(await platform.api("GET", path)), path
     assert CANARY not in caplog.text
