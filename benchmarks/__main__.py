@@ -22,6 +22,7 @@ COMMANDS: dict[str, list[str]] = {
     "idle": ["benchmarks.idle"],
     "jobs": ["benchmarks.jobs"],
     "chaos": ["benchmarks.chaos"],
+    "switch": ["benchmarks.switch"],
 }
 LIMIT_S = 900
 FIRST_MARK = "<!-- measured: `make bench` writes what is between these lines -->"
@@ -96,6 +97,15 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                     f"gateway {behind['gateway_mb_before']} to {behind['gateway_mb_after']} MB",
                 )
             )
+    if (one := found.get("switch")) and "paused" in one:
+        table.append(
+            (
+                f"one slot changes hands between two endpoints, {one['runtime']}",
+                f"p50 {one['paused']['p50']:.1f} ms, p99 {one['paused']['p99']:.1f} ms",
+                f"stop and warm start {one['stopped_warm']['p50']:.0f} ms, cold {one['stopped_cold']['p50']:.0f} ms",
+                f"{one['times_faster_than_stopped_warm']} x, {one['times_faster_than_stopped_cold']} x faster",
+            )
+        )
     if (one := found.get("chaos")) and "ray_serve_default" in one:
         mine, serve = one["headrace"], one["ray_serve_default"]
         table.append(
