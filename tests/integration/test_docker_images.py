@@ -99,3 +99,23 @@ async def test_images_of_a_run_go_with_it(directory: Path, docker_daemon: str) -
         assert (await call(await bench.start(), {}))[0] == 200
         assert len(names(docker_daemon) - before) == 1
     assert names(docker_daemon) == before
+
+
+async def test_weights_are_shown_where_the_image_has_nothing(directory: Path, docker_daemon: str) -> None:
+    weights = directory / "w"
+    weights.mkdir()
+    (weights / "data").write_text("of the weights")
+    settings = RuntimeSettings(
+        run_dir=directory / "o", engine_dir=ENGINE, python=sys.executable, zygote_bytes=1 << 30,
+        log_dir=directory / "logs",
+    )  # fmt: skip
+    made = Harness(lambda: DockerRuntime(docker_daemon, LoopbackOnly()), settings, directory / "code")
+    async with opened(made) as bench:
+        (bench.code / "app.py").write_text(CODE)
+        sandbox = await bench.start("look", mounts=((weights, "/weights/model/v1"),))
+        _, seen = await call(sandbox, {"path": "/weights/model/v1/data"})
+        assert seen["text"] == "of the weights"
+        assert seen["failed"] in {"PermissionError", "OSError"}, "they are read-only"
+        with pytest.raises(PrepareFailed, match="cannot be shown"):
+            await bench.start("look", mounts=((weights, "/elsewhere/model"),))
+    assert (weights / "data").read_text() == "of the weights"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headrace_runtimes.containers.driver import HOME, ContainerSpec
 from headrace_runtimes.docker.api import Engine, Refused, demultiplex
-from headrace_runtimes.docker.request import OWN_DIR, execution
+from headrace_runtimes.docker.request import execution
 from headrace_runtimes.errors import PrepareFailed, WrongState
 from headrace_runtimes.oci.cgroup import Cgroup
 from headrace_runtimes.oci.disk import Disk
@@ -49,19 +49,6 @@ class DockerContainer(KernelContainer):
         self.entered(int(state["Pid"]))
         self.leaf = Cgroup(await asyncio.to_thread(cgroup_of, self.pid))
         await asyncio.to_thread(self.cgroup.limit_pids, PIDS_LIMIT)
-
-    async def mount(self, source: Path, target: str) -> None:
-        """See `Container.mount`. A place that the image does not have can be made below `OWN_DIR` only."""
-        inside = Path(f"/proc/{self.pid}/root", target.lstrip("/"))
-        if (
-            target.startswith(f"{OWN_DIR}/")
-            and not target.startswith(f"{HOME}/")
-            and ".." not in inside.parts
-        ):
-            # What is there belongs to root: nobody in the container can put a link in the way.
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(inside.mkdir, 0o755, True, True)
-        await super().mount(source, target)
 
     def _limit(self, assignment: Assignment) -> None:
         if assignment.memory_limit is not None:

@@ -14,6 +14,8 @@ from headrace_runtimes.oci.bundle import MASKED, PATH, READ_ONLY
 RUN_LABEL = "headrace.run"
 ID_LABEL = "headrace.id"
 OWN_DIR = "/headrace"
+WEIGHTS_DIR = "/weights"
+"""Directories of the host can be shown below it at the assignment: the root itself takes no new places."""
 DISK_PLACES = {HOME: "home", "/tmp": "tmp", "/var/tmp": "vartmp"}  # noqa: S108 - of the container
 """Where its disk appears, and what that part of the disk is called. Nothing else can be written."""
 
@@ -59,6 +61,7 @@ def creation(spec: ContainerSpec, place: Place) -> dict[str, Any]:
         "RestartPolicy": {"Name": "no"}, "AutoRemove": False, "Init": False,
         "Tmpfs": {
             OWN_DIR: "rw,nosuid,nodev,noexec,size=64k,mode=755",
+            WEIGHTS_DIR: "rw,nosuid,nodev,noexec,size=64k,mode=755",
             CODE: "ro,nosuid,nodev,noexec,size=4k,mode=755",
             # Docker shows the cgroups of the machine there.
             "/sys/fs/cgroup": "ro,nosuid,nodev,noexec,size=4k,mode=755",
