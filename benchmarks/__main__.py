@@ -98,12 +98,14 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 )
             )
     if (one := found.get("switch")) and "paused" in one:
+        warm, cold = one["stopped_warm"]["p50"], one["stopped_cold"]["p50"]
+        faster = [one[f"times_faster_than_{side}"] for side in ("stopped_warm", "stopped_cold")]
         table.append(
             (
                 f"one slot changes hands between two endpoints, {one['runtime']}",
                 f"p50 {one['paused']['p50']:.1f} ms, p99 {one['paused']['p99']:.1f} ms",
-                f"stop and warm start {one['stopped_warm']['p50']:.0f} ms, cold {one['stopped_cold']['p50']:.0f} ms",
-                f"{one['times_faster_than_stopped_warm']} x, {one['times_faster_than_stopped_cold']} x faster",
+                f"stop and warm start {warm:.0f} ms, cold {cold:.0f} ms",
+                f"{faster[0]} x, {faster[1]} x faster",
             )
         )
     if (one := found.get("chaos")) and "ray_serve_default" in one:
