@@ -30,10 +30,12 @@ def lacking() -> str:
 
 def sweep(tag: str, path: str | None) -> tuple[tuple[str, ...], ...]:
     """Commands that take away what is on the machine: all else ends with the router's namespace."""
-    there = ("nsenter", f"--net={path}") if path else ()
+    # By their paths: who runs them when we are dead has no environment.
+    nft, ip, nsenter = (shutil.which(tool) or tool for tool in ("nft", "ip", "nsenter"))
+    there = (nsenter, f"--net={path}") if path else ()
     return (
-        (*there, "nft", "delete", "table", "inet", machine_table(tag)),
-        (*there, "ip", "link", "delete", PREFIX + tag),
+        (*there, nft, "delete", "table", "inet", machine_table(tag)),
+        (*there, ip, "link", "delete", PREFIX + tag),
     )
 
 

@@ -7,11 +7,13 @@ import contextlib
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -19,7 +21,7 @@ from fixtures_world import INNER, MACHINE, MAIL, METADATA, NAMES, PORT, SHOP, Wo
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.network import dns, ground, rules
 from headrace_runtimes.network.egress import Egress
-from headrace_runtimes.network.space import Space, run
+from headrace_runtimes.network.space import Space
 from headrace_runtimes.spec import Network, RuntimeSettings
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks need root")
@@ -27,7 +29,7 @@ REFUSED = {"ECONNREFUSED"}
 Enter = Callable[..., Awaitable[Space]]
 
 
-def settings(directory: Path, **options: bool) -> RuntimeSettings:
+def settings(directory: Path, **options: Any) -> RuntimeSettings:
     return RuntimeSettings(
         run_dir=directory, engine_dir=directory, python=sys.executable, zygote_bytes=0, log_dir=directory,
         uid_lock_dir=directory, **options,
@@ -294,7 +296,8 @@ async def test_the_watchdogs_commands_take_it_away(world: World, tmp_path: Path)
     await second.open(settings(tmp_path), "dead")
     assert second.why_not() == ""
     for command in second.sweep_commands():
-        await asyncio.to_thread(run, command)
+        # As the watchdog does: without an environment.
+        await asyncio.to_thread(subprocess.run, command, env={}, check=True, capture_output=True)
     assert await world.machine.run(("nft", "list", "tables")) == ""
     assert "hrn-" not in await world.machine.run(("ip", "link"))
     await egress.close()
