@@ -58,7 +58,7 @@ class Instance:
     """Set before the host itself ends it: told instead of what the runtime saw."""
     accelerators: tuple[tuple[str, int], ...] = ()
     """Those that are its own: (model, number)."""
-    secrets: wire.SecretValues = wire.SecretValues()
+    secrets: wire.SecretValues = field(default_factory=wire.SecretValues)
     """Until it has them."""
     parked: tuple[tuple[str, int], ...] | None = None
     """While it is paused: those that it had, and needs again. What is in them only it knows."""
