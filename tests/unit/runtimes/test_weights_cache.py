@@ -1,4 +1,4 @@
-"""Weights are fetched in parts, go on where they were cut, are whole or not there, and stay within the disk."""
+"""Weights are fetched in parts, go on where they were cut, are whole or not there, and stay within bounds."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ async def test_private_addresses_are_refused_also_by_name_and_redirect(
     closed = cache_in(tmp_path, private=False)
     with pytest.raises(WeightsFailed, match="private address; set weights_private"):
         await closed.ensure(Item(server.url))
-    with pytest.raises(WeightsFailed, match="localhost is at .* private address"):
+    with pytest.raises(WeightsFailed, match=r"localhost is at .* private address"):
         await closed.ensure(Item(server.url.replace("127.0.0.1", "localhost")))
     server.redirect = "file:///etc/passwd"
     with pytest.raises(WeightsFailed, match="no http"):
