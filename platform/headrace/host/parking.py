@@ -31,7 +31,7 @@ class Change(Protocol):
 
 
 class Parking:
-    """A paused instance keeps its memory, and the numbers of its accelerators: only it knows what is in them."""
+    """A paused instance keeps its memory, and its accelerators by number: it alone knows what is in them."""
 
     def __init__(
         self,
