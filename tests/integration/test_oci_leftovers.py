@@ -70,6 +70,14 @@ def left(directory: Path) -> dict[str, list[str]]:
         "mount": mounted_below(directory),
         "cgroup": [str(p) for p in CGROUPS.glob(f"*/headrace/{tag}/*/")]
         + [str(p) for p in CGROUPS.glob(f"headrace/{tag}/*/")],
+        "network": [
+            line
+            for command in (("nft", "list", "tables"), ("ip", "-o", "link"))
+            for line in subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.splitlines()
+            if tag in line
+        ],
         "loop device": [
             str(p.parent.parent.name)
             for p in Path("/sys/block").glob("loop*/loop/backing_file")
@@ -201,7 +209,7 @@ async def test_the_next_owner_sweeps_when_the_watchdog_died_too(directory: Path)
         await asyncio.to_thread(owner.wait)
         owner.stdout.close()
     await asyncio.sleep(0.3)
-    assert left(directory).keys() >= {"process", "mount", "cgroup"}, "somebody else swept"
+    assert left(directory).keys() >= {"process", "mount", "cgroup", "network"}, "somebody else swept"
     async with opened(Harness(OciRuntime, settings(directory), directory / "code")) as bench:
         assert (await call(await bench.start(), {}))[0] == 200
     assert left(directory) == {}
