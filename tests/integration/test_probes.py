@@ -329,10 +329,11 @@ async def test_logs_are_followed_from_one_instance_to_the_next(platform: Platfor
 async def test_a_command_is_asked_of_a_container(platform: Platform) -> None:
     if os.geteuid() != 0:
         pytest.skip("containers need root")
-    done = await platform.deploy(f"""
+    done = await platform.deploy("""
         import pathlib
+        LOOK = ["python3", "-c", "import os, sys; sys.exit(os.path.exists('/tmp/ill') and 'ill')"]
         @headrace.endpoint(name="command", runtime="oci", probes=headrace.Probes(
-            liveness=headrace.Probe(exec=["test", "!", "-e", "/tmp/ill"], {PROBE}, initial_delay=0.2)))
+            liveness=headrace.Probe(exec=LOOK, period=0.3, timeout=20, failure_threshold=2)))
         def command(ill: bool = False) -> str:
             if ill:
                 pathlib.Path("/tmp/ill").touch()
@@ -350,4 +351,4 @@ async def test_a_command_is_asked_of_a_container(platform: Platform) -> None:
 
     await until(gone)
     death = (await platform.endpoint("command"))["last_death"]
-    assert "liveness probe (test ! -e /tmp/ill) failed: exit code 1" in death["detail"]
+    assert "failed: exit code 1: ill" in death["detail"]
