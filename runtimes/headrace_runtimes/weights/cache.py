@@ -224,10 +224,13 @@ class WeightsCache:
         return [(key, size, last) for key, (size, last) in found.items()]
 
     def _open(self) -> None:
-        for directory in (self._root, self._root / "drafts", self._root / "locks"):
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        os.chmod(self._root / "drafts", 0o700)
-        os.chmod(self._root / "locks", 0o700)
+        for directory in (*reversed(self._root.parents), self._root):
+            if not directory.exists():
+                directory.mkdir(exist_ok=True)
+                # Whatever our umask is: instances read there by name, and need not know what else there is.
+                directory.chmod(0o711)
+        for directory in (self._root / "drafts", self._root / "locks"):
+            directory.mkdir(mode=0o700, exist_ok=True)
         for path in (self._root / "drafts").glob(".gone-*"):
             remove_tree(path)
 
