@@ -149,13 +149,9 @@ async def test_with_one_retry_a_request_that_kills_ends_alone_too(
     await rig.quiet()
 
 
-async def test_after_one_death_none_waits_for_long_to_be_alone(
-    rig: Any, monkeypatch: pytest.MonkeyPatch, patient: None
-) -> None:
-    """Those who were beside it would wait for each other, one by one."""
-    monkeypatch.setattr(deaths, "ALONE_S", 2.0)
+async def first_instance_that_keeps(rig: Any, stay: asyncio.Event) -> tuple[list[Any], Any]:
+    """An endpoint with one retry whose first instance answers nothing, and its others after ``stay``."""
     instances: list[Any] = []
-    stay = asyncio.Event()
 
     async def behaviour(exchange: Any) -> None:
         if exchange.request in instances[0].requests:
@@ -167,6 +163,16 @@ async def test_after_one_death_none_waits_for_long_to_be_alone(
     await rig.up()
     instances.append(await rig.instance(behaviour, concurrency=CONCURRENCY))
     await rig.known(lambda t: t.instances)
+    return instances, behaviour
+
+
+async def test_after_one_death_none_waits_for_long_to_be_alone(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, patient: None
+) -> None:
+    """Those who were beside it would wait for each other, one by one."""
+    monkeypatch.setattr(deaths, "ALONE_S", 2.0)
+    stay = asyncio.Event()
+    instances, behaviour = await first_instance_that_keeps(rig, stay)
     tasks = [asyncio.create_task(rig.call()) for _ in range(CONCURRENCY)]
     await rig.until(lambda: instances[0].in_flight == CONCURRENCY)
     instances += [await rig.instance(behaviour, concurrency=CONCURRENCY) for _ in range(2)]
@@ -197,19 +203,8 @@ async def test_after_one_death_none_runs_alone_if_the_others_would_wait_for_long
 ) -> None:
     """They had run for longer than all of them may take, one by one; what they need, nobody knows yet."""
     monkeypatch.setattr(deaths, "ALONE_S", 0.2)
-    instances: list[Any] = []
     stay = asyncio.Event()
-
-    async def behaviour(exchange: Any) -> None:
-        if exchange.request in instances[0].requests:
-            await asyncio.sleep(60)
-        await stay.wait()
-        await exchange.answer()
-
-    rig.endpoint(retries=1)
-    await rig.up()
-    instances.append(await rig.instance(behaviour, concurrency=CONCURRENCY))
-    await rig.known(lambda t: t.instances)
+    instances, behaviour = await first_instance_that_keeps(rig, stay)
     tasks = [asyncio.create_task(rig.call()) for _ in range(CONCURRENCY - 1)]
     await rig.until(lambda: instances[0].in_flight == CONCURRENCY - 1)
     await asyncio.sleep(deaths.ALONE_S)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace import wire
-from headrace.errors import EndpointNotFound, MethodNotAllowed, NotFound, ValidationFailed
+from headrace.errors import EndpointNotFound, NotFound, ValidationFailed
 from headrace.gateway.api.exchange import TaskExchange, json_response
 from headrace.gateway.api.given import (
     check_head,
@@ -26,6 +26,7 @@ from headrace.gateway.api.given import (
     decode,
     key_of,
     wanted_priority,
+    wrong_method,
 )
 from headrace.gateway.api.jobs import JobsApi
 from headrace.gateway.api.runpod import left_out, output_value
@@ -94,8 +95,7 @@ class CogApi:
         method = request.head.method
         allowed = (b"POST",) if cancel or not prediction else (b"GET", b"PUT")
         if method not in allowed:
-            names = [name.decode() for name in allowed]
-            raise MethodNotAllowed(f"this route knows only {', '.join(names)}.", allow=names)
+            raise wrong_method(allowed)
         if prediction and not _ID.fullmatch(prediction):
             raise ValidationFailed("the prediction's id: use 1 to 128 of A-Z, a-z, 0-9, '_', '.' and '-'.")
         state = self._service.endpoint(record.project, name) if ":" not in name else None

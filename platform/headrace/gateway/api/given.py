@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 
-from headrace.errors import BadRequest, BodyTooLarge, ValidationFailed
+from headrace.errors import BadRequest, BodyTooLarge, MethodNotAllowed, ValidationFailed
 from headrace.gateway.api.native import priority_of, timeout_of
 from headrace.gateway.head import Head
 from headrace.jobs.model import Priority
@@ -31,6 +32,12 @@ def decode(body: bytes, type: type[T], *, what: str = "the body", hint: str = ""
 def too_deep(what: str = "the body") -> ValidationFailed:
     """The error for JSON with more levels than the interpreter can follow."""
     return ValidationFailed(f"{what} is nested too deeply.", hint="Send it flatter.")
+
+
+def wrong_method(known: Sequence[bytes], *, also: Sequence[str] = ()) -> MethodNotAllowed:
+    """The error for a method that is none of the ``known`` ones; ``also``: what is allowed without a word."""
+    names = [name.decode() for name in known]
+    return MethodNotAllowed(f"this route knows only {', '.join(names)}.", allow=[*names, *also])
 
 
 def key_of(head: Head) -> str | None:

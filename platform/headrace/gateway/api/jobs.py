@@ -18,7 +18,6 @@ from headrace.errors import (
     Conflict,
     EndpointNotFound,
     Forbidden,
-    MethodNotAllowed,
     NotFound,
     ValidationFailed,
     VersionNotFound,
@@ -31,6 +30,7 @@ from headrace.gateway.api.given import (
     decode,
     key_of,
     wanted_priority,
+    wrong_method,
 )
 from headrace.gateway.api.native import Target
 from headrace.gateway.api.plain import PlainCalls
@@ -124,11 +124,7 @@ class JobsApi:
         allowed = _METHODS.get(route.kind, (b"GET",))
         method = b"GET" if request.head.method == b"HEAD" else request.head.method
         if method not in allowed:
-            names = [name.decode() for name in allowed]
-            raise MethodNotAllowed(
-                f"this route knows only {', '.join(names)}.",
-                allow=[*names, *(["HEAD"] if "GET" in names else [])],
-            )
+            raise wrong_method(allowed, also=["HEAD"] if b"GET" in allowed else ())
         request.key = record.id
         request.target = route
         return MAX_BODY if method == b"POST" else 0
