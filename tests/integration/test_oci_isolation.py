@@ -307,6 +307,14 @@ async def test_nothing_outside_is_written(cell: Cell) -> None:
         await done.stop(0.0)
 
 
+async def test_no_memory_is_dumped(cell: Cell) -> None:
+    source = "import resource; result = resource.getrlimit(resource.RLIMIT_CORE)"
+    assert await tell(cell.prisoner, source) == [1, 1]
+    limits = (sys.executable, "-c", "import resource; print(*resource.getrlimit(resource.RLIMIT_CORE))")
+    ran = await cell.prisoner.exec(limits)
+    assert (ran.code, ran.stdout) == (0, b"1 1\n"), ran.stderr
+
+
 async def test_a_fork_bomb(cell: Cell) -> None:
     sandbox = await cell.start(pids_limit=64)
     bomb = """

@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SECRETS, ContainerSpec
 from headrace_runtimes.devices.edits import Edits, Node, into_docker, join_env
-from headrace_runtimes.oci.bundle import MASKED, PATH, READ_ONLY
+from headrace_runtimes.oci.bundle import CORE_BYTES, MASKED, PATH, READ_ONLY
 
 RUN_LABEL = "headrace.run"
 ID_LABEL = "headrace.id"
@@ -54,7 +54,7 @@ def creation(spec: ContainerSpec, place: Place) -> dict[str, Any]:
         "NetworkMode": "host" if spec.network.mode == "host" else "none",
         "IpcMode": "private", "CgroupnsMode": "private", "PublishAllPorts": False,
         "MaskedPaths": list(MASKED), "ReadonlyPaths": list(READ_ONLY), "OomScoreAdj": 100,
-        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}], "ShmSize": 64 << 20,
+        "Ulimits": [{"Name": "core", "Soft": CORE_BYTES, "Hard": CORE_BYTES}], "ShmSize": 64 << 20,
         "CgroupParent": place.cgroup_parent,
         # What its first process says before anybody listens; afterwards it says nothing.
         "LogConfig": {"Type": "local", "Config": {"max-size": "64k", "max-file": "1", "compress": "false"}},

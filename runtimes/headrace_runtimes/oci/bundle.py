@@ -20,6 +20,8 @@ MASKED = (
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 PIDS_LIMIT = 1024
 """Processes and threads, when nobody says otherwise."""
+CORE_BYTES = 1
+"""No dump, also where the kernel gives dumps to a program: 0 says nothing to that."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -76,8 +78,7 @@ def process_of(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> dict[st
         "terminal": False, "user": {"uid": 0, "gid": 0}, "args": list(argv), "cwd": cwd,
         "env": [f"{name}={value}" for name, value in ({"PATH": PATH} | dict(env)).items()],
         "noNewPrivileges": True, "capabilities": {kind: [] for kind in CAPABILITY_SETS},
-        # 1: no dump, also where the kernel gives dumps to a program.
-        "rlimits": [{"type": "RLIMIT_CORE", "soft": 1, "hard": 1}],
+        "rlimits": [{"type": "RLIMIT_CORE", "soft": CORE_BYTES, "hard": CORE_BYTES}],
         "oomScoreAdj": 100,
     }  # fmt: skip
 
