@@ -23,6 +23,7 @@ COMMANDS: dict[str, list[str]] = {
     "jobs": ["benchmarks.jobs"],
     "chaos": ["benchmarks.chaos"],
     "switch": ["benchmarks.switch"],
+    "runtimes": ["benchmarks.runtimes"],
 }
 LIMIT_S = 900
 FIRST_MARK = "<!-- measured: `make bench` writes what is between these lines -->"
@@ -97,6 +98,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                     f"gateway {behind['gateway_mb_before']} to {behind['gateway_mb_after']} MB",
                 )
             )
+    table += of_runtimes(found.get("runtimes", {}))
     if (one := found.get("switch")) and "paused" in one:
         warm, cold = one["stopped_warm"]["p50"], one["stopped_cold"]["p50"]
         faster = [one[f"times_faster_than_{side}"] for side in ("stopped_warm", "stopped_cold")]
@@ -108,6 +110,15 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"{faster[0]} x, {faster[1]} x faster",
             )
         )
+        if model := one.get("model"):
+            table.append(
+                (
+                    f"a model of {model['megabytes']} MB, second time round, {one['runtime']}",
+                    f"load p50 {model['load']['p50']:.0f} ms, whole request {model['request']['p50']:.0f} ms",
+                    f"the same bytes read from memory {model['from_memory']['p50']:.0f} ms",
+                    f"{model['load_of_from_memory']} of it",
+                )
+            )
     if (one := found.get("chaos")) and "ray_serve_default" in one:
         mine, serve = one["headrace"], one["ray_serve_default"]
         table.append(
@@ -116,6 +127,33 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"{one['failed_headrace']} of {mine['clients']['sent']} requests failed",
                 f"Ray Serve: {one['failed_ray_serve_default']} of {serve['clients']['sent']}",
                 f"p99 {mine['clients']['ms'].get('p99')} and {serve['clients']['ms'].get('p99')} ms",
+            )
+        )
+    return table
+
+
+def of_runtimes(one: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The rows of the benchmark of runtimes: two of each."""
+    table: list[tuple[str, str, str, str]] = []
+    for name in ("process", "oci", "docker"):
+        if "warm" not in (side := one.get(name, {})):
+            continue
+        warm, cold, bare = side["warm"], side["cold"], side.get("bare")
+        peer = {"oci": "runc run", "docker": "docker run"}.get(name)
+        table.append(
+            (
+                f"from zero to first byte, no-op, {name}, out of the warm pool",
+                f"p50 {warm['p50']:.1f} ms, p99 {warm['p99']:.1f} ms ({warm['count']} wakes)",
+                f"bare `{peer}` {bare['p50']:.0f} ms" if bare else "",
+                f"{side['times_faster_than_bare']} x faster" if bare else "",
+            )
+        )
+        table.append(
+            (
+                f"the same without a warm sandbox, {name}",
+                f"p50 {cold['p50']:.0f} ms",
+                f"bare interpreter {one['interpreter']['p50']:.0f} ms",
+                f"{side['beyond_interpreter']:.0f} ms beyond it",
             )
         )
     return table

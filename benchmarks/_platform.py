@@ -120,8 +120,11 @@ def run_cli(*arguments: str, data_dir: Path, port: int) -> str:
 
 
 @contextmanager
-def ours(**settings: Any) -> Iterator[Ours]:
-    """Run ``headrace up`` on free ports; stopped, with its directory removed, at the end."""
+def ours(environ: Mapping[str, str] | None = None, **settings: Any) -> Iterator[Ours]:
+    """Run ``headrace up`` on free ports; stopped, with its directory removed, at the end.
+
+    ``environ``: variables on top of this process's own.
+    """
     home = Path(tempfile.mkdtemp(prefix="hr-bench-"))
     port, control, ray = free_ports(3)
     options = {"data-dir": home / "data", "port": port, "control-port": control, "ray-port": ray, **settings}
@@ -131,8 +134,9 @@ def ours(**settings: Any) -> Iterator[Ours]:
     log = (home / "up.log").open("wb")
     started = time.monotonic()
     process = subprocess.Popen(
-        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=home, start_new_session=True
-    )
+        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=home, start_new_session=True,
+        env={**os.environ, **(environ or {})},
+    )  # fmt: skip
     try:
         wait_until(
             lambda: _answers(port, process, home / "up.log"), UP_DEADLINE_S, "headrace up", period_s=0.1

@@ -14,6 +14,8 @@ import pytest
 
 # Fixtures that tests of several folders share (`fixtures_*.py`) are beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
+# The benchmarks run a Docker daemon of their own, too.
+sys.path.append(str(Path(__file__).parents[1]))
 pytest_plugins = ("fixtures_docker", "fixtures_postgres", "fixtures_world")
 
 # Every process that the tests start inherits this, also through a supervisor or Ray (which drop names that

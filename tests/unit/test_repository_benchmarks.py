@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +67,13 @@ def test_report_has_a_row_for_each_measurement() -> None:
     main = _load("__main__")
     side = {"count": 3, "p50": 10.0, "p99": 20.0, "max": 30.0}
     wrk = {"connections_32": {"requests_per_s": 4000.0, "p50_ms": 8.0}}
+    runtimes = _load("runtimes").judged(
+        {
+            "interpreter": side, "process": {"warm": side, "cold": side},
+            "oci": {"warm": side, "cold": {**side, "p50": 110.0}, "bare": {**side, "p50": 40.0}},
+        },
+        10.0,
+    )  # fmt: skip
     found = {
         "coldstart": {
             "headrace": side, "ray_serve_default": side, "ray_serve_tuned": side,
@@ -85,6 +93,15 @@ def test_report_has_a_row_for_each_measurement() -> None:
                 },
             },
         },
+        "runtimes": runtimes,
+        "switch": {
+            "runtime": "oci", "paused": side, "stopped_warm": side, "stopped_cold": side,
+            "times_faster_than_stopped_warm": 2.0, "times_faster_than_stopped_cold": 9.0,
+            "model": {
+                "megabytes": 200, "load": side, "request": side, "from_memory": side,
+                "load_of_from_memory": 1.1,
+            },
+        },
         "chaos": {
             "headrace": {"strikes": 9, "clients": {"sent": 1500, "ms": side}},
             "ray_serve_default": {"strikes": 9, "clients": {"sent": 1500, "ms": {}}},
@@ -93,13 +110,37 @@ def test_report_has_a_row_for_each_measurement() -> None:
     }  # fmt: skip
     text = main.report(found, datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC))
     assert "2026-01-02 03:04 UTC" in text
-    assert text.count("\n| ") == 1 + 6
+    assert text.count("\n| ") == 1 + 12
+    assert "4.0 x faster" in text
     assert "python -m benchmarks.idle" in text
     readme = main.in_readme((ROOT / "README.md").read_text(), found, datetime.datetime(2026, 1, 2))
-    assert readme.count("\n| ") == 1 + 6
+    assert readme.count("\n| ") == 1 + 12
     assert main.in_readme(readme, found, datetime.datetime(2026, 1, 2)) == readme
     with pytest.raises(RuntimeError, match="marks"):
         main.in_readme("nothing", found, datetime.datetime(2026, 1, 2))
+
+
+def test_figures_of_runtimes_beside_their_goals() -> None:
+    side = {"count": 3, "p50": 20.0, "p99": 30.0, "max": 30.0}
+    cold = {**side, "p50": 500.0}
+    judged = _load("runtimes").judged
+    found = judged({"oci": {"warm": side, "cold": cold}}, 20.0)["oci"]
+    assert found["beyond_interpreter"] == 480.0
+    assert found["of_goal"] == {"p50": 0.5, "p99": 0.2, "beyond_interpreter": 1.2}
+
+
+def test_receipt_of_a_wake_is_read() -> None:
+    line = 'queue;dur=8.20, tier;desc="warm", claim;dur=0.15, boot;dur=3.00, total;dur=8.91'
+    tier, parts = _load("runtimes").receipt(line)
+    assert (tier, parts) == ("warm", {"queue": 8.2, "claim": 0.15, "boot": 3.0, "total": 8.91})
+    assert _load("runtimes").receipt("") == ("", {})
+
+
+def test_what_is_left_is_what_there_is_more_of() -> None:
+    above = _load("runtimes").above
+    before = Counter({"container": 1, "mount": 3})
+    assert above(before, Counter({"container": 1, "mount": 2})) == {}
+    assert above(before, Counter({"container": 2, "cgroup": 1})) == {"container": 1, "cgroup": 1}
 
 
 def test_unknown_benchmark_is_wrong_use(

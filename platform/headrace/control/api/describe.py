@@ -96,6 +96,7 @@ def host_item(host: Host) -> dict[str, Any]:
         },
         "warm": [
             {
+                "runtime": r.base.runtime,
                 "preload": list(r.base.preload),
                 "imports": list(r.base.imports),
                 "loaded": r.base.loaded.endpoint if r.base.loaded else None,
