@@ -32,6 +32,7 @@ from headrace.host.parking import Parking
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators
 from headrace.host.runtimes import Runtimes
+from headrace.host.turns import Turn
 from headrace.host.weights import NOTHING, HostWeights, Shown, death_of_weights
 
 log = logging.getLogger("headrace.host")
@@ -62,8 +63,14 @@ class Instance:
     """Until it has them."""
     parked: tuple[tuple[str, int], ...] | None = None
     """While it is paused: those that it had, and needs again. What is in them only it knows."""
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One at a time pauses, resumes or stops it."""
+    turn: Turn = "running"
+    """See `turns`."""
+    after: tuple[str, ...] = ()
+    """Who gives way to it when it goes on."""
+    pauses: int = 0
+    """Counted at each begin and each end of a pause: what was asked before is not answered in time."""
     shown: Shown = NOTHING
     """Its weights."""
 
@@ -362,7 +369,7 @@ class Instances:
             self._end(instance, "stopped", wire.Death(reason="stopped", detail="stopped before it was ready"))
             return
         try:
-            async with asyncio.timeout(grace_s + STOP_MARGIN_S), instance.turn:
+            async with asyncio.timeout(grace_s + STOP_MARGIN_S), instance.lock:
                 exit = await instance.sandbox.stop(grace_s)
         except TimeoutError:
             log.warning("instance %s did not end in time", instance.report.id)

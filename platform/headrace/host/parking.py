@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from headrace_runtimes.errors import NotSupported, PrepareFailed, RuntimeFailure
+import msgspec
+from headrace_runtimes.errors import PrepareFailed, RuntimeFailure
 
 from headrace.host.resources import Accelerators
+from headrace.host.turns import Effect, Event, move
 
 if TYPE_CHECKING:
     from headrace.host.instances import Instance
@@ -48,11 +50,14 @@ class Parking:
 
     def pause(self, instance: Instance, grace_s: float, reason: str) -> None:
         """Freeze it when it is idle, and free its accelerators; otherwise stop it within the grace."""
-        self._later(self._pause(instance, grace_s, reason))
+        if self._move(instance, "pause") == "freeze":
+            self._later(self._freeze(instance, grace_s, reason))
 
     def resume(self, instance: Instance, after: tuple[str, ...]) -> None:
         """Let a paused one go on, when those of ``after`` have given its accelerators back."""
-        self._later(self._resume(instance, after))
+        instance.after = after
+        if self._move(instance, "resume") == "thaw":
+            self._later(self._thaw(instance))
 
     def changed(self) -> None:
         """Accelerators were given back, or somebody who waits for some is to stop."""
@@ -74,49 +79,59 @@ class Parking:
         if not await self._free(after, take):
             raise PrepareFailed("The accelerator that was to be free for it is not: it is tried again.")
 
-    async def _pause(self, instance: Instance, grace_s: float, reason: str) -> None:
-        async with instance.turn:
-            sandbox = instance.sandbox
-            if sandbox is None or instance.stopping or instance.parked is not None:
-                return
-            try:
-                stats = await sandbox.stats()
-                if stats.in_flight:
-                    raise NotSupported(f"{stats.in_flight} requests run in it")
-                await sandbox.pause()
-            except (RuntimeFailure, OSError, TimeoutError) as error:
-                log.info("instance %s is stopped, not paused: %s", instance.report.id, error)
-            else:
+    def _here(self, instance: Instance) -> bool:
+        return not instance.stopping and self._living.get(instance.report.id) is instance
+
+    def _move(self, instance: Instance, event: Event) -> Effect:
+        """Take a turn, and tell control where that is all there is to do."""
+        if not self._here(instance):
+            event = "stop"
+        instance.turn, effect = move(instance.turn, event)
+        if effect == "tell" and instance.turn == "parked":
+            self._change(instance, state="paused")
+        elif effect == "tell":
+            self._change(instance, state="ready", note="") if event == "thawed" else self._change(instance)
+        return effect
+
+    async def _freeze(self, instance: Instance, grace_s: float, reason: str) -> None:
+        async with instance.lock:
+            instance.pauses += 1
+            why_not = await _frozen(instance) if self._here(instance) else ""
+            if not why_not and self._here(instance):
+                instance.report = msgspec.structs.replace(instance.report, note=reason)
                 instance.parked, instance.accelerators = instance.accelerators, ()
                 self._accelerators.give_back(instance.parked)
                 self.changed()
-                if not instance.stopping:
-                    self._change(instance, state="paused", note=reason)
-                return
-        self._stop(instance.report.id, grace_s, reason)
+        effect = self._move(instance, "busy" if why_not else "frozen")
+        if effect == "thaw":
+            await self._thaw(instance)
+        elif effect == "end":
+            log.info("instance %s is stopped, not paused: %s", instance.report.id, why_not)
+            self._stop(instance.report.id, grace_s, reason)
 
-    async def _resume(self, instance: Instance, after: tuple[str, ...]) -> None:
-        async with instance.turn:
-            # After a pause that is still under way.
-            wanted = instance.parked
-        if wanted is None or instance.stopping or instance.sandbox is None:
-            self._change(instance)
-            return
-        there = await self._free(after, lambda: instance.stopping or self._accelerators.take_these(wanted))
-        if instance.stopping:
-            return
-        async with instance.turn:
-            if there:
-                instance.parked, instance.accelerators = None, wanted
+    async def _thaw(self, instance: Instance) -> None:
+        def take() -> bool:
+            wanted = instance.parked or ()
+            if not self._here(instance) or not self._accelerators.take_these(wanted):
+                return not self._here(instance)
+            # At once: whenever it ends from here on, they are given back with it.
+            instance.parked, instance.accelerators = None, wanted
+            return True
+
+        there = await self._free(instance.after, take)
+        async with instance.lock:
+            if there and self._here(instance) and instance.sandbox is not None:
                 try:
                     await instance.sandbox.resume()
                 except (RuntimeFailure, OSError, TimeoutError) as error:
                     log.warning("instance %s does not go on: %s", instance.report.id, error)
-                else:
-                    if not instance.stopping:
-                        self._change(instance, state="ready", note="")
-                    return
-        self._stop(instance.report.id, RESUME_GRACE_S, "it could not go on where it was paused")
+                    there = False
+                instance.pauses += 1
+        if instance.sandbox is not None and instance.sandbox.exited.done():
+            # Its end is told by itself, with the reason.
+            return
+        if self._move(instance, "thawed" if there else "lost") == "end":
+            self._stop(instance.report.id, RESUME_GRACE_S, "it could not go on where it was paused")
 
     async def _free(self, after: tuple[str, ...], take: Callable[[], bool]) -> bool:
         """Take, as soon as those that leave have given back what they had. Whether it was there."""
@@ -134,3 +149,20 @@ class Parking:
         task = asyncio.get_running_loop().create_task(work)
         self._turns.add(task)
         task.add_done_callback(self._turns.discard)
+
+
+async def _frozen(instance: Instance) -> str:
+    """Freeze it if nothing runs there; why not otherwise."""
+    if instance.sandbox is None:
+        return "it has not started"
+    try:
+        stats = await instance.sandbox.stats()
+        if stats.in_flight is None:
+            # It may be at work and unable to say so.
+            return "it does not say whether requests run in it"
+        if stats.in_flight:
+            return f"{stats.in_flight} requests run in it"
+        await instance.sandbox.pause()
+    except (RuntimeFailure, OSError, TimeoutError) as error:
+        return str(error) or type(error).__name__
+    return ""

@@ -154,7 +154,11 @@ class Watch:
         instance, sandbox = followed.instance, followed.sandbox
         if getattr(sandbox, "state", "ready") == "paused" or instance.stopping:
             return "none"
+        pauses = instance.pauses
         answer = await ask(sandbox, probe, instance.report.token)
+        if instance.pauses != pauses:
+            # Nobody answers who is frozen.
+            return "none"
         if not answer.ok:
             followed.last = answer
             log.info("%s of %s of %s: %s", role, instance.report.id, instance.spec.endpoint, answer.detail)

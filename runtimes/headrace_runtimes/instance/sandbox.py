@@ -220,7 +220,14 @@ class EngineSandbox:
     async def pause(self) -> None:
         """See `base.Sandbox.pause`."""
         self._check("paused")
-        await self._of("has not been started").freeze()
+        frame = self._of("has not been started")
+        try:
+            await frame.freeze()
+        except BaseException:
+            # Half frozen it would neither work nor die.
+            with contextlib.suppress(NotSupported, OSError):
+                await frame.thaw()
+            raise
         self._move("paused")
 
     async def resume(self) -> None:

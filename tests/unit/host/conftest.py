@@ -16,7 +16,7 @@ from headrace import wire
 from headrace.config import Settings
 from headrace.host.agent import HostAgent, HostConfig
 from headrace.link import Link, listen
-from headrace_runtimes.errors import AssignFailed
+from headrace_runtimes.errors import AssignFailed, SandboxGone, WrongState
 from headrace_runtimes.spec import (
     Assignment,
     Base,
@@ -105,12 +105,27 @@ class FakeSandbox:
         self.timings = Timings(boot=0.001, imported=0.002, load=0.003, total=0.006)
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.well: bool | tuple[bool, str] = True
-        self.busy = 3
+        self.busy: int | None = 3
+        self.state = "ready"
+        self.freezer: asyncio.Event | None = None
+        """When set, freezing takes until then."""
 
     def end(self, exit: Exit) -> Exit:
         if not self.exited.done():
             self.exited.set_result(exit)
         return self.exited.result()
+
+    async def pause(self) -> None:
+        if self.freezer is not None:
+            await self.freezer.wait()
+        if self.exited.done():
+            raise SandboxGone(f"{self.id} has ended")
+        self.state = "paused"
+
+    async def resume(self) -> None:
+        if self.state != "paused" or self.exited.done():
+            raise WrongState(f"{self.id} is {self.state}")
+        self.state = "ready"
 
     async def stop(self, grace_s: float) -> Exit:
         return self.end(Exit("stopped"))
