@@ -224,9 +224,10 @@ class Control:
                 endpoint = Endpoint(key=spec.key, spec=spec)
                 endpoint.reason = "its first deployment did not finish: deploy it again."
             else:
-                spec = slim(msgspec.json.decode(row.spec, type=EndpointSpec))
+                whole = msgspec.json.decode(row.spec, type=EndpointSpec)
+                spec = slim(whole)
                 endpoint = Endpoint(
-                    key=spec.key, spec=spec, version=row.current_version, digest=digest(row.spec)
+                    key=spec.key, spec=spec, version=row.current_version, digest=digest(whole)
                 )
                 seeds.append((spec, row.current_version))
             endpoint.versions = tuple(versions.get(endpoint.key, ()))

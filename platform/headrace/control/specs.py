@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -84,14 +85,41 @@ def slim(spec: EndpointSpec) -> EndpointSpec:
 
 
 def packed(spec: EndpointSpec) -> tuple[bytes, bytes]:
-    """(canonical JSON, its digest)."""
-    data = dump_spec(spec)
-    return data, digest(data)
+    """(canonical JSON, `digest`)."""
+    return dump_spec(spec), digest(spec)
 
 
-def digest(data: bytes) -> bytes:
-    """Short enough to be kept for every endpoint."""
-    return hashlib.sha256(data).digest()
+def digest(spec: EndpointSpec) -> bytes:
+    """What tells versions apart, short enough to be kept for every endpoint.
+
+    What nobody has set does not count: an option that the platform learns makes no version new.
+    """
+    chosen = _chosen(spec)
+    if spec.cpu_limit == spec.cpu and "cpu" in chosen:
+        # Cores that were asked for are the limit as well: that says nothing more, and older specs lack it.
+        del chosen["cpu_limit"]
+    return hashlib.sha256(_canonical.encode(chosen)).digest()
+
+
+_canonical = msgspec.json.Encoder(order="deterministic")
+
+
+@cache
+def _defaults(kind: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (f.name, f.default if f.default_factory is msgspec.NODEFAULT else f.default_factory())
+        for f in msgspec.structs.fields(kind)
+    )
+
+
+def _chosen(value: Any) -> Any:
+    """Without the members that are as they are when nobody sets them."""
+    if isinstance(value, msgspec.Struct):
+        members = ((name, getattr(value, name), default) for name, default in _defaults(type(value)))
+        return {name: _chosen(found) for name, found, default in members if found != default}
+    if isinstance(value, list | tuple):
+        return [_chosen(item) for item in value]
+    return value
 
 
 def _need_bundle(spec: EndpointSpec, there: Mapping[str, bool]) -> None:
