@@ -19,6 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 RUNTIMES = [
     "process",
     pytest.param("oci", marks=pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")),
+    pytest.param("docker", marks=pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")),
 ]
 APP = """
 import os, sys
@@ -41,11 +42,17 @@ PROBE = "period=0.2, timeout=0.5, failure_threshold=2"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def platform() -> AsyncIterator[Platform]:
-    with tempfile.TemporaryDirectory(prefix="hrp-") as folder:
+async def platform(request: pytest.FixtureRequest) -> AsyncIterator[Platform]:
+    with (
+        tempfile.TemporaryDirectory(prefix="hrp-") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         work = Path(folder)
         work.chmod(0o711)
-        runtimes = "process,oci" if os.geteuid() == 0 else "process"
+        runtimes = "process"
+        if os.geteuid() == 0:
+            runtimes = "process,oci,docker"
+            patch.setenv("DOCKER_HOST", request.getfixturevalue("docker_daemon"))
         settings = make_settings(work / "d", runtimes=runtimes)
         async with running_platform(settings, work) as platform:
             yield platform
@@ -331,13 +338,13 @@ async def test_logs_are_followed_from_one_instance_to_the_next(platform: Platfor
     assert len(instances) == 2
 
 
-async def test_a_command_is_asked_of_a_container(platform: Platform) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("containers need root")
-    done = await platform.deploy("""
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+async def test_a_command_is_asked_of_a_container(platform: Platform, runtime: str) -> None:
+    name = f"command-{runtime}"
+    done = await platform.deploy(f"""
         import pathlib
         LOOK = ["python3", "-c", "import os, sys; sys.exit(os.path.exists('/tmp/ill') and 'ill')"]
-        @headrace.endpoint(name="command", runtime="oci", probes=headrace.Probes(
+        @headrace.endpoint(name="{name}", runtime="{runtime}", probes=headrace.Probes(
             liveness=headrace.Probe(exec=LOOK, period=0.3, timeout=20, failure_threshold=2)))
         def command(ill: bool = False) -> str:
             if ill:
@@ -345,15 +352,15 @@ async def test_a_command_is_asked_of_a_container(platform: Platform) -> None:
             return "done"
     """)
     assert done["state"] == "succeeded", done
-    await platform.call("command")
-    before = await ids(platform, "command")
+    await platform.call(name)
+    before = await ids(platform, name)
     await asyncio.sleep(1)
-    assert before <= await ids(platform, "command")
-    await platform.call("command", {"ill": True})
+    assert before <= await ids(platform, name)
+    await platform.call(name, {"ill": True})
 
     async def gone() -> bool:
-        return not before & await ids(platform, "command")
+        return not before & await ids(platform, name)
 
     await until(gone)
-    death = (await platform.endpoint("command"))["last_death"]
+    death = (await platform.endpoint(name))["last_death"]
     assert "failed: exit code 1: ill" in death["detail"]

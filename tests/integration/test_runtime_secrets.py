@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 from headrace_runtimes.base import Runtime, Sandbox
 from headrace_runtimes.conformance_bench import TOKEN, call
+from headrace_runtimes.docker import DockerRuntime
 from headrace_runtimes.errors import AssignFailed
 from headrace_runtimes.instance.inmemory import secrets_place
 from headrace_runtimes.oci import OciRuntime
@@ -82,6 +83,8 @@ class Place:
     runtime: Runtime
     root: Path
     canary: str
+    daemon: Path | None = None
+    """Where the daemon that is asked keeps what it knows."""
 
     @property
     def values(self) -> dict[str, str]:
@@ -101,7 +104,7 @@ class Place:
         return await self.runtime.claim(base or Base("plain"), self.assignment(entry, **options))
 
 
-@pytest_asyncio.fixture(params=[ProcessRuntime, OciRuntime], scope="module", loop_scope="module")
+@pytest_asyncio.fixture(params=["process", "oci", "docker"], scope="module", loop_scope="module")
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     root = Path(tempfile.mkdtemp(prefix="hrs-", dir="/tmp"))
     root.chmod(0o711)
@@ -111,10 +114,14 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         run_dir=root / "r", engine_dir=ENGINE, python=sys.executable, zygote_bytes=1 << 30,
         log_dir=root / "logs",
     )  # fmt: skip
-    runtime = request.param()
+    runtime: Runtime = ProcessRuntime() if request.param == "process" else OciRuntime()
+    daemon = None
+    if request.param == "docker":
+        address = request.getfixturevalue("docker_daemon")
+        runtime, daemon = DockerRuntime(address), Path(address.removeprefix("unix://")).parent
     await runtime.open(settings, lambda _: None)
     try:
-        yield Place(runtime, root, f"canary-{secrets.token_hex(12)}")
+        yield Place(runtime, root, f"canary-{secrets.token_hex(12)}", daemon)
     finally:
         await runtime.close()
         left = list(secrets_place(root / "r").glob("*"))
@@ -124,7 +131,9 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
 
 def on_disk(root: Path, needle: str) -> list[str]:
     """Files below ``root`` that hold the text."""
-    return [str(p) for p in root.rglob("*") if p.is_file() and not p.is_symlink() and _holds(p, needle)]
+    return [
+        str(p) for p in (root, *root.rglob("*")) if p.is_file() and not p.is_symlink() and _holds(p, needle)
+    ]
 
 
 def _holds(path: Path, needle: str) -> bool:
@@ -198,6 +207,9 @@ async def test_nothing_of_it_is_kept_or_shown(place: Place) -> None:
     assert "token: ***" in lines
     assert "again ***" in lines
     assert on_disk(place.root, place.canary) == []
+    for part in ("d/containers", "x", "words") if place.daemon else ():
+        assert place.daemon
+        assert on_disk(place.daemon / part, place.canary) == []
     assert in_proc(place.canary) == []
     shown = place.assignment("tell", secrets=place.values)
     assert place.canary not in repr(shown) + repr(sandbox)

@@ -7,14 +7,14 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.integration.conftest import Platform, until
+from tests.integration.conftest import Platform, make_settings, running_platform, until
 from tests.integration.test_runtime_secrets import in_proc, on_disk
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -65,6 +65,16 @@ async def headrace(platform: Platform, *argv: str, stdin: bytes = b"") -> tuple[
 async def put(platform: Platform, name: str, value: str) -> dict[str, Any]:
     row: dict[str, Any] = await platform.api("PUT", f"/secrets/{name}", {"value": value})
     return row
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def platform(work: Path, request: pytest.FixtureRequest) -> AsyncIterator[Platform]:
+    """With containers, where there can be any."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.geteuid() == 0:
+            patch.setenv("DOCKER_HOST", request.getfixturevalue("docker_daemon"))
+        async with running_platform(make_settings(work / "data"), work) as platform:
+            yield platform
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
@@ -174,11 +184,13 @@ async def test_instances_get_what_they_name_and_no_more(platform: Platform) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
-async def test_containers_get_theirs_in_memory(platform: Platform) -> None:
+@pytest.mark.parametrize("runtime", ["oci", "docker"])
+async def test_containers_get_theirs_in_memory(platform: Platform, runtime: str) -> None:
     both = '["FILE_ONLY", headrace.Secret("TOKEN", env=True)]'
-    found = await platform.deploy(app("contained", both, more=', runtime="oci"'))
+    name = f"contained-{runtime}"
+    found = await platform.deploy(app(name, both, more=f', runtime="{runtime}"'))
     assert found["state"] == "succeeded", found
-    seen = await platform.call("contained")
+    seen = await platform.call(name)
     assert seen["now"]["files"] == {"FILE_ONLY": f"{CANARY}-file", "TOKEN": f"{CANARY}-token"}
     assert seen["load"]["variable"] == f"{CANARY}-token"
 

@@ -23,8 +23,8 @@ RESOURCES = wire.Resources(cpu=4, memory=8 << 30, gpu={"X1": 1})
 APP = """
     import os, time
 
-    @headrace.endpoint(name="{name}", runtime="oci", gpu="X1")
-    class {name}:
+    @headrace.endpoint(name="{name}", runtime="{runtime}", gpu="X1")
+    class Counts:
         def load(self):
             self.calls = 0
         def __call__(self, wait: float = 0.0) -> dict:
@@ -43,41 +43,47 @@ def directory() -> Iterator[Path]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def platform(directory: Path) -> AsyncIterator[Platform]:
+async def platform(directory: Path, docker_daemon: str) -> AsyncIterator[Platform]:
     settings = make_settings(
-        directory / "data", pause_accelerators=True, runtimes="process,oci",
+        directory / "data", pause_accelerators=True, runtimes="process,oci,docker",
         images_dir=str(directory / "images"), weights_dir=str(directory / "weights"),
         weights_allow=str(directory / "models"),
     )  # fmt: skip
-    async with LocalCluster(settings, resources=RESOURCES) as cluster, aiohttp.ClientSession() as http:
-        yield Platform(cluster, http, directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", docker_daemon)
+        async with LocalCluster(settings, resources=RESOURCES) as cluster, aiohttp.ClientSession() as http:
+            yield Platform(cluster, http, directory)
 
 
 async def states(platform: Platform, name: str) -> list[str]:
     return [i["state"] for i in await platform.instances(name)]
 
 
-async def deploy(platform: Platform, *names: str) -> None:
-    for name in names:
-        found = await platform.deploy(APP.format(name=name))
+async def deploy(platform: Platform, *names: str, runtimes: tuple[str, str] = ("oci", "oci")) -> None:
+    for name, runtime in zip(names, runtimes, strict=True):
+        found = await platform.deploy(APP.format(name=name, runtime=runtime))
         assert found["state"] == "succeeded", found
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_it_changes_hands_and_comes_back(platform: Platform) -> None:
-    await deploy(platform, "one", "two")
+@pytest.mark.parametrize("runtimes", [("oci", "oci"), ("docker", "docker"), ("docker", "oci")])
+async def test_it_changes_hands_and_comes_back(platform: Platform, runtimes: tuple[str, str]) -> None:
+    one, two = names = tuple(f"{which}-{'-'.join(runtimes)}" for which in ("one", "two"))
+    await deploy(platform, *names, runtimes=runtimes)
     for turn in range(1, 5):
-        for name, other in (("one", "two"), ("two", "one")):
+        for name, other in ((one, two), (two, one)):
             answer = await platform.call(name)
             # The same instance each time: it has counted.
             assert answer == {"calls": turn, "gpu": "0"}
             assert await states(platform, name) == ["ready"]
-            if turn > 1 or name == "two":
+            if turn > 1 or name == two:
                 assert await states(platform, other) == ["paused"]
-    doc = await platform.endpoint("one")
+    doc = await platform.endpoint(one)
     assert any(note["action"] == "pause" for note in doc["decisions"])
     hosts = await platform.api("GET", "/hosts")
     assert hosts["items"][0]["state"] == "ready"
+    for name in names:
+        await platform.to_zero(name)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -96,15 +102,20 @@ async def _busy(platform: Platform, name: str) -> bool:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_paused_one_is_ended_by_hand_by_its_deletion_and_by_a_new_version(platform: Platform) -> None:
-    await deploy(platform, "one", "two")
+@pytest.mark.parametrize("runtime", ["oci", "docker"])
+async def test_a_paused_one_is_ended_by_hand_by_its_deletion_and_by_a_new_version(
+    platform: Platform, runtime: str
+) -> None:
+    await deploy(platform, "one", "two", runtimes=(runtime, runtime))
     await platform.call("one")
     await platform.call("two")
     assert await states(platform, "one") == ["paused"]
     await platform.to_zero("one")
     await platform.call("one")
     assert await states(platform, "two") == ["paused"]
-    await platform.deploy(APP.format(name="two").replace('gpu="X1"', 'gpu="X1", env={"A": "1"}'))
+    await platform.deploy(
+        APP.format(name="two", runtime=runtime).replace('gpu="X1"', 'gpu="X1", env={"A": "1"}')
+    )
     assert (await platform.call("two"))["calls"] == 1
     await until(lambda: _are(platform, "two", ["ready"]))
     await platform.api("DELETE", "/endpoints/one")
@@ -121,7 +132,7 @@ async def test_weights_are_shown_on_every_runtime(platform: Platform, directory:
     models.mkdir(parents=True)
     data = random.Random(1).randbytes(1 << 20)
     (models / "model.bin").write_bytes(data)
-    for runtime in ("process", "oci"):
+    for runtime in ("process", "oci", "docker"):
         for source, path in ((models, "model.bin"), (models / "model.bin", "model.bin")):
             name = f"w-{runtime}-{source.stem}"
             found = await platform.deploy(f"""
