@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import uuid
@@ -411,6 +412,29 @@ async def test_exec_is_the_instance(cell: Cell) -> None:
         while await tell(sandbox, pids) > 2:
             await asyncio.sleep(0.05)
     await sandbox.stop(0.0)
+
+
+def _devices() -> dict[str, tuple[int, int, int]]:
+    """Owner and mode of all device nodes of the machine, terminals apart: people come and go there."""
+    seen = {path: path.lstat() for path in Path("/dev").iterdir() if not path.name.startswith("tty")}
+    return {path.name: (s.st_uid, s.st_gid, s.st_mode) for path, s in seen.items() if stat.S_ISCHR(s.st_mode)}
+
+
+async def test_the_machines_device_nodes_are_as_they_were(cell: Cell) -> None:
+    """Low-level runtimes give a container's streams to its user: never the machine's /dev/null."""
+    before = _devices()
+    assert before["null"] == (0, 0, stat.S_IFCHR | 0o666)
+    for end in (2.0, 0.0):
+        sandbox = await cell.start()
+        assert _devices() == before
+        read = "import sys; print(repr(sys.stdin.read()))"
+        assert (await sandbox.exec(["python3", "-c", read])).stdout == b"''\n"
+        assert _devices() == before
+        away = "result = [os.chown(f'/dev/{name}', os.getuid(), -1) for name in ('null', 'zero', 'full')]"
+        assert "PermissionError" in str(await tell(sandbox, away)), "nobody takes it by himself"
+        assert await tell(sandbox, "result = [sys.stdin.read(), os.path.exists('/dev/null')]") == ["", True]
+        await sandbox.stop(end)
+        assert _devices() == before
 
 
 async def test_pause_and_resume(cell: Cell) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 from headrace_runtimes.errors import PrepareFailed
 
+GIVES_AWAY = ("1.1.2", "1.1.3", "1.1.4")
+"""Versions of runc that give a container's standard streams to its user, also when that is ``/dev/null``."""
+
 
 @dataclass(frozen=True)
 class Daemon:
@@ -44,3 +47,24 @@ def daemon_of(info: Mapping[str, Any], kernel: str) -> Daemon:
         remapped="name=userns" in options,
         own_cgroups=info.get("CgroupDriver") != "systemd",
     )
+
+
+def refuse_runtime(info: Mapping[str, Any], version: Mapping[str, Any]) -> None:
+    """Raises `PrepareFailed` for a daemon that starts containers with what cannot be used. ``version``: of
+    ``GET /version``.
+
+    Docker hands the machine's ``/dev/null`` to containers: it would be one container's afterwards.
+    """
+    name = str(info.get("DefaultRuntime") or "runc")
+    known = (info.get("Runtimes") or {}).get(name) or {}
+    program = str(known.get("path") or known.get("runtimeType") or name).rpartition("/")[2]
+    numbers = {
+        str(part.get("Version", "")).partition("+")[0].partition("-")[0]
+        for part in version.get("Components") or () if part.get("Name") == "runc"
+    }  # fmt: skip
+    bad = program if "crun" in program else "".join(f"runc {n}" for n in numbers if n in GIVES_AWAY)
+    if bad:
+        raise PrepareFailed(
+            f"Docker starts containers by {bad} here, which gives the machine's /dev/null to them: "
+            "install runc 1.1.5 or later as its default runtime."
+        )

@@ -24,7 +24,7 @@ from headrace_runtimes.devices.machine import find as find_devices
 from headrace_runtimes.docker import sweeper
 from headrace_runtimes.docker.api import Engine, Refused, socket_of
 from headrace_runtimes.docker.container import DockerContainer
-from headrace_runtimes.docker.daemon import Daemon, daemon_of
+from headrace_runtimes.docker.daemon import Daemon, daemon_of, refuse_runtime
 from headrace_runtimes.docker.images import Images
 from headrace_runtimes.docker.network import move_links
 from headrace_runtimes.docker.request import ID_LABEL, RUN_LABEL, Place, creation, disk_places
@@ -112,7 +112,9 @@ class DockerDriver:
         self._engine = Engine(self._socket)
         await self._engine.open()
         try:
-            self._daemon = daemon_of(await self._engine.call("GET", "/info"), os.uname().release)
+            info = await self._engine.call("GET", "/info")
+            self._daemon = daemon_of(info, os.uname().release)
+            refuse_runtime(info, await self._engine.call("GET", "/version"))
         except BaseException:
             await self._engine.close()
             self._engine = None

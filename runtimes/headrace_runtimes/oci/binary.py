@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Binary:
 
     path: str
     state: Path
+    criu: str = "criu"
+    """What it makes checkpoints with: a name, or the path of a program of that name."""
 
     @property
     def name(self) -> str:
@@ -77,11 +80,11 @@ class Binary:
         """Start a container; its pid is in ``bundle/pid`` then. Raises `PrepareFailed`."""
         words = bundle / "words"
         # Its output is a file: the container's first process keeps what the binary was given.
-        with open(words, "wb") as file:  # noqa: ASYNC230 - a small file
+        with open(words, "wb") as file, empty() as nothing:  # noqa: ASYNC230 - a small file
             process = await asyncio.create_subprocess_exec(
                 *self.start, "run", "--detach", "--pid-file", str(bundle / "pid"),
                 "--bundle", str(bundle), id,
-                stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
+                stdin=nothing, stdout=file, stderr=file,
             )  # fmt: skip
         try:
             async with asyncio.timeout(RUN_TIMEOUT_S):
@@ -103,10 +106,11 @@ class Binary:
 
         What it leaves running ends with the container; its output is not waited for.
         """
-        process = await asyncio.create_subprocess_exec(
-            *self.start, "exec", "--process", str(process_file), "--pid-file", str(pid_file), id,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        with empty() as nothing:
+            process = await asyncio.create_subprocess_exec(
+                *self.start, "exec", "--process", str(process_file), "--pid-file", str(pid_file), id,
+                stdin=nothing, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
         kept = bytearray(), bytearray()
@@ -129,6 +133,21 @@ class Binary:
             await asyncio.wait(pumps)
             await _end(process)
         return Ran(code, bytes(kept[0]), bytes(kept[1]))
+
+
+@contextlib.contextmanager
+def empty() -> Iterator[int]:
+    """A descriptor to read from that holds nothing, for the standard input of a binary.
+
+    Never the machine's ``/dev/null``: crun, and runc 1.1.2 to 1.1.4, give what they are handed to the
+    container's user, and ``/dev/null`` belonged to a container then.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.close(writing)
+    try:
+        yield reading
+    finally:
+        os.close(reading)
 
 
 async def _pump(stream: asyncio.StreamReader, into: bytearray) -> None:

@@ -8,7 +8,7 @@ import pytest
 from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.devices.edits import Bind, Edits, Node
 from headrace_runtimes.docker.api import demultiplex, socket_of, version_of
-from headrace_runtimes.docker.daemon import Daemon, daemon_of
+from headrace_runtimes.docker.daemon import Daemon, daemon_of, refuse_runtime
 from headrace_runtimes.docker.images import volumes_of, write_root
 from headrace_runtimes.docker.network import again, links_of
 from headrace_runtimes.docker.request import Place, creation, disk_places, execution
@@ -115,6 +115,22 @@ def test_daemons() -> None:
         daemon_of(info, "7")
     with pytest.raises(PrepareFailed, match="rootless"):
         daemon_of(info | {"SecurityOptions": ["name=rootless"]}, "6")
+
+
+def test_what_gives_dev_null_away_is_not_used() -> None:
+    def version(number: str) -> dict[str, object]:
+        return {"Components": [{"Name": "Engine", "Version": "1.1.4"}, {"Name": "runc", "Version": number}]}
+
+    plain = {"DefaultRuntime": "runc", "Runtimes": {"runc": {"path": "runc"}, "crun": {"path": "crun"}}}
+    for fine in ("1.1.1", "1.1.5+ds1", "1.1.15", "1.2.0-rc.1"):
+        refuse_runtime(plain, version(fine))
+    refuse_runtime({}, {})
+    for bad in ("1.1.2", "1.1.3", "1.1.4-0ubuntu1"):
+        with pytest.raises(PrepareFailed, match="/dev/null"):
+            refuse_runtime(plain, version(bad))
+    other = plain | {"DefaultRuntime": "mine", "Runtimes": {"mine": {"path": "/opt/bin/crun"}}}
+    with pytest.raises(PrepareFailed, match="by crun here"):
+        refuse_runtime(other, version("1.1.15"))
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=50))), st.integers(1, 7))

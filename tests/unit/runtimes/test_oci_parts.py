@@ -12,6 +12,7 @@ from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.containers.sweep import Plan, sweep
 from headrace_runtimes.containers.watchdog import Watchdog
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.oci import criu
 from headrace_runtimes.oci.binary import Binary, find, last_words
 from headrace_runtimes.oci.bundle import CAPABILITY_SETS, Place, configuration
 from headrace_runtimes.oci.directory import Directory
@@ -104,6 +105,22 @@ async def test_a_binary_that_refuses_is_quoted(tmp_path: Path) -> None:
     ):
         await Binary(str(refuser), tmp_path / "state").run("c1", tmp_path)
     assert last_words(tmp_path / "nothing") == "no reason given"
+
+
+async def test_no_binary_is_handed_dev_null(tmp_path: Path) -> None:
+    """What crun is handed as its streams it gives to the container's user."""
+    looker = tmp_path / "crun"
+    looker.write_text(
+        f"#!/bin/sh\nstat -L -c %F /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 >>{tmp_path}/seen\n"
+    )
+    looker.chmod(0o755)
+    binary = Binary(str(looker), tmp_path / "state")
+    await binary.run("c1", tmp_path)
+    await binary.exec("c1", tmp_path / "told", tmp_path / "pid", 10.0)
+    await criu.restore(binary, "c1", tmp_path, tmp_path)
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert len(seen) == 9
+    assert {kind.removesuffix(" empty file").removesuffix(" file") for kind in seen} == {"fifo", "regular"}
 
 
 def test_holes_stay_holes(tmp_path: Path) -> None:
