@@ -102,6 +102,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return Path(self.weights_dir) if self.weights_dir else default_weights_dir(self.data)
 
     @property
+    def weights_prefixes(self) -> tuple[str, ...]:
+        """``weights_allow`` as a list."""
+        return tuple(part.strip() for part in self.weights_allow.split(",") if part.strip())
+
+    @property
     def run(self) -> Path:
         """The run directory: sockets, unpacked bundles, instance directories. Empty after a stop."""
         return Path(self.run_dir)

@@ -315,6 +315,15 @@ class HostHello(Message, frozen=True, kw_only=True):
     """Memory that paused instances may hold together."""
     pauses_gpu: bool = False
     """Whether instances that have accelerators may be paused: their device memory stays taken."""
+    capabilities: dict[str, dict[str, str]] = {}
+    """What each of its runtimes may be able to do: empty when it can, else why not."""
+    missing: dict[str, str] = {}
+    """Installed runtimes that it does not offer: why not."""
+    host_network: bool = False
+    """Whether containers may have ``network="host"``."""
+    weights_allow: tuple[str, ...] = ()
+    """Prefixes of sources of weights beside http(s)."""
+    weights_private: bool = False
     labels: dict[str, str] = {}
     instances: list[InstanceReport] = []
     warm: list[WarmReport] = []

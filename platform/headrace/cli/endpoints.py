@@ -13,10 +13,10 @@ import click
 from headrace.cli.app import DONE, FAILED, SUMMARIES
 from headrace.cli.options import Session, session_options
 from headrace.cli.output import facts, moment, table
-from headrace.cli.use import USE, last_death, state_of, use_of
+from headrace.cli.use import USE, last_death, state_of, use_of, versions_of
 from headrace.errors import EndpointFailed
 
-COLUMNS = ("NAME", "STATE", "VERSION", "INSTANCES", "IN FLIGHT", "QUEUED", "REASON")
+COLUMNS = ("NAME", "STATE", "VERSION", "RUNTIME", "INSTANCES", "IN FLIGHT", "QUEUED", "REASON")
 
 
 @click.command("deploy", help=SUMMARIES["deploy"])
@@ -78,7 +78,7 @@ def list_command(session: Session, limit: int, cursor: str | None) -> None:
         page = reply.json()
 
     def text() -> str:
-        fields = ("name", "state", "version", "instances", "in_flight", "queued", "reason")
+        fields = ("name", "state", "version", "runtime", "instances", "in_flight", "queued", "reason")
         rows = [[_shown(item.get(field)) for field in fields] for item in page["items"]]
         shown = table(COLUMNS, rows, "no endpoints; `headrace deploy FILE` makes some")
         more = f"\nmore: headrace list --cursor {page['next']}" if page.get("next") else ""
@@ -131,6 +131,7 @@ def describe(found: Mapping[str, Any]) -> str:
             i.get("id"),
             state_of(i),
             i.get("version"),
+            i.get("runtime"),
             i.get("tier"),
             i.get("in_flight"),
             i.get("host"),
@@ -139,7 +140,7 @@ def describe(found: Mapping[str, Any]) -> str:
         )
         for i in found.get("instances") or ()
     ]
-    columns = ("INSTANCE", "STATE", "VERSION", "TIER", "IN FLIGHT", "HOST", "PID", *USE)
+    columns = ("INSTANCE", "STATE", "VERSION", "RUNTIME", "TIER", "IN FLIGHT", "HOST", "PID", *USE)
     parts.append(table(columns, instances, "no instances"))
     parts += [
         f"{i['id']} takes no requests: {i['unready']}"
@@ -148,11 +149,7 @@ def describe(found: Mapping[str, Any]) -> str:
     ]
     if ended := last_death(found):
         parts.append(ended)
-    versions = [
-        (v.get("version"), moment(v.get("created_at")), str(v.get("bundle", ""))[:12])
-        for v in found.get("versions") or ()
-    ]
-    parts.append(table(("VERSION", "CREATED", "BUNDLE"), versions, "no versions"))
+    parts.append(versions_of(found.get("versions") or ()))
     # The newest come first.
     decisions = [
         (moment(d.get("at")), d.get("action"), d.get("reason")) for d in (found.get("decisions") or ())[:10]

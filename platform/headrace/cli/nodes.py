@@ -1,4 +1,4 @@
-"""``headrace nodes, hosts, instances``: where things run."""
+"""``headrace nodes, hosts, instances, runtimes``: where things run."""
 
 from __future__ import annotations
 
@@ -105,17 +105,47 @@ def instances_command(session: Session) -> None:
         found = _items(client.instances())
 
     def text() -> str:
-        fields = ("id", "endpoint", "version", "tier", "in_flight", "host", "pid")
+        fields = ("id", "endpoint", "version", "runtime", "tier", "in_flight", "host", "pid")
         rows = []
         for i in found:
             id, endpoint, version, *rest = (i.get(field) for field in fields)
             rows.append([id, endpoint, version, state_of(i), *rest, *use_of(i), moment(i.get("started_at"))])
         columns = (
-            "INSTANCE", "ENDPOINT", "VERSION", "STATE", "TIER", "IN FLIGHT", "HOST", "PID", *USE, "STARTED",
+            "INSTANCE", "ENDPOINT", "VERSION", "STATE", "RUNTIME", "TIER", "IN FLIGHT", "HOST", "PID", *USE,
+            "STARTED",
         )  # fmt: skip
         return table(columns, rows, "no instances")
 
     session.out.answer({"items": found, "next": None}, text)
+
+
+@click.command("runtimes", help=SUMMARIES["runtimes"])
+@session_options
+def runtimes_command(session: Session) -> None:
+    """`headrace doctor` says the same of this machine, without a platform."""
+    with session.out.progress("asking the platform"), session.client() as client:
+        found = _items(client.runtimes())
+    session.out.answer({"items": found, "next": None}, lambda: runtimes_text(found))
+
+
+def runtimes_text(found: Sequence[Row]) -> str:
+    """The support matrix for people; a reason that several hosts give is told once."""
+    rows, reasons = [], []
+    for runtime in found:
+        matrix: Mapping[str, Row] = runtime.get("capabilities") or {}
+        able = [name for name, on in matrix.items() if on.get("hosts")]
+        rows.append((runtime["name"], len(runtime.get("hosts") or ()), ", ".join(able) or None))
+        lacking: dict[str, list[str]] = {}
+        for name, on in matrix.items():
+            for why in dict.fromkeys((on.get("why_not") or {}).values()):
+                lacking.setdefault(why, []).append(name)
+        reasons += [f"{runtime['name']}: no {', '.join(names)}: {why}" for why, names in lacking.items()]
+        missing: Mapping[str, str] = runtime.get("missing") or {}
+        for why in dict.fromkeys(missing.values()):
+            there = ", ".join(host for host, said in missing.items() if said == why)
+            reasons.append(f"{runtime['name']}: not on {there}: {why}")
+    shown = table(("RUNTIME", "HOSTS", "CAN"), rows, "no hosts")
+    return "\n".join([shown, *([""] if reasons else ()), *reasons])
 
 
 def _items(found: Any) -> list[Row]:

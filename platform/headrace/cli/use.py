@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from headrace.cli.output import size
+from headrace.cli.output import moment, size, table
 
 USE = ("CPU", "MEMORY", "IO", "GPU")
 
@@ -37,3 +37,48 @@ def last_death(found: Mapping[str, Any]) -> str:
     why = ": ".join(str(death[part]) for part in ("reason", "detail") if death.get(part))
     lines = [f"last death: {at} {death.get('instance', '')} ({death.get('runtime', '')}) {why}"]
     return "\n".join([*lines, *(f"  {line}" for line in death.get("log") or ())])
+
+
+def versions_of(found: Sequence[Mapping[str, Any]]) -> str:
+    """The versions with what each runs in: image, network, weights and probes where they are not usual."""
+    rows = [
+        (
+            v.get("version"),
+            moment(v.get("created_at")),
+            str(v.get("bundle", ""))[:12],
+            v.get("runtime"),
+            _short((v.get("image") or {}).get("digest")),
+        )
+        for v in found
+    ]
+    lines = [table(("VERSION", "CREATED", "BUNDLE", "RUNTIME", "IMAGE"), rows, "no versions")]
+    told = ""
+    for v in found:
+        words = "\n".join(f"  {line}" for line in _environment(v))
+        # Most versions run in what the one before them did.
+        if words and words != told:
+            lines.append(f"version {v.get('version')}:\n{words}")
+        told = words
+    return "\n".join(lines)
+
+
+def _environment(version: Mapping[str, Any]) -> list[str]:
+    image: Mapping[str, Any] = version.get("image") or {}
+    network: Mapping[str, Any] = version.get("network") or {}
+    probes: Mapping[str, Mapping[str, Any]] = version.get("probes") or {}
+    lines = [f"image: {step}" for step in image.get("steps") or ()]
+    if network:
+        allowed = ", ".join(network.get("allow") or ())
+        lines.append(f"network: {network.get('mode')}" + (f" to {allowed}" if allowed else ""))
+    lines += [f"weights: {w.get('source')} at {w.get('path')}" for w in version.get("weights") or ()]
+    for name, probe in probes.items():
+        kinds = ((probe.get("http") or "", "http"), (" ".join(probe.get("exec") or ()), "exec"))
+        usual = "tcp" if probe.get("tcp") else "health()"
+        what = next((f"{kind} {words}" for words, kind in kinds if words), usual)
+        every = f"every {probe.get('period'):g} s, fails after {probe.get('failure_threshold')}"
+        lines.append(f"probe {name}: {what}, {every}")
+    return lines
+
+
+def _short(digest: Any) -> str | None:
+    return str(digest)[:12] if digest else None

@@ -132,6 +132,11 @@ class Store:
         row = await self._db.read(lambda db: db.execute(_Q["version_spec"], who).fetchone())
         return None if row is None else bytes(row[0])
 
+    async def version_specs(self, project: str, name: str) -> dict[int, bytes]:
+        """The specs of all kept versions."""
+        who = {"project": project, "name": name}
+        return await self._db.read(lambda db: dict(db.execute(_Q["version_specs"], who)))
+
     async def versions(self, project: str, name: str) -> list[VersionRow]:
         """The kept versions, newest first."""
         who = {"project": project, "name": name}

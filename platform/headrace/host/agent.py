@@ -27,7 +27,7 @@ from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators, detect
-from headrace.host.runtimes import PROCESS, Runtimes, offered
+from headrace.host.runtimes import PROCESS, Runtimes, left_out, offered
 from headrace.host.usage import Usage
 from headrace.host.watch import Watch
 from headrace.host.weights import HostWeights
@@ -92,7 +92,9 @@ class HostAgent:
             handler=self._on_message,
         )
         wish = settings.runtimes if config.runtimes is None else ",".join(config.runtimes)
-        self._runtimes = Runtimes(offered(wish, config.make_runtime), self._runtime_settings)
+        chosen = offered(wish, config.make_runtime)
+        self._runtimes = Runtimes(chosen, self._runtime_settings)
+        self._left_out = left_out(wish, chosen, config.make_runtime)
         self._bundles = Bundles(self.run_dir / "bundles", self.link, self._bundles_in_use)
         self._pool = Pool(self._runtimes, self._bundles, settings.images, self._on_warm)
         self._runtimes.on_base = self._pool.on_base
@@ -219,6 +221,11 @@ class HostAgent:
             pauses=self._runtimes.pausing,
             paused_bytes=int(self.resources.memory * config.settings.paused_memory),
             pauses_gpu=config.settings.pause_accelerators,
+            capabilities=self._runtimes.capabilities(),
+            missing=self._left_out,
+            host_network=config.settings.allow_host_network,
+            weights_allow=config.settings.weights_prefixes,
+            weights_private=config.settings.weights_private,
             labels=dict(config.labels),
             # With the last ended ones: their end may have been told into a link that was lost.
             instances=self.instances.inventory() + self.instances.ended()[-ENDED_IN_HELLO:],

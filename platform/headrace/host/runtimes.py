@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from headrace_runtimes import registry
 from headrace_runtimes.base import Runtime
@@ -58,6 +58,18 @@ def offered(wish: str, make: Make, installed: tuple[str, ...] | None = None) -> 
     return chosen
 
 
+def left_out(wish: str, chosen: Iterable[str], make: Make) -> dict[str, str]:
+    """Installed runtimes that are not among the chosen, and why."""
+    found = {}
+    for name in set(registry.names()).difference(chosen):
+        try:
+            why = why_not(name, make(name))
+        except Exception as error:
+            why = str(error)
+        found[name] = why or f"left out by the setting runtimes={wish!r}"
+    return found
+
+
 def why_not(name: str, runtime: Runtime) -> str:
     """Why a runtime is not offered here; empty when it is. ``process`` works everywhere."""
     return "" if name == PROCESS else runtime.capabilities()["isolation"]
@@ -87,6 +99,11 @@ class Runtimes:
     def pausing(self) -> tuple[str, ...]:
         """Those whose instances can be paused."""
         return tuple(name for name, runtime in self._all.items() if runtime.capabilities().get("pause") == "")
+
+    def capabilities(self) -> dict[str, dict[str, str]]:
+        """The support matrix: runtime -> capability -> empty, or why not."""
+        found = {name: runtime.capabilities() for name, runtime in self._all.items()}
+        return {name: {str(what): why for what, why in able.items()} for name, able in found.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._all

@@ -41,7 +41,7 @@ class HostWeights:
             WeightsSettings(
                 root=settings.weights,
                 disk_bytes=settings.weights_bytes,
-                allow=tuple(part.strip() for part in settings.weights_allow.split(",") if part.strip()),
+                allow=settings.weights_prefixes,
                 private=settings.weights_private,
             )
         )

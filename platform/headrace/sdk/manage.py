@@ -227,6 +227,10 @@ class Management:
         """All hosts."""
         return self._all("/hosts")
 
+    def runtimes(self) -> list[Doc]:
+        """The runtimes of the hosts: where each is, what it can do there, and why not."""
+        return self._all("/runtimes")
+
     def nodes(self) -> list[Doc]:
         """All nodes that providers launched."""
         return self._all("/nodes")

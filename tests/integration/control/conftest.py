@@ -48,10 +48,15 @@ class FakeHost:
         self.script: Callable[[wire.StartInstance], wire.Death | str | None] = lambda start: None
         self.base_state = "ready"
         self.runtimes: tuple[str, ...] = ("process",)
+        self.about: dict[str, Any] = {}
+        """Further members of its hello."""
         self.refused: dict[str, str] = {}
         self.lines: list[wire.LogLine] = []
         self.in_flight: dict[str, int] = {}
         self.hold_stops = False
+        self.pauses: tuple[str, ...] = ()
+        self.hold_turns = False
+        """Pauses and resumes are noted only."""
         self.link: link.Link | None = None
         self.beat: asyncio.Task[None] | None = None
 
@@ -64,7 +69,11 @@ class FakeHost:
                 node=self.node,
                 resources=self.resources,
                 runtimes=self.runtimes,
+                pauses=self.pauses,
+                pauses_gpu=bool(self.pauses),
+                paused_bytes=self.resources.memory if self.pauses else 0,
                 instances=list(self.instances.values()),
+                **self.about,
             )
         )
         self.beat = asyncio.create_task(self.beats(self.link))
@@ -92,6 +101,14 @@ class FakeHost:
                 self.log.append(("stop", message.id))
                 if not self.hold_stops:
                     self.end(message.id)
+            case wire.PauseInstance():
+                self.log.append(("pause", message.id))
+                if not self.hold_turns:
+                    self.turn(message.id, "paused")
+            case wire.ResumeInstance():
+                self.log.append(("resume", message.id))
+                if not self.hold_turns:
+                    self.turn(message.id, "ready")
             case wire.SetWarm():
                 self.warm.append(message)
                 self.log.append(("warm", str(len(message.bases))))
@@ -124,6 +141,11 @@ class FakeHost:
 
     def ready(self, id: str) -> None:
         self.report(next(s for s in self.started if s.id == id), "ready")
+
+    def turn(self, id: str, state: wire.InstanceState) -> None:
+        if id in self.instances:
+            self.instances[id] = msgspec.structs.replace(self.instances[id], state=state)
+            self.send(wire.InstanceEvent(instance=self.instances[id]))
 
     def end(self, id: str, death: wire.Death | None = None) -> None:
         report = self.instances.pop(id, None)
@@ -290,8 +312,10 @@ class Platform:
         memory: int = 8 << 30,
         gpu: dict[str, int] | None = None,
         runtimes: tuple[str, ...] = ("process",),
+        **about: Any,
     ) -> FakeHost:
         host = FakeHost(self.control, node, cpu, memory, gpu or {})
+        host.about = about
         host.runtimes = runtimes
         await host.connect()
         self.parts.append(host)

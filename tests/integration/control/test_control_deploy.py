@@ -14,6 +14,7 @@ from headrace.control.progress import Deployment, Part
 from headrace.control.store import open_store
 from headrace.errors import DataDirError
 from headrace.sdk.spec import ImageSpec, Scaling
+from headrace.sdk.weights import Weights
 
 BROKEN = wire.Death(reason="import-failed", detail="ImportError: no module x", traceback="Traceback: x")
 
@@ -247,8 +248,11 @@ async def test_delete_takes_it_out_of_everything(platform):
 
 
 async def test_what_cannot_run_is_refused_before_anything_is_stored(platform):
+    host = await platform.new_host()
+    assert host.runtimes == ("process",)
     bad = [
         platform.spec(runtime="oci"),
+        platform.spec(weights=(Weights("http://127.0.0.1/model"),)),
         platform.spec(image=ImageSpec(layers=(("pip", ("torch",)),))),
         platform.spec(api="openai"),
         platform.spec(bundle="0" * 64),

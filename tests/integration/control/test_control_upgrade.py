@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-
 from headrace.control.deployments import NewVersion
 from headrace.control.specs import digest
 from headrace.sdk.network import Network
@@ -40,7 +39,7 @@ async def test_the_first_deployment_after_an_upgrade_makes_no_new_version(platfo
 
 async def test_a_new_option_that_is_used_makes_one(platform: Any) -> None:
     host = await platform.new_host()
-    old, spec = upgraded(platform.sha)
+    _, spec = upgraded(platform.sha)
     await platform.gateway.deploy(spec)
     other = msgspec.structs.replace(spec, probes=Probes(liveness=Probe(period=30.0)))
     doc = await platform.gateway.deploy(other)
@@ -62,7 +61,7 @@ async def test_a_new_option_that_is_used_makes_one(platform: Any) -> None:
         {"bundle": "f" * 64},
         {"spec_version": 2},
     ],
-    ids=lambda change: ",".join(change),
+    ids=",".join,
 )
 def test_what_is_chosen_counts(change: dict[str, Any]) -> None:
     _, spec = upgraded("0" * 64)

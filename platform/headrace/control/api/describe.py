@@ -9,6 +9,7 @@ import msgspec
 from headrace import wire
 from headrace.control.model import Ended, Endpoint, Host, Instance, World
 from headrace.control.reconcile import wall
+from headrace.sdk.spec import EndpointSpec, ImageSpec
 
 
 def endpoint_item(world: World, endpoint: Endpoint) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def endpoint_item(world: World, endpoint: Endpoint) -> dict[str, Any]:
         "state": endpoint.state,
         "version": endpoint.version,
         "reason": endpoint.reason,
+        "runtime": endpoint.spec.runtime,
         "instances": sum(1 for i in endpoint.instances.values() if i.alive),
         "in_flight": in_flight,
         "queued": queued,
@@ -50,6 +52,24 @@ def instance_item(world: World, instance: Instance) -> dict[str, Any]:
         "unready": instance.unready,
         "use": use_item(instance.use),
     }
+
+
+def environment(spec: EndpointSpec) -> dict[str, Any]:
+    """What a version runs in: the same for all its instances, whenever and wherever they start."""
+    image = spec.image
+    return {
+        "runtime": spec.runtime,
+        "image": {"digest": image.digest, "steps": image_steps(image)} if image.digest else None,
+        "network": msgspec.to_builtins(spec.network),
+        "weights": [{"source": w.source.partition("?")[0], "path": w.path} for w in spec.weights],
+        "probes": {name: p for name, p in msgspec.to_builtins(spec.probes).items() if p is not None},
+    }
+
+
+def image_steps(image: ImageSpec) -> list[str]:
+    """An image in words, one step each; an image of a registry with the digest that was found."""
+    start = [f"python {image.python}"] if image.python else []
+    return start + [f"{kind} {' '.join(words)}" for kind, words in image.layers]
 
 
 def use_item(use: wire.InstanceUse | None) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from headrace import wire
-from headrace.control.api.describe import death_item, endpoint_item, instance_item
+from headrace.control.api.describe import death_item, endpoint_item, environment, instance_item
+from headrace.control.api.platform import require_hosts
 from headrace.control.api.replies import find, limit_of, pack_cursor, reply, unpack_cursor
 from headrace.control.model import Endpoint
 from headrace.control.parts import Parts
@@ -39,6 +40,7 @@ async def show(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRepl
 async def described(parts: Parts, endpoint: Endpoint) -> dict[str, Any]:
     """The list's members and the rest."""
     rows = await parts.store.versions(endpoint.project, endpoint.name)
+    specs = await parts.store.version_specs(endpoint.project, endpoint.name)
     low, high = endpoint.bounds
     failing = endpoint.failing
     return endpoint_item(parts.world, endpoint) | {
@@ -46,7 +48,9 @@ async def described(parts: Parts, endpoint: Endpoint) -> dict[str, Any]:
         "scale": {"min": low, "max": high},
         "versions": [
             {"version": r.version, "created_at": r.created_at, "bundle": r.bundle, "verified": r.verified}
+            | environment(msgspec.json.decode(specs[r.version], type=EndpointSpec))
             for r in rows
+            if r.version in specs
         ],
         "instances": [instance_item(parts.world, i) for i in endpoint.instances.values() if i.alive],
         "decisions": [msgspec.to_builtins(note) for note in reversed(endpoint.notes or ())],
@@ -136,7 +140,9 @@ async def rollback(parts: Parts, call: wire.ApiCall, params: Params) -> wire.Api
         )
     data = await parts.store.version_spec(endpoint.project, endpoint.name, version)
     if data is not None:
-        parts.vault.require([msgspec.json.decode(data, type=EndpointSpec)])
+        specs = [msgspec.json.decode(data, type=EndpointSpec)]
+        parts.vault.require(specs)
+        require_hosts(parts, specs)
     deployment = await parts.deployer.rollback(endpoint, version)
     return reply(deployment.to_json(), 202)
 

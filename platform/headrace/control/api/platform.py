@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import heapq
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import headrace
@@ -15,7 +16,9 @@ from headrace.control.api.replies import page, reply, wait_of
 from headrace.control.model import World
 from headrace.control.parts import Parts
 from headrace.control.specs import checked, parse_deployment
-from headrace.errors import NotFound
+from headrace.control.support import HINT, matrix, refused
+from headrace.errors import NotFound, ValidationFailed
+from headrace.sdk.spec import EndpointSpec
 
 Params = dict[str, str]
 GATEWAY = "gateway"
@@ -76,8 +79,25 @@ async def deploy(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRe
     request = await asyncio.to_thread(parse_deployment, call.body)
     specs = checked(request.specs, call.project, parts.blobs.has)
     parts.vault.require(specs)
+    require_hosts(parts, specs)
     deployment = await parts.deployer.deploy(specs, call.project, verify=request.verify)
     return reply(deployment.to_json(), 202)
+
+
+def require_hosts(parts: Parts, specs: Sequence[EndpointSpec]) -> None:
+    """Raises `ValidationFailed` for what none of the hosts could ever run; without hosts nobody knows."""
+    if parts.reconciler.adopting:
+        # Those that can may not have come back yet.
+        return
+    hosts = [host.hello for host in parts.world.living_hosts()]
+    for spec in specs:
+        if why := refused(spec, hosts):
+            raise ValidationFailed(f"endpoint {spec.name!r}: {why}.", hint=HINT)
+
+
+async def runtimes(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """The support matrix of the living hosts."""
+    return page(call, matrix((h.id, h.hello) for h in parts.world.living_hosts()), key="name")
 
 
 async def show_deployment(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:

@@ -108,6 +108,10 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/instances", platform.instances, "List instances", (*_PAGE, "endpoint"), listed=True),
     Route("GET", "/hosts", platform.hosts, "List hosts", _PAGE, listed=True),
+    Route(
+        "GET", "/runtimes", platform.runtimes, "List runtimes: where they are, and what they can do", _PAGE,
+        listed=True,
+    ),
     Route("GET", "/nodes", platform.nodes, "List nodes", _PAGE, listed=True),
     Route(
         "POST", "/nodes", platform.nodes, "Launch nodes", status=202, body=_JSON, request=_LAUNCH, listed=True

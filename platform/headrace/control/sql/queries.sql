@@ -54,6 +54,10 @@ UPDATE versions SET verified = 1 WHERE project = :project AND name = :name AND v
 -- The spec of one version.
 SELECT spec FROM versions WHERE project = :project AND name = :name AND version = :version;
 
+-- name: version_specs
+-- The specs of the versions of one endpoint.
+SELECT version, spec FROM versions WHERE project = :project AND name = :name;
+
 -- name: versions_of
 -- The versions of one endpoint, newest first.
 SELECT version, bundle, verified, created_at FROM versions
