@@ -13,6 +13,7 @@ from headrace import wire
 from headrace.control import state
 from headrace.control.claims import Claims
 from headrace.control.model import BEAT_COUNTS_AFTER_S, Endpoint, Host, Instance, World
+from headrace.control.parking import heard
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.warm import Warm
@@ -86,6 +87,9 @@ class Hosts:
             if report.state not in ("stopped", "failed"):
                 self._adopt(host, report)
             return
+        before = instance.report.state if instance.report is not None else None
+        resuming = instance.resuming is not None
+        turned = heard(instance.state, report.state, before=before, resuming=resuming)
         if report.state in ("stopped", "failed"):
             instance.report = report
             fallback: wire.Death = wire.Death(
@@ -98,14 +102,14 @@ class Hosts:
         elif report.state == "ready" and instance.state == "starting":
             instance.report, instance.state = report, "ready"
             self._reconciler.ready(instance)
-        elif report.state == "paused" and instance.state in ("ready", "paused"):
+        elif turned in ("paused", "seen"):
             instance.report = report
-            if instance.state == "ready":
+            if turned == "paused":
                 self._world.turn(instance, "paused")
                 self._routes.publish(removed=[instance.id])
             self._reconciler.again(instance.endpoint)
             self._reconciler.shortage.changed()
-        elif report.state == "ready" and instance.resuming is not None:
+        elif turned == "ready":
             self._world.turn(instance, "ready")
             # Held for those who called it, as a new one is.
             instance.report, instance.ready_since, instance.last_used = report, None, None
@@ -191,9 +195,11 @@ class Hosts:
                 elif known_here.state == "paused":
                     # The command before may be lost; twice it does no harm.
                     if known_here.resuming is not None:
-                        self._claims.resume(known_here)
+                        going = ("draining", "paused")
+                        after = tuple(i.id for i in host.instances.values() if i.gpu and i.state in going)
+                        self._claims.resume(known_here, after)
                     elif report.state == "ready":
-                        self._claims.pause(known_here, report.note, STOP_AGAIN_GRACE_S)
+                        self._reconciler.parking.pause(known_here, "the pause before may be lost")
                         continue
                 self.event(host, report)
             elif report.state not in ("stopped", "failed"):
@@ -224,6 +230,7 @@ class Hosts:
             report=report,
             started=now,
             ready_since=now if ready else None,
+            parked=report.state == "paused",
         )
         self._world.add(instance)
         log.info("instance %s of %s on %s is adopted", instance.id, endpoint.key, host.id)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
+from typing import Literal, Protocol
 
+from headrace import wire
 from headrace.control.claims import Claims
 from headrace.control.model import Instance, World
 from headrace.control.routes import Routes
@@ -13,6 +14,34 @@ from headrace.control.routes import Routes
 log = logging.getLogger("headrace.control")
 
 GRACE_S = 30.0
+
+
+Heard = Literal["none", "seen", "paused", "ready"]
+"""What a host's word changes: ``seen``: it is paused as it was told; ``paused``, ``ready``: it is so now."""
+
+
+def heard(
+    state: wire.InstanceState, said: wire.InstanceState, *, before: wire.InstanceState | None, resuming: bool
+) -> Heard:
+    """What follows when a host says ``said``, and ``before`` that, of an instance in ``state``. Pure.
+
+    An instance is booked as paused before its host knows: that it was ready a moment ago changes nothing.
+    Once the host has said that it is frozen, ready means that it goes on, by whose word ever (control's
+    predecessor may have sent one).
+    """
+    if said == "paused" and state == "ready":
+        return "paused"
+    if said == "paused" and state == "paused":
+        return "seen"
+    if said == "ready" and state == "paused" and (resuming or before == "paused"):
+        return "ready"
+    return "none"
+
+
+def stranded(instance: Instance) -> bool:
+    """Whether a request waits in an instance that is frozen: of a gateway that control could not tell."""
+    frozen = instance.parked and instance.report is not None and instance.report.state == "paused"
+    return frozen and any(instance.used_by.values())
 
 
 class Release(Protocol):
@@ -43,7 +72,8 @@ class Parking:
     async def _pause(self, instance: Instance, reason: str) -> None:
         # A request that a gateway sent there a moment ago would wait for as long as it is frozen.
         left = await self._routes.left()
-        if instance.state != "paused" or self._world.instances.get(instance.id) is not instance:
+        if not instance.parked or self._world.instances.get(instance.id) is not instance:
+            # It ends, or is wanted again already.
             return
         if not left or instance.in_flight:
             log.info("instance %s is not idle after all: it drains", instance.id)

@@ -34,7 +34,7 @@ from headrace.control.claims import Claims, base_of
 from headrace.control.history import History
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.model import Ended, Endpoint, Instance, Shrink, World
-from headrace.control.parking import Parking
+from headrace.control.parking import Parking, stranded
 from headrace.control.probing import start_s
 from headrace.control.routes import Routes
 from headrace.control.shortage import Shortage
@@ -381,6 +381,9 @@ class Reconciler:
         """A start that its host never finished: the host bounds it by itself, this is the last resort."""
         now = self._world.now()
         for instance in list(endpoint.instances.values()):
+            if stranded(instance):
+                endpoint.note("resume", f"a request waits in {instance.id}, which is paused")
+                self._claims.resume(instance)
             spec = endpoint.spec_of(instance.version) or endpoint.spec
             limit = start_s(spec) + START_MARGIN_S
             if spec.image.digest and image_progress([instance.host], base_of(spec, instance.version)):

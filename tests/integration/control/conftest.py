@@ -54,7 +54,6 @@ class FakeHost:
         self.lines: list[wire.LogLine] = []
         self.in_flight: dict[str, int] = {}
         self.hold_stops = False
-        self.pauses: tuple[str, ...] = ()
         self.hold_turns = False
         """Pauses and resumes are noted only."""
         self.link: link.Link | None = None
@@ -69,9 +68,6 @@ class FakeHost:
                 node=self.node,
                 resources=self.resources,
                 runtimes=self.runtimes,
-                pauses=self.pauses,
-                pauses_gpu=bool(self.pauses),
-                paused_bytes=self.resources.memory if self.pauses else 0,
                 instances=list(self.instances.values()),
                 **self.about,
             )
@@ -194,6 +190,8 @@ class FakeGateway:
         self.asked: list[wire.AskDemand] = []
         self.news: list[wire.EndpointDemand] = []
         """What it has not reported yet: told when control asks."""
+        self.late: dict[str, wire.EndpointDemand] = {}
+        """The same, by an instance: not before it was told to leave it."""
         self.link: link.Link | None = None
 
     async def connect(self) -> FakeGateway:
@@ -221,6 +219,8 @@ class FakeGateway:
                 self.endpoints.pop(name, None)
             for id in [*message.removed_instances, *message.dead_instances]:
                 self.instances.pop(id, None)
+                if id in self.late:
+                    self.news.append(self.late.pop(id))
             self.removed += message.removed_instances
             self.dead += message.dead_instances
             self.reasons |= message.dead_reasons
