@@ -13,11 +13,22 @@ import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.trees import remove_tree
 
 NAME = "door"
+
+
+class NobodyKnocked(PrepareFailed):
+    """It ended, or it takes too long."""
+
+    def __init__(self, what: str, *, ended: bool) -> None:
+        super().__init__(f"The engine {what}.")
+        self.what, self.ended = what, ended
+
+
 _UCRED = struct.Struct("3i")
 
 
@@ -39,23 +50,45 @@ class Door:
             self.close()
             raise
 
-    async def hand_over(self, inside: int, descriptors: Sequence[int], timeout_s: float) -> int:
+    async def hand_over(
+        self,
+        inside: int,
+        descriptors: Sequence[int],
+        timeout_s: float,
+        ended: asyncio.Future[Any] | None = None,
+    ) -> int:
         """Give the descriptors to who knocks from ``inside`` (the container's first process): its pid.
 
-        Raises `PrepareFailed` when nobody does in time.
+        ``ended``: done when that process has ended. Raises `NobodyKnocked`, at once when it has and after
+        ``timeout_s``; `PrepareFailed` when somebody else knocks; ``OSError``.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeout_s):
-                conn, _ = await loop.sock_accept(self._socket)
-        except TimeoutError as error:
-            raise PrepareFailed(f"The engine did not come up within {timeout_s:.0f} s.") from error
+        conn = await self._next(timeout_s, ended)
         with contextlib.closing(conn):
             peer = _UCRED.unpack(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if peer[0] != inside:
                 raise PrepareFailed(f"Process {peer[0]} knocked in the place of {inside}.")
             socket.send_fds(conn, [b"{}"], list(descriptors))
         return int(peer[0])
+
+    async def _next(self, timeout_s: float, ended: asyncio.Future[Any] | None) -> socket.socket:
+        knock = asyncio.create_task(asyncio.get_running_loop().sock_accept(self._socket))
+        waiting: list[asyncio.Future[Any]] = [knock, *((ended,) if ended is not None else ())]
+        try:
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            knock.cancel()
+            await asyncio.wait([knock])
+            if not knock.cancelled() and knock.exception() is None:
+                knock.result()[0].close()
+            raise
+        if not knock.done():
+            knock.cancel()
+            await asyncio.wait([knock])
+        if not knock.cancelled():
+            return knock.result()[0]
+        if ended is not None and ended.done():
+            raise NobodyKnocked("ended in its container before it was up", ended=True)
+        raise NobodyKnocked(f"did not come up within {timeout_s:.0f} s", ended=False)
 
     def close(self) -> None:
         """Nobody comes in any more."""

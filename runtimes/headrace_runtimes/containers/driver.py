@@ -80,6 +80,15 @@ class Container(Protocol):
         """Whether the kernel has killed in it for its memory limit."""
         ...
 
+    async def end_in_words(self) -> str:
+        """How its first process has ended, as far as anybody knows, and what it said last: for one that died
+        before anybody listened to it."""
+        ...
+
+    async def said(self) -> str:
+        """What its first process has printed before anybody listened, the last lines in one; or nothing."""
+        ...
+
     async def use(self) -> Stats | None:
         """What all of its processes use together; None when it is gone."""
         ...

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace_runtimes.containers.door import NAME, Door
+from headrace_runtimes.containers.door import NAME, Door, NobodyKnocked
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, Container, ContainerSpec, Driver, Root
 from headrace_runtimes.containers.frame import ContainerChild, ContainerFrame
 from headrace_runtimes.errors import PrepareFailed, SandboxGone
@@ -75,7 +75,7 @@ class Maker:
             )  # fmt: skip
             frame = ContainerFrame(child, container, tier, self._sockets, self._forget)
             child.entered(container)
-            await door.hand_over(container.pid, child.descriptors(), UP_TIMEOUT_S)
+            await _knock(door, child, container)
             child.handed_over()
             return await self._prepare(Waiting(frame, base), load=load)
         except BaseException as error:
@@ -119,3 +119,14 @@ class Maker:
             made.frame.code = loaded.code_dir
         await child.ask({"op": "wait"}, UP_TIMEOUT_S)
         return made
+
+
+async def _knock(door: Door, child: ContainerChild, container: Container) -> None:
+    """Let the engine in. Raises `PrepareFailed`, at once when its process has ended before it knocked."""
+    try:
+        await door.hand_over(container.pid, child.descriptors(), UP_TIMEOUT_S, child.exited)
+    except NobodyKnocked as failed:
+        if failed.ended:
+            raise PrepareFailed(f"The engine {failed.what} ({await container.end_in_words()}).") from failed
+        said = await container.said()
+        raise PrepareFailed(f"The engine {failed.what}. It said {said or 'nothing'}.") from failed

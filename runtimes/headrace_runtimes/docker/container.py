@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from headrace_runtimes.containers.driver import HOME, ContainerSpec
+from headrace_runtimes.containers.ending import last_lines
 from headrace_runtimes.docker.api import Engine, Refused, demultiplex
 from headrace_runtimes.docker.request import execution
 from headrace_runtimes.errors import PrepareFailed, WrongState
@@ -22,6 +24,8 @@ from headrace_runtimes.spec import Assignment, Ran, Stats
 OUTPUT_BYTES = 1 << 20
 DRAIN_S = 0.5
 ASK_EVERY_S = 0.1
+TOLD_WITHIN_S = 2.0
+"""The daemon hears of an end a little later than we do."""
 PIDS_LIMIT = 1024
 """Processes and threads, when nobody says otherwise."""
 
@@ -44,9 +48,13 @@ class DockerContainer(KernelContainer):
     async def started(self) -> None:
         """Docker says that it runs: find its first process. Raises `PrepareFailed`, ``OSError``."""
         state = (await self._engine.call("GET", f"/containers/{self.name}/json"))["State"]
-        if not state["Running"] or not state["Pid"]:
-            raise PrepareFailed(f"The container {self.id} ended at once: {await self._last_words()}")
-        self.entered(int(state["Pid"]))
+        with contextlib.suppress(ProcessLookupError):
+            if state["Running"] and state["Pid"]:
+                self.entered(int(state["Pid"]))
+        if not self.pid or self._pidfd < 0:
+            raise PrepareFailed(
+                f"The engine ended in its container before it was up ({await self.end_in_words()})."
+            )
         self.leaf = Cgroup(await asyncio.to_thread(cgroup_of, self.pid))
         await asyncio.to_thread(self.cgroup.limit_pids, PIDS_LIMIT)
 
@@ -121,13 +129,23 @@ class DockerContainer(KernelContainer):
             if state["Running"] and pid and pid in self.cgroup.pids():
                 os.kill(pid, signal.SIGKILL)
 
-    async def _last_words(self) -> str:
+    async def said(self) -> str:
+        """See `Container.said`."""
         with contextlib.suppress(Refused):
             query = {"stdout": "1", "stderr": "1", "tail": "5"}
             frames = demultiplex(bytearray(await self._engine.text(f"/containers/{self.name}/logs", query)))
-            lines = b"".join(data for _, data in frames).decode("utf-8", "replace").strip().splitlines()
-            return lines[-1][:500] if lines else "no reason given."
-        return "no reason given."
+            return last_lines(b"".join(data for _, data in frames).decode("utf-8", "replace"))
+        return ""
+
+    async def _exit_code(self) -> int | None:
+        deadline = time.monotonic() + TOLD_WITHIN_S
+        with contextlib.suppress(Refused):
+            while time.monotonic() < deadline:
+                state = (await self._engine.call("GET", f"/containers/{self.name}/json"))["State"]
+                if state["Status"] in {"exited", "dead"}:
+                    return int(state["ExitCode"])
+                await asyncio.sleep(ASK_EVERY_S)
+        return None
 
     async def _clean_up(self) -> None:
         try:

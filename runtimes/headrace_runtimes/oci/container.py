@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from headrace_runtimes.containers.driver import HOME, ContainerSpec
+from headrace_runtimes.containers.ending import in_words, last_lines
 from headrace_runtimes.errors import PrepareFailed, WrongState
 from headrace_runtimes.oci.binary import Binary
 from headrace_runtimes.oci.bundle import process_of
@@ -18,6 +19,8 @@ from headrace_runtimes.oci.layout import Own
 from headrace_runtimes.spec import Ran
 
 Remove = Callable[["OciContainer"], Awaitable[None]]
+WORDS_BYTES = 8192
+"""So much of what was said is looked at, from its end."""
 
 
 class OciContainer(KernelContainer):
@@ -33,6 +36,11 @@ class OciContainer(KernelContainer):
         """Its first process runs. Raises `PrepareFailed`."""
         try:
             self.entered(int((self.directory / "pid").read_text()))
+        except ProcessLookupError as error:
+            said = _said(self.directory / "words")
+            raise PrepareFailed(
+                f"The engine ended in its container before it was up ({in_words(None, None, said)})."
+            ) from error
         except (OSError, ValueError) as error:
             raise PrepareFailed(f"The container {self.id} ended at once: {error}.") from error
 
@@ -50,8 +58,21 @@ class OciContainer(KernelContainer):
             for path in (told, pid_file):
                 path.unlink(missing_ok=True)
 
+    async def said(self) -> str:
+        """See `Container.said`."""
+        return await asyncio.to_thread(_said, self.directory / "words")
+
     async def _clean_up(self) -> None:
         await self._remove_with(self)
+
+
+def _said(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - WORDS_BYTES))
+            return last_lines(file.read().decode("utf-8", "replace"))
+    except OSError:
+        return ""
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from headrace_runtimes.containers.ending import in_words, wait_status
 from headrace_runtimes.devices.edits import Edits, join_env
 from headrace_runtimes.devices.machine import Machine
 from headrace_runtimes.errors import PrepareFailed
@@ -108,6 +109,19 @@ class KernelContainer:
     def killed_for_memory(self) -> bool:
         """See `Container.killed_for_memory`."""
         return self.cgroup.oom_killed()
+
+    async def end_in_words(self) -> str:
+        """See `Container.end_in_words`."""
+        status = await wait_status(self._pidfd) if self._pidfd >= 0 else None
+        return in_words(status, await self._exit_code() if status is None else None, await self.said())
+
+    async def said(self) -> str:
+        """See `Container.said`."""
+        raise NotImplementedError
+
+    async def _exit_code(self) -> int | None:
+        """Of its first process, when somebody else has it than the kernel."""
+        return None
 
     async def use(self) -> Stats | None:
         """See `Container.use`."""
