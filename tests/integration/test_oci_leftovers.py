@@ -191,6 +191,34 @@ def test_a_killed_owner_leaves_nothing(directory: Path, after_s: float) -> None:
     assert wait_until(lambda: not left(directory)), left(directory)
 
 
+DYING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from headrace_runtimes.network.egress import Egress
+from headrace_runtimes.oci import OciRuntime
+from {module} import settings
+
+class Dying(Egress):
+    async def _lend(self):
+        # Its table and its link are on the machine by now.
+        print("dying", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(OciRuntime(networks=Dying()).open(settings(Path({directory!r})), print))
+"""
+
+
+def test_a_host_that_is_killed_while_its_networks_open_leaves_nothing(directory: Path) -> None:
+    source = DYING.format(
+        tests=str(Path(__file__).parent), module=Path(__file__).stem, directory=str(directory)
+    )
+    died = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert died.stdout == "dying\n"
+    assert wait_until(lambda: not left(directory)), left(directory)
+
+
 async def test_the_next_owner_sweeps_when_the_watchdog_died_too(directory: Path) -> None:
     owner = await asyncio.to_thread(start_owner, directory)
     try:

@@ -128,9 +128,10 @@ class DockerDriver:
         try:
             lock = await asyncio.to_thread(self._directory.open)
             await asyncio.to_thread(self._prepare_ground)
-            await self._networks.open(settings, self._tag)
+            # Before there is anything on the machine that it would have to take away.
             self._watchdog = Watchdog(sys.executable, self._plan(QUIET_S), (lock,))
             await self._watchdog.ensure()
+            await self._networks.open(settings, self._tag)
         except OSError as error:
             await asyncio.shield(self.close())
             raise PrepareFailed(
@@ -268,7 +269,7 @@ class DockerDriver:
         return Plan(
             directory=str(self._directory.path),
             cgroups=tuple(map(str, Cgroup(self._cgroups).places())),
-            hooks=(*hooks, *self._networks.sweep_commands()),
+            hooks=(*hooks, *self._networks.sweep_commands(self._settings, self._tag)),
             emptied=(str(run_dir.sandboxes), str(run_dir.sockets)),
         )
 

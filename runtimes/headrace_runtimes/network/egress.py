@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.errors import PrepareFailed
@@ -75,7 +76,7 @@ class Egress:
         self._machine: Space | None = None
         self._block = -1
         self._allow_host = False
-        self._tag = ""
+        self._tag, self._lent = "", Path()
         self._likely = Network()
 
     def why_not(self) -> str:
@@ -84,7 +85,7 @@ class Egress:
 
     async def open(self, settings: RuntimeSettings, tag: str) -> None:
         """See `Networks.open`. What the machine lacks is told by `make`: other networks work without it."""
-        self._allow_host, self._tag = settings.allow_host_network, tag
+        self._allow_host, self._tag, self._lent = settings.allow_host_network, tag, _lent(settings)
         self._why = ground.lacking()
         if self._why:
             log.warning("No sandbox of this host reaches out: %s.", self._why)
@@ -114,8 +115,7 @@ class Egress:
         await router.run(ground.NFT, rules.router(uplink))
         await machine.run(ground.NFT, rules.machine(self._tag, uplink))
         await ground.lay_uplink(machine, router, self._tag, uplink, self._mtu)
-        if await machine.call(ground.forward):
-            log.warning("Switched on net.ipv4.ip_forward: sandboxes reach out through this machine.")
+        await self._lend()
         if await machine.call(ground.dropped):
             log.warning(
                 "Another firewall of this machine drops what is forwarded, so sandboxes may reach nothing: "
@@ -192,9 +192,9 @@ class Egress:
         if slot is not None:
             await self._destroy(slot)
 
-    def sweep_commands(self) -> tuple[tuple[str, ...], ...]:
+    def sweep_commands(self, settings: RuntimeSettings, tag: str) -> tuple[tuple[str, ...], ...]:
         """See `Networks.sweep_commands`."""
-        return ground.sweep(self._tag, self._path) if self._tag else ()
+        return () if ground.lacking() else ground.sweep(tag, self._path, _lent(settings))
 
     async def list_owned(self) -> list[Owned]:
         """See `Networks.list_owned`."""
@@ -209,7 +209,7 @@ class Egress:
 
     async def _sweep(self) -> None:
         assert self._machine is not None
-        for command in ground.sweep(self._tag, None):
+        for command in ground.sweep(self._tag, None, self._lent):
             with contextlib.suppress(OSError):
                 await self._machine.run(command)
 
@@ -219,6 +219,7 @@ class Egress:
         address = self._addresses.take()
         slot = Slot(Space(new=True), f"s{next(self._numbers)}", address)
         try:
+            await self._lend()
             await slot.space.open()
             await ground.lay_link(self._router, slot.space, slot.link, address, self._mtu)
             await slot.space.leave()
@@ -258,7 +259,7 @@ class Egress:
                     told = rules.parted(slot.link, slot.address) + self._unused(group)
                     await self._try(router, ground.NFT, told)
             # Before its namespace goes, with which it would go by itself, but later.
-            await self._try(router, ground.BATCH, f"link delete {slot.link}\n", quiet=group is None)
+            await self._try(router, ground.BATCH, f"link delete {slot.link}\n")
             self._addresses.give_back(slot.address)
         await slot.space.close()
 
@@ -278,13 +279,21 @@ class Egress:
         self._spares.remove(best)
         return best
 
-    async def _try(self, space: Space, argv: Sequence[str], told: str, *, quiet: bool = False) -> None:
+    async def _try(self, space: Space, argv: Sequence[str], told: str) -> None:
         try:
             if told:
                 await space.run(argv, told)
         except (OSError, RuntimeError) as error:
-            if not quiet:
+            # A link is gone when its other end is: that goes with its sandbox, if the kernel is quicker.
+            if "Cannot find device" not in str(error):
                 log.warning("Could not take away a sandbox's network: %s", error)
+
+    async def _lend(self) -> None:
+        """Let the machine pass on what is ours, also by links that have come since. Raises ``OSError``."""
+        assert self._machine is not None
+        switched = await self._machine.call(ground.lend, self._tag, self._lent)
+        if names := [name for name in switched if not name.startswith(rules.PREFIX)]:
+            log.info("Forwarding is on for %s while sandboxes reach out by it.", ", ".join(names))
 
     def _refill(self) -> None:
         if self._filling is None or self._filling.done():
@@ -323,6 +332,10 @@ class Egress:
             longer = [(a, 2 * s) for a, s in short]
             await router.run(ground.NFT, rules.told(asker.number, how, longer))
             asker.told.update({(how, a): now + s for a, s in longer})
+
+
+def _lent(settings: RuntimeSettings) -> Path:
+    return (settings.uid_lock_dir or blocks.DEFAULT_LOCK_DIR) / "forwarding"
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from headrace_runtimes.network import forwarding
 from headrace_runtimes.network.rules import PREFIX, RESOLVER, UPLINK, Uplink, machine_table
 from headrace_runtimes.network.space import Space, run
 
 INSIDE = "eth0"
 LEAST_MTU, MTU = 1280, 1500
-FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 BATCH = ("ip", "-batch", "-")
 NFT = ("nft", "-f", "-")
 
@@ -28,14 +29,18 @@ def lacking() -> str:
     return "" if os.geteuid() == 0 else "the host does not run as root"
 
 
-def sweep(tag: str, path: str | None) -> tuple[tuple[str, ...], ...]:
-    """Commands that take away what is on the machine: all else ends with the router's namespace."""
+def sweep(tag: str, path: str | None, lent: Path) -> tuple[tuple[str, ...], ...]:
+    """Commands that take away what is on the machine: all else ends with the router's namespace.
+
+    ``lent``: the directory of `forwarding`.
+    """
     # By their paths: who runs them when we are dead has no environment.
     nft, ip, nsenter = (shutil.which(tool) or tool for tool in ("nft", "ip", "nsenter"))
     there = (nsenter, f"--net={path}") if path else ()
     return (
         (*there, nft, "delete", "table", "inet", machine_table(tag)),
         (*there, ip, "link", "delete", PREFIX + tag),
+        (*there, sys.executable, "-I", "-S", forwarding.__file__, str(lent), tag),
     )
 
 
@@ -50,12 +55,14 @@ def survey() -> tuple[list[str], int]:
     return taken, max(LEAST_MTU, min([*sizes, MTU]))
 
 
-def forward() -> bool:
-    """Let the machine forward; whether it did not before. Blocks. Raises ``OSError``."""
-    if FORWARD.read_text().strip() != "0":
-        return False
-    FORWARD.write_text("1")
-    return True
+def forward() -> None:
+    """Pass packets on, whichever link they come in by: for a router. Blocks. Raises ``OSError``."""
+    forwarding.EVERYWHERE.write_text("1")
+
+
+def lend(tag: str, lent: Path) -> list[str]:
+    """Pass on what comes from our router, and the answers; links that did not before. See `forwarding`."""
+    return forwarding.switch_on(lent, tag, {PREFIX + tag, *forwarding.routed()})
 
 
 def no_ipv6(names: Iterable[str] = ("all", "default")) -> None:

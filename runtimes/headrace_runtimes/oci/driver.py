@@ -98,16 +98,17 @@ class OciDriver:
         self._settings = settings
         self._directory = Directory(settings.run_dir / "c")
         self._binary = Binary(path, self._directory.path / ".state")
-        tag = hashlib.sha256(str(settings.run_dir).encode()).hexdigest()[:10]
+        self._tag = tag = hashlib.sha256(str(settings.run_dir).encode()).hexdigest()[:10]
         self._cgroups = f"{inner_path(settings.cgroup_parent)}/headrace/{tag}"
         self._images = settings.images_dir or settings.run_dir / "images"
         self._slots = Slots(settings.uid_lock_dir)
         lock = await asyncio.to_thread(self._directory.open)
         try:
             await asyncio.to_thread(self._prepare_ground)
-            await self._networks.open(settings, tag)
+            # Before there is anything on the machine that it would have to take away.
             self._watchdog = Watchdog(sys.executable, self._plan(), (lock,))
             await self._watchdog.ensure()
+            await self._networks.open(settings, tag)
         except OSError as error:
             await asyncio.shield(self.close())
             raise PrepareFailed(
@@ -234,7 +235,7 @@ class OciDriver:
             directory=str(self._directory.path),
             cgroups=tuple(map(str, Cgroup(self._cgroups).places())),
             commands=(self._binary.start,),
-            hooks=self._networks.sweep_commands(),
+            hooks=self._networks.sweep_commands(self._settings, self._tag),
             emptied=(str(run_dir.sandboxes), str(run_dir.sockets)),
         )
 

@@ -40,8 +40,11 @@ class Networks(Protocol):
         """The container is gone, or was never made."""
         ...
 
-    def sweep_commands(self) -> tuple[tuple[str, ...], ...]:
-        """Commands that take all of it away when this process cannot any more (`containers.sweep`)."""
+    def sweep_commands(self, settings: RuntimeSettings, tag: str) -> tuple[tuple[str, ...], ...]:
+        """Commands that take all of it away when this process cannot any more (`containers.sweep`).
+
+        Asked for before `open`: a host may die while that is at work.
+        """
         ...
 
     async def list_owned(self) -> list[Owned]:
@@ -72,7 +75,7 @@ class LoopbackOnly:
     async def remove(self, id: str) -> None:
         """Nothing to do."""
 
-    def sweep_commands(self) -> tuple[tuple[str, ...], ...]:
+    def sweep_commands(self, settings: RuntimeSettings, tag: str) -> tuple[tuple[str, ...], ...]:
         """None."""
         return ()
 

@@ -295,13 +295,56 @@ async def test_the_watchdogs_commands_take_it_away(world: World, tmp_path: Path)
     second = Egress(world.machine.path, [NAMES])
     await second.open(settings(tmp_path), "dead")
     assert second.why_not() == ""
-    for command in second.sweep_commands():
+    for command in second.sweep_commands(settings(tmp_path), "dead"):
         # As the watchdog does: without an environment.
         await asyncio.to_thread(subprocess.run, command, env={}, check=True, capture_output=True)
     assert await world.machine.run(("nft", "list", "tables")) == ""
     assert "hrn-" not in await world.machine.run(("ip", "link"))
+    assert await forwards(world) == {}
     await egress.close()
     await second.close()
+
+
+async def forwards(world: World) -> dict[str, str]:
+    """What of the machine passes packets on."""
+    names = ("all", "default", "wan", *(f"hrn-{name}" for name in ("one", "two", "dead")))
+
+    def look() -> dict[str, str]:
+        places = {name: Path(f"/proc/sys/net/ipv4/conf/{name}/forwarding") for name in names}
+        found = {name: place.read_text().strip() for name, place in places.items() if place.exists()}
+        return {name: value for name, value in found.items() if value != "0"}
+
+    return await world.machine.call(look)
+
+
+async def test_the_machine_forwards_only_where_and_while_it_must(world: World, tmp_path: Path) -> None:
+    async def opened(tag: str) -> Egress:
+        made = Egress(world.machine.path, [NAMES])
+        await made.open(settings(tmp_path), tag)
+        assert made.why_not() == ""
+        return made
+
+    one, two = await opened("one"), await opened("two")
+    assert await forwards(world) == {"wan": "1", "hrn-one": "1", "hrn-two": "1"}
+    await one.close()
+    assert await forwards(world) == {"wan": "1", "hrn-two": "1"}, "another host needs it still"
+    # A link that comes later.
+    batch = "link add late type veth peer name later\nlink set later up\n"
+    batch += "addr add 10.77.0.1/24 dev late\nlink set late up\n"
+    await world.machine.run(ground.BATCH, batch)
+    late = Path("/proc/sys/net/ipv4/conf/late/forwarding")
+    for number in range(4):
+        await two.make(f"x{number}", 0, Network("egress", (SHOP,)))
+    assert await world.machine.call(late.read_text) == "1\n"
+    await two.close()
+    assert await forwards(world) == {}
+    assert await world.machine.call(late.read_text) == "0\n"
+    # What somebody else wants is left alone.
+    one = await opened("one")
+    await world.machine.call(ground.forward)
+    await one.close()
+    assert (await forwards(world))["all"] == "1"
+    assert (await forwards(world))["wan"] == "1"
 
 
 async def test_other_modes(world: World, egress: Egress, tmp_path: Path) -> None:
