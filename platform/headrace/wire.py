@@ -393,6 +393,13 @@ class StopInstance(Message, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class InstanceLeft(Message, frozen=True, kw_only=True):
+    """All gateways have left an instance that was told to stop: nothing that they sent is on its way."""
+
+    epoch: int
+    id: str
+
+
 class PauseInstance(Message, frozen=True, kw_only=True):
     """Freeze an idle instance: it keeps its memory, and gives its accelerators back.
 
@@ -434,6 +441,19 @@ class ReadLogs(Message, frozen=True, kw_only=True):
     """Wait this long for a first line."""
 
 
+class FindImage(Message, frozen=True, kw_only=True):
+    """Ask the registry what an image's tag means now; answered by `FoundImage`."""
+
+    reference: str
+
+
+class FoundImage(Message, frozen=True, kw_only=True):
+    """``sha256:...``, or why not."""
+
+    digest: str = ""
+    why: str = ""
+
+
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     """One line of an instance's output."""
 
@@ -462,7 +482,8 @@ AnyMessage = (
     | Wake | Demand | InstanceTrouble | ApiCall | ApiReply | JobHints
     | Snapshot | RouteDelta | AskDemand
     | HostHello | Heartbeat | InstanceEvent | WarmEvent | FetchBlob | BlobChunk
-    | StartInstance | StopInstance | PauseInstance | ResumeInstance | SetWarm | ReadLogs | LogPage | DrainHost
+    | StartInstance | StopInstance | InstanceLeft | PauseInstance | ResumeInstance | SetWarm
+    | ReadLogs | LogPage | DrainHost | FindImage | FoundImage
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import tarfile
 
 import pytest
 from aiohttp import web
+from headrace.host.images import find_image
 from headrace_runtimes.errors import ImageFailed, RegistryFailed
 from headrace_runtimes.images import gc
 from headrace_runtimes.images.archive import write_docker_archive
@@ -604,3 +605,19 @@ async def test_who_is_killed_in_the_middle_leaves_nothing_that_is_taken_for_whol
     assert list((store.directory / "part").iterdir()) == []
     assert await gc.collect(store, 0, 0.0, grace_s=-1) == [str(reference)]
     assert list((store.directory / "l").iterdir()) == []
+
+
+async def test_what_a_tag_means_is_asked_for_a_deployment(store, tmp_path):
+    blobs, manifest = made_image(1000)
+    await fill(store, blobs, manifest)
+    async with real_registry(tmp_path) as host:
+        async with Registry(parse(f"{host}/team/app:v1")) as registry:
+            await registry.push(store, manifest)
+        found = await find_image(f"{host}/team/app:v1")
+        assert (found.digest, found.why) == (manifest, "")
+        missing = await find_image(f"{host}/team/app:v2")
+        assert missing.digest == ""
+        assert "v2" in missing.why
+    gone = await find_image(f"{host}/team/app:v1")
+    assert gone.digest == ""
+    assert host in gone.why

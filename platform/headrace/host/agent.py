@@ -23,6 +23,7 @@ from headrace.datadir import make_run_dir
 from headrace.host.bundles import Bundles
 from headrace.host.collect import collect_for_ever
 from headrace.host.gpus import find_reader
+from headrace.host.images import find_image
 from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
@@ -260,6 +261,7 @@ class HostAgent:
             case (
                 wire.StartInstance()
                 | wire.StopInstance()
+                | wire.InstanceLeft()
                 | wire.PauseInstance()
                 | wire.ResumeInstance()
                 | wire.SetWarm()
@@ -269,6 +271,8 @@ class HostAgent:
                     self._command(msg)
             case wire.ReadLogs():
                 return self.logs(msg)
+            case wire.FindImage():
+                return find_image(msg.reference)
             case wire.Error():
                 pass
             case _:
@@ -279,6 +283,7 @@ class HostAgent:
         self,
         msg: wire.StartInstance
         | wire.StopInstance
+        | wire.InstanceLeft
         | wire.PauseInstance
         | wire.ResumeInstance
         | wire.SetWarm
@@ -289,6 +294,8 @@ class HostAgent:
                 self.instances.start(msg)
             case wire.StopInstance():
                 self.instances.stop(msg.id, msg.grace_s, msg.reason)
+            case wire.InstanceLeft():
+                self.instances.hurry(msg.id)
             case wire.PauseInstance():
                 self.instances.pause(msg.id, msg.grace_s, msg.reason)
             case wire.ResumeInstance():

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from headrace_runtimes.errors import ImageFailed
+from headrace_runtimes.errors import ImageFailed, PrepareFailed
 from headrace_runtimes.images import context
 from headrace_runtimes.images.definition import Image, decode
+from headrace_runtimes.images.pins import look_up
+from headrace_runtimes.images.reference import parse
+from headrace_runtimes.images.wire import Patience
 from headrace_runtimes.trees import remove_tree
 
 from headrace import wire
@@ -20,6 +23,9 @@ from headrace.host.runtimes import Runtimes
 
 TELL_EVERY_S = 0.5
 """Progress of one step is told at most so often."""
+FIND_S = 20.0
+"""Somebody waits at a deployment."""
+_PATIENCE = Patience(attempts=3, connect_s=5.0, stall_s=10.0, pause_max_s=5.0)
 MIB = 1 << 20
 
 OnProgress = Callable[[str, str, str], None]
@@ -122,6 +128,17 @@ class Images:
             )
 
         return tell
+
+
+async def find_image(reference: str) -> wire.FoundImage:
+    """What a tag means now, asked with this host's rights. Never raises."""
+    try:
+        async with asyncio.timeout(FIND_S):
+            return wire.FoundImage(digest=await look_up(parse(reference), patience=_PATIENCE))
+    except TimeoutError:
+        return wire.FoundImage(why=f"{reference}: the registry did not answer within {FIND_S:g} s")
+    except PrepareFailed as error:
+        return wire.FoundImage(why=str(error))
 
 
 def _read(path: Path) -> Image | None:

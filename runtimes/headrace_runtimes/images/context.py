@@ -71,6 +71,32 @@ def unpack(data: bytes, target: Path) -> Image:
 
     Raises `ImageFailed` when it is not what `pack` makes, or its files are not those of its definition.
     """
+    image, contents = _unzip(data)
+    _verify(image, contents)
+    try:
+        for name, (content, runs) in contents.items():
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            path.chmod(0o755 if runs else 0o644)
+    except OSError as error:
+        raise ImageFailed(f"The image's files cannot be written: {error}.") from error
+    return image
+
+
+def definition_in(data: bytes) -> Image:
+    """The definition that `pack` has put there. Blocks. Raises `ImageFailed`."""
+    return _unzip(data)[0]
+
+
+def with_definition(data: bytes, image: Image) -> bytes:
+    """What `pack` has made, with another definition of the same files. Blocks. Raises `ImageFailed`."""
+    _, contents = _unzip(data)
+    _verify(image, contents)
+    return _zip(image, contents)
+
+
+def _unzip(data: bytes) -> tuple[Image, dict[str, tuple[bytes, bool]]]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
@@ -90,16 +116,7 @@ def unpack(data: bytes, target: Path) -> Image:
             }
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ImageFailed(f"The image's files are damaged ({error}): deploy again.") from error
-    _verify(image, contents)
-    try:
-        for name, (content, runs) in contents.items():
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            path.chmod(0o755 if runs else 0o644)
-    except OSError as error:
-        raise ImageFailed(f"The image's files cannot be written: {error}.") from error
-    return image
+    return image, contents
 
 
 def names(data: bytes) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ class FakeHost:
         self.script: Callable[[wire.StartInstance], wire.Death | str | None] = lambda start: None
         self.base_state = "ready"
         self.runtimes: tuple[str, ...] = ("process",)
+        self.registry: dict[str, dict[str, str]] = {}
+        """Reference -> members of the answer."""
         self.about: dict[str, Any] = {}
         """Further members of its hello."""
         self.refused: dict[str, str] = {}
@@ -97,6 +99,8 @@ class FakeHost:
                 self.log.append(("stop", message.id))
                 if not self.hold_stops:
                     self.end(message.id)
+            case wire.InstanceLeft():
+                self.log.append(("left", message.id))
             case wire.PauseInstance():
                 self.log.append(("pause", message.id))
                 if not self.hold_turns:
@@ -116,6 +120,9 @@ class FakeHost:
             case wire.ReadLogs():
                 lines = self.lines[message.after : message.after + message.limit]
                 return wire.LogPage(lines=lines, next=message.after + len(lines))
+            case wire.FindImage():
+                self.log.append(("find", message.reference))
+                return wire.FoundImage(**self.registry.get(message.reference, {"why": "404: no such image"}))
             case wire.DrainHost():
                 for id in list(self.instances):
                     self.end(id)

@@ -15,6 +15,7 @@ from headrace.control.api.describe import host_item, instance_item, use_item
 from headrace.control.api.replies import page, reply, wait_of
 from headrace.control.model import World
 from headrace.control.parts import Parts
+from headrace.control.pins import pin_images
 from headrace.control.specs import checked, parse_deployment
 from headrace.control.support import HINT, matrix, refused
 from headrace.errors import NotFound, ValidationFailed
@@ -80,6 +81,7 @@ async def deploy(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRe
     specs = checked(request.specs, call.project, parts.blobs.has)
     parts.vault.require(specs)
     require_hosts(parts, specs)
+    specs = await pin_images(parts.world, parts.blobs, specs)
     deployment = await parts.deployer.deploy(specs, call.project, verify=request.verify)
     return reply(deployment.to_json(), 202)
 
