@@ -33,6 +33,7 @@ from headrace.control import failures, observe, rollout
 from headrace.control.claims import Claims, base_of
 from headrace.control.history import History
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
+from headrace.control.leaving import Leaving
 from headrace.control.model import Ended, Endpoint, Instance, Shrink, World
 from headrace.control.parking import Parking, stranded
 from headrace.control.probing import start_s
@@ -65,6 +66,7 @@ class Reconciler:
         self._config = config
         self._grace_s = grace_s
         self.shortage = Shortage(world, routes, self.again)
+        self._leaving = Leaving(claims, routes)
         self.parking = Parking(world, claims, routes, self.release)
         self.adopting = False
         self.on_start: Callable[[Endpoint, int], None] = lambda endpoint, version: None
@@ -286,6 +288,7 @@ class Reconciler:
             self._world.touch(instance.endpoint)
             if instance.outcome is not None and not instance.outcome.done():
                 instance.outcome.set_result(wire.Death(reason="stopped", detail=reason))
+        self._leaving.watch(going)
         for endpoint in {id(i.endpoint): i.endpoint for i in going}.values():
             self._routes.refresh(endpoint)
 

@@ -202,6 +202,13 @@ class Instances:
         task = instance.task
         instance.task = asyncio.get_running_loop().create_task(self._stop(instance, task, grace_s))
 
+    def hurry(self, id: str) -> None:
+        """One that stops gets no more requests: it need not wait for what may be on its way."""
+        instance = self._living.get(id)
+        hurry = getattr(instance.sandbox, "hurry", None) if instance is not None else None
+        if hurry is not None:
+            hurry()
+
     def evict(self, instance: Instance, death: wire.Death, grace_s: float) -> None:
         """End an instance for a reason of the host's own; it counts as failed."""
         if instance.stopping:

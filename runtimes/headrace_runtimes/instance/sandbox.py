@@ -243,6 +243,12 @@ class EngineSandbox:
             self._stopping = asyncio.create_task(self._stop(grace_s))
         return await asyncio.shield(self._stopping)
 
+    def hurry(self) -> None:
+        """Nobody sends requests any more: when it stops, it does not wait for those on their way."""
+        if self.alive:
+            with contextlib.suppress(ChannelError):
+                self.child.send({"op": "left"})
+
     async def kill(self, reason: Exit | None = None) -> None:
         """End it now; ``reason`` is what `exited` will say instead of the signal."""
         if self._frame is None:

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 
+import hr_server
 import pytest
 from engine_harness import request, until
 
@@ -340,6 +341,19 @@ async def test_a_request_that_was_sent_when_draining_began_is_refused_not_lost(s
     assert (answer.status, answer.headers["x-headrace-refused"]) == (503, "draining")
     assert await draining is True
     assert await busy.ended() == b""
+
+
+async def test_who_is_known_to_be_left_does_not_wait_for_what_may_be_on_its_way(serve, monkeypatch):
+    monkeypatch.setattr(hr_server, "_ON_ITS_WAY_S", 3600.0)
+    running = await serve(lambda x: x, concurrency=2)
+    kept = await running.connect()
+    await kept.call(1)
+    draining = asyncio.create_task(running.server.drain(3600))
+    await until(lambda: running.server.draining)
+    kept.send(request(2))
+    assert (await kept.answer()).headers["x-headrace-refused"] == "draining"
+    running.server.left()
+    assert await draining is True
 
 
 async def test_what_outlasts_the_grace_is_cut_off_without_an_answer(serve):

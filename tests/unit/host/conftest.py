@@ -106,6 +106,7 @@ class FakeSandbox:
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.well: bool | tuple[bool, str] = True
         self.busy: int | None = 3
+        self.hurried = 0
         self.state = "ready"
         self.freezer: asyncio.Event | None = None
         """When set, freezing takes until then."""
@@ -126,6 +127,9 @@ class FakeSandbox:
         if self.state != "paused" or self.exited.done():
             raise WrongState(f"{self.id} is {self.state}")
         self.state = "ready"
+
+    def hurry(self) -> None:
+        self.hurried += 1
 
     async def stop(self, grace_s: float) -> Exit:
         return self.end(Exit("stopped"))

@@ -130,6 +130,17 @@ async def test_stop_drains_then_stops(agent: HostAgent, control: RecordingContro
     assert [i.id for i in agent.instances.inventory()] == ["i-2"]
 
 
+async def test_the_word_that_gateways_have_left_is_passed_on(
+    agent: HostAgent, control: RecordingControl, runtime: FakeRuntime
+) -> None:
+    control.send(start("i-1"))
+    await until(lambda: "ready" in control.states("i-1"))
+    sandbox = runtime.living["i-1"]
+    control.send(wire.InstanceLeft(epoch=1, id="i-unknown"))
+    control.send(wire.InstanceLeft(epoch=1, id="i-1"))
+    await until(lambda: sandbox.hurried == 1)
+
+
 async def test_stop_while_starting_cancels_the_claim(
     agent: HostAgent, control: RecordingControl, runtime: FakeRuntime
 ) -> None:

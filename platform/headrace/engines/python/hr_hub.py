@@ -44,6 +44,8 @@ class Controls:
             self._send({"ev": "stats", "in_flight": self._server.in_flight, "served": self._server.served})
         elif op == "health":
             self._check()
+        elif op == "left":
+            self._server.left()
         elif op == "stop":
             self._server.draining = True
             self._end(float(message.get("grace") or 0.0))

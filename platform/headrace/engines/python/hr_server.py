@@ -69,12 +69,14 @@ class Server:
         self._timer: Optional[asyncio.TimerHandle] = None
         self._timer_at = 0.0
         self._idle: Optional[asyncio.Event] = None
+        self._left: Optional[asyncio.Event] = None
         self._server: Optional[asyncio.AbstractServer] = None
 
     async def listen(self, sock: socket.socket) -> None:
         """Serve a socket that is bound and listening already."""
         loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
+        self._left = asyncio.Event()
         sock.setblocking(False)
 
         def make() -> Connection:
@@ -213,7 +215,9 @@ class Server:
         self.door.dismiss()
         until = time.monotonic() + max(0.0, grace_s)
         # What is on its way is refused, and goes elsewhere: with its connection it would be lost.
-        await asyncio.sleep(min(_ON_ITS_WAY_S, max(0.0, grace_s)))
+        assert self._left is not None
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._left.wait(), min(_ON_ITS_WAY_S, max(0.0, grace_s)))
         for connection in list(self.connections):
             connection.close_if_idle()
         assert self._idle is not None
@@ -222,6 +226,11 @@ class Server:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), max(0.0, until - time.monotonic()))
         return self.in_flight == 0
+
+    def left(self) -> None:
+        """Nobody sends requests any more: `drain` need not wait for those on their way."""
+        assert self._left is not None
+        self._left.set()
 
     def cut_off(self) -> None:
         """End what still runs, without an answer."""
