@@ -15,6 +15,7 @@ import zipfile
 
 import pytest
 from headrace_runtimes.errors import ImageFailed
+from headrace_runtimes.images import jail
 from headrace_runtimes.images.build import Builder, BuildSettings
 from headrace_runtimes.images.context import pack, unpack
 from headrace_runtimes.images.definition import Image
@@ -187,6 +188,9 @@ def made_of(kind, base, project, seconds):
         return Image(steps=(("from_registry", (base,)), ("run", (f"echo up; sleep {seconds}",)))), None
     names = " ".join(f"{p}" for p in ("usr", "lib", "lib64") if (project / "tools" / p).exists())
     copies = "".join(f"COPY tools/{name} /{name}\n" for name in names.split())
+    (project / "files").mkdir()
+    shutil.copytree(project / "tools", project / "files/tools", symlinks=True)
+    project = project / "files"
     (project / "Dockerfile").write_text(
         f'FROM scratch\n{copies}RUN ["/usr/bin/sh", "-c", "echo up; sleep {seconds}"]\n'
     )
@@ -319,6 +323,54 @@ async def test_a_dockerfile_is_built_by_buildah(store, settings, tmp_path):
     unpack(data, context)
     with pytest.raises(ImageFailed, match="nothing"):
         await shown(store, image, settings, context=context)
+
+
+PROBE = r"""
+echo map $(cat /proc/self/uid_map); echo dev $(ls /dev)
+while read -r name value; do [ "$name" = CapEff: ] && echo CapEff $value; done < /proc/self/status
+while read -r what of soft hard; do [ "$of" = processes ] && echo most $soft; done < /proc/self/limits
+for path in /proc/1/root /proc/1/cwd /etc/shadow /build /files /context; do
+    ls $path > /dev/null 2>&1 && echo reached $path
+done
+for path in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /sys/x; do
+    (echo x > $path) 2> /dev/null && echo wrote $path
+done
+echo probed
+"""
+
+
+async def test_a_hostile_dockerfile_finds_nothing_of_the_host(store, base, settings, tmp_path):
+    _, context = made_of("dockerfile", base, tmp_path, 0)
+    (context / "probe").write_text(PROBE)
+    outside = tmp_path / "outside"
+    outside.write_text("of the host")
+    (context / "way").symlink_to(outside)
+    said = []
+
+    async def build(*lines):
+        head = (context / "Dockerfile").read_text().partition("RUN")[0] if lines else ""
+        (context / "Hostile").write_text(head + "\n".join(lines) + "\n")
+        hostile = Image(steps=(("from_dockerfile", ("Hostile", ".")),))
+        await shown(store, hostile, settings, context=context, progress=lambda what, *_: said.append(what))
+
+    with pytest.raises(ImageFailed):
+        await build("COPY probe /probe", 'RUN ["/usr/bin/sh", "-c", ". /probe; cat nothing"]')
+    lines = [line.removeprefix("dockerfile: ") for line in said]
+    assert "probed" in lines
+    assert f"map 0 {jail.FIRST_ID} {jail.ID_COUNT}" in lines, "its root is root of the host"
+    # It cannot leave its root: whoever has CAP_SYS_CHROOT can, and CAP_MKNOD makes disks.
+    rights = int(next(line for line in lines if line.startswith("CapEff")).split()[1], 16)
+    assert rights & (1 << 18 | 1 << 27 | 1 << 21 | 1 << 13) == 0
+    devices = set(next(line for line in lines if line.startswith("dev ")).split()[1:])
+    assert devices <= {"fd", "full", "null", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
+                       "urandom", "zero", "ptmx", "console", "mqueue"}  # fmt: skip
+    assert [line for line in lines if line.startswith(("reached", "wrote"))] == []
+    assert f"most {jail.PROCESSES}" in lines
+    # Out of the context: by its name, and by a link in it.
+    for copy in ("COPY ../outside /got", "COPY way /got", f"COPY {outside} /got"):
+        with pytest.raises(ImageFailed):
+            await build(copy, 'RUN ["/usr/bin/cat", "/got"]', 'RUN ["/usr/bin/cat", "nothing"]')
+    assert not any("of the host" in line for line in said)
 
 
 def test_looking_into_layers_sees_what_an_overlay_shows(tmp_path):

@@ -289,7 +289,7 @@ class Builder:
             raise ImageFailed("The Dockerfile is not here: deploy the endpoint again.")
         async with self._scratch() as scratch:
             out = await run_buildah(
-                self._settings.buildah, context / words[0], context / words[1], scratch,
+                self._settings.buildah, context, words, scratch,
                 credentials=self._settings.credentials, docker_config=self._settings.docker_config,
                 timeout_s=self._settings.timeout_s, progress=progress,
             )  # fmt: skip

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
+from headrace_runtimes.images import jail
 from headrace_runtimes.images.auth import Credentials
 from headrace_runtimes.images.reference import Descriptor, is_digest, manifest_of
 from headrace_runtimes.images.step import PATH
 from headrace_runtimes.images.store import Store, Stored
 from headrace_runtimes.images.tool import LEASH, run_tool
+from headrace_runtimes.userns import user_namespace
 
-_libc = ctypes.CDLL(None, use_errno=True)
+ENV = {"PATH": PATH, "HOME": jail.OWN, "TMPDIR": f"{jail.OWN}/tmp"}  # noqa: S108
+AUTH, FILES = "auth.json", f"{jail.OWN}/files"
+NOT_FOR_STEPS = ("CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_CHROOT")
+"""Rights that buildah would give to a step. With the last it would leave its root, and find `AUTH`."""
 
 
 async def run_buildah(
     buildah: str,
-    dockerfile: Path,
-    context: Path,
+    files: Path,
+    words: Sequence[str],
     scratch: Path,
     *,
     credentials: Mapping[str, Credentials],
@@ -34,36 +38,64 @@ async def run_buildah(
     timeout_s: float,
     progress: Progress | None,
 ) -> Path:
-    """The OCI layout that was built, below ``scratch``. Raises `ImageFailed`, `PrepareFailed`."""
-    if shutil.which(buildah) is None:
+    """The OCI layout that was built, below ``scratch``. Raises `ImageFailed`, `PrepareFailed`.
+
+    ``words``: the Dockerfile and its context, both below ``files``.
+    """
+    binary = shutil.which(buildah)
+    if binary is None:
         raise PrepareFailed(f"{buildah} is not installed, which builds Dockerfiles: apt-get install buildah.")
-    out, auth = scratch / "out", scratch / "auth.json"
-    await asyncio.to_thread(_write_auth, auth, credentials, docker_config)
-    (scratch / "tmp").mkdir()
-    storage = [
-        "--root", str(scratch / "storage"), "--runroot", str(scratch / "runroot"),
-        "--storage-driver", "overlay",
-    ]  # fmt: skip
-    build = [
-        *LEASH, buildah, *storage, "bud", "--isolation", "chroot", "--network", "host", "--layers=false",
-        "--authfile", str(auth), "--tag", "built:latest", "--file", str(dockerfile), str(context),
-    ]  # fmt: skip
-    push = [*LEASH, buildah, *storage, "push", "built:latest", f"oci:{out}:built"]
-    env = {"PATH": PATH, "HOME": str(scratch), "TMPDIR": str(scratch / "tmp")}
+    own, root = scratch / "build", scratch / "root"
     try:
-        for argv in (build, push):
-            code, words = await run_tool(
-                argv, env=env, cwd=context, what="dockerfile", timeout_s=timeout_s, progress=progress
-            )
+        userns = user_namespace(jail.FIRST_ID, jail.ID_COUNT)
+    except OSError as error:
+        raise PrepareFailed(f"No user namespace can be made for buildah: {error}.") from error
+    try:
+        await asyncio.to_thread(root.mkdir)
+        await asyncio.to_thread(_lay_out, own, files, credentials, docker_config)
+        for argv in _commands(words):
+            confined = jail.jailed(root, own, binary, userns, argv)
+            code, said = await run_tool(
+                [*LEASH, *confined], env=ENV, cwd=scratch, what="dockerfile", timeout_s=timeout_s,
+                progress=progress, room=scratch, pass_fds=(userns,),
+            )  # fmt: skip
             if code != 0:
-                raise ImageFailed(f"The Dockerfile failed with exit code {code}: {words}")
+                raise ImageFailed(f"The Dockerfile failed with exit code {code}: {said}")
     except TimeoutError as error:
         raise ImageFailed(f"The Dockerfile took more than {timeout_s:g} s.") from error
     except OSError as error:
-        raise PrepareFailed(f"buildah cannot be run: {error}. apt-get install buildah.") from error
+        raise PrepareFailed(f"buildah cannot be run: {error!s:.300}. apt-get install buildah.") from error
     finally:
-        await asyncio.shield(asyncio.to_thread(_unmount_below, scratch))
-    return out
+        os.close(userns)
+    return own / "out"
+
+
+def _commands(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Build and write out, as they are seen from the jail."""
+    storage = [
+        jail.TOOL, "--root", f"{jail.OWN}/storage", "--runroot", f"{jail.OWN}/runroot",
+        "--storage-driver", "overlay",
+    ]  # fmt: skip
+    build = [
+        *storage, "bud", "--isolation", "chroot", "--network", "host", "--layers=false",
+        "--authfile", f"{jail.OWN}/{AUTH}", "--tag", "localhost/built:latest",
+        "--ulimit", f"nproc={jail.PROCESSES}:{jail.PROCESSES}",
+        *(word for name in NOT_FOR_STEPS for word in ("--cap-drop", name)),
+        "--file", f"{FILES}/{words[0]}", f"{FILES}/{words[1]}",
+    ]  # fmt: skip
+    return build, [*storage, "push", "localhost/built:latest", f"oci:{jail.OWN}/out:built"]
+
+
+def _lay_out(
+    own: Path, files: Path, credentials: Mapping[str, Credentials], docker_config: Path | None
+) -> None:
+    own.mkdir(mode=0o700)
+    (own / "tmp").mkdir()
+    # A copy: the host's own may be closed to others, and what a step of it leaves there is nobody's.
+    shutil.copytree(files, own / "files", symlinks=True)
+    _write_auth(own / AUTH, credentials, docker_config)
+    for path in (own, *own.rglob("*")):
+        os.chown(path, jail.FIRST_ID, jail.FIRST_ID, follow_symlinks=False)
 
 
 async def adopt_layout(store: Store, layout: Path, name: str) -> Stored:
@@ -99,11 +131,3 @@ def _write_auth(path: Path, credentials: Mapping[str, Credentials], docker_confi
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(file, "w") as out:
         json.dump({"auths": auths}, out)
-
-
-def _unmount_below(directory: Path) -> None:
-    with open("/proc/self/mounts", encoding="utf-8", errors="replace") as table:
-        points = [line.split(" ")[1] for line in table]
-    for point in reversed(points):
-        if point.startswith(f"{directory}/"):
-            _libc.umount2(os.fsencode(point), 2)

@@ -78,8 +78,9 @@ async def run_step(
         await asyncio.to_thread(_lay_out, step, scratch)
         argv = [*LEASH, runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
         code, words = await run_tool(
-            argv, env={"PATH": PATH}, cwd=scratch, what=step.what, timeout_s=timeout_s, progress=progress
-        )
+            argv, env={"PATH": PATH}, cwd=scratch, what=step.what, timeout_s=timeout_s, progress=progress,
+            room=scratch,
+        )  # fmt: skip
         if code != 0:
             raise ImageFailed(f"The image's step {step.what!r:.200} failed with exit code {code}: {words}")
         await asyncio.to_thread(_unmount, scratch / "root")
@@ -135,9 +136,15 @@ def configuration(step: Step) -> dict[str, Any]:
             "maskedPaths": list(_MASKED), "readonlyPaths": list(_READ_ONLY), "rootfsPropagation": "private",
             "resources": {
                 "pids": {"limit": PIDS_LIMIT}, "devices": [{"allow": False, "access": "rwm"}],
+                "memory": {"limit": memory_limit()},
             },
         },
     }  # fmt: skip
+
+
+def memory_limit() -> int:
+    """Bytes of memory, files in memory included, that one step may have: half of the machine's."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _without_audit(profile: Mapping[str, Any]) -> dict[str, Any]:

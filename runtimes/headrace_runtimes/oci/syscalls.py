@@ -5,23 +5,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 from pathlib import Path
+
+from headrace_runtimes.userns import user_namespace as user_namespace  # noqa: PLC0414 - one of these calls
 
 MS_NOSUID, MS_NODEV, MS_NOATIME = 2, 4, 1024
 MNT_DETACH = 2
-CLONE_VM, CLONE_FS, CLONE_NEWNS, CLONE_NEWUSER = 0x100, 0x200, 0x20000, 0x1000_0000
+CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
 AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 4
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_IDMAP = 1, 2, 4, 0x10_0000
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
 """The same numbers on all architectures (they were added after the tables were joined)."""
-STACK_BYTES = 65_536
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-_libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
 
 
 class _MountAttr(ctypes.Structure):
@@ -88,22 +87,3 @@ def act_as(id: int) -> None:
         getattr(_libc, name)(id)
         if getattr(_libc, name)(-1) != id:
             raise OSError(errno.EPERM, f"{name}: {os.strerror(errno.EPERM)}")
-
-
-def user_namespace(first: int, count: int) -> int:
-    """A descriptor of a new user namespace whose ids 0, 1... are the host's ``first`` and on.
-
-    It is made by a child that shares our memory, calls one function of the C library and ends: a fork of a
-    large host would take milliseconds. Its namespace is there until we look for its end.
-    """
-    stack = ctypes.create_string_buffer(STACK_BYTES)
-    top = (ctypes.addressof(stack) + STACK_BYTES) & ~0xF
-    work = ctypes.cast(_libc.getpid, ctypes.c_void_p)
-    pid = _check(_libc.clone(work, top, CLONE_VM | CLONE_NEWUSER | signal.SIGCHLD, None), "clone")
-    try:
-        for name in ("uid_map", "gid_map"):
-            with open(f"/proc/{pid}/{name}", "w") as file:
-                file.write(f"0 {first} {count}")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.waitpid(pid, 0)
