@@ -94,7 +94,9 @@ class HostWeights:
     async def _hold(self, pins: list[Pin]) -> None:
         for pin in pins:
             try:
-                await self._keeper.keep(pin.item.key, await asyncio.to_thread(pin.files))
+                files = await asyncio.to_thread(pin.files)
+                in_use = {other.item.key for pins in self._pins.values() for other in pins}
+                await self._keeper.keep(pin.item.key, files, in_use)
             except OSError as error:
                 log.warning("weights %s are not held in memory: %s", pin.item.shown, error)
 

@@ -29,6 +29,7 @@ from headrace_runtimes.weights.values import (
     Item,
     WeightsFailed,
     WeightsSettings,
+    below,
     check_allowed,
     megabytes,
     victims,
@@ -250,10 +251,24 @@ def _local(item: Item) -> Path | None:
     if path.is_dir():
         if item.sha256:
             raise WeightsFailed(f"weights {item.shown}: sha256 is of one file, and this is a directory.")
+        _check_links(item, path)
         return path
     if not path.is_file():
         raise WeightsFailed(f"weights {item.shown}: there is nothing there on this host; correct the path.")
     return None
+
+
+def _check_links(item: Item, path: Path) -> None:
+    """Raises `WeightsFailed` for a link out of the directory: in a container it would lead to nothing."""
+    for at, directories, names in os.walk(path):
+        for name in (*directories, *names):
+            link = os.path.join(at, name)
+            if os.path.islink(link) and not below(os.path.realpath(link), os.fspath(path)):
+                shown = os.path.relpath(link, path)
+                raise WeightsFailed(
+                    f"weights {item.shown}: the link {shown} leads out of it, where instances see nothing: "
+                    "name a directory that holds both, or copy it with its files (cp -rL)."
+                )
 
 
 def _try(lock: int, kind: int) -> bool:

@@ -78,10 +78,7 @@ class HttpRemote:
     async def files(self) -> list[RemoteFile]:
         """See `Remote.files`."""
         async with self._get({"Range": "bytes=0-0"}) as answer:
-            etag = answer.headers.get("ETag", "")
-            validator = (
-                etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
-            )
+            validator = _validator(answer)
             name = file_name(str(self._url))
             if answer.status == 206:
                 size = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -101,6 +98,9 @@ class HttpRemote:
                 headers["If-Range"] = file.validator
         async with self._get(headers) as answer:
             if file.ranges and answer.status != 206:
+                raise Changed("the source has changed")
+            if file.validator and _validator(answer) not in ("", file.validator):
+                # Not every server heeds If-Range.
                 raise Changed("the source has changed")
             if (
                 file.ranges
@@ -129,6 +129,8 @@ class HttpRemote:
             self._check(url)
             try:
                 answer = await self._session.get(url, headers=headers, allow_redirects=False)
+            except aiohttp.InvalidURL as error:
+                raise WeightsFailed(f"weights {self._shown}: {error}: correct the address.") from None
             except aiohttp.ClientConnectorError as error:
                 if isinstance(error.os_error, Forbidden):
                     raise WeightsFailed(f"weights {self._shown}: {error.os_error}.") from None
@@ -137,7 +139,7 @@ class HttpRemote:
                 raise Interrupted(_words(error)) from None
             try:
                 if answer.status in REDIRECTS:
-                    url = url.join(URL(answer.headers.get("Location", ""), encoded=True))
+                    url = self._joined(url, answer.headers.get("Location", ""))
                     continue
                 if answer.status not in (200, 206):
                     raise self._refusal(answer)
@@ -148,6 +150,12 @@ class HttpRemote:
             finally:
                 answer.close() if answer.status == 200 else answer.release()
         raise WeightsFailed(f"weights {self._shown}: the server sends us on and on.")
+
+    def _joined(self, url: URL, location: str) -> URL:
+        try:
+            return url.join(URL(location, encoded=True))
+        except ValueError:
+            raise WeightsFailed(f"weights {self._shown}: the server sends us to no address.") from None
 
     def _check(self, url: URL) -> None:
         if url.scheme not in ("http", "https") or not url.host or url.user is not None:
@@ -169,7 +177,18 @@ class HttpRemote:
             )
         if answer.status in (412, 416):
             return Changed("the source has another size now")
-        return WeightsFailed(f"weights {self._shown}: HTTP {answer.status}: correct the address.")
+        what = "correct the address"
+        if answer.status in (401, 403):
+            what = "hosts have no credentials there; use a signed or public address, s3:// or a local path"
+        elif answer.status in (404, 410):
+            what = "there is nothing there; correct the address"
+        return WeightsFailed(f"weights {self._shown}: HTTP {answer.status}: {what}.")
+
+
+def _validator(answer: aiohttp.ClientResponse) -> str:
+    """What changes with the content, as the server says; a weak ETag may not."""
+    etag = answer.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
 
 
 def _words(error: BaseException) -> str:

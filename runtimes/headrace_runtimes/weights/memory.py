@@ -13,7 +13,7 @@ import logging
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,37 +59,41 @@ class Keeper:
         kept = self._kept.get(key)
         return kept is not None and kept.locked
 
-    async def keep(self, key: str, files: Iterable[Path]) -> bool:
-        """These were used now: hold them, let go what was used longest ago. Whether they are held."""
+    async def keep(self, key: str, files: Iterable[Path], in_use: Container[str] = ()) -> bool:
+        """These were used now: hold them, let go what was used longest ago but for ``in_use``.
+
+        Whether they are held. Raises ``OSError`` for files that are not there.
+        """
         async with self._turn:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 if self._kept[key].locked:
                     return True
-                self._drop(key)
-            paths = [(path, path.stat().st_size) for path in files]
+                await self._drop(key)
+            paths = await asyncio.to_thread(lambda: [(path, path.stat().st_size) for path in files])
             need = sum(size for _, size in paths)
-            if need > self._bound:
+            idle = [other for other in self._kept if other not in in_use]
+            if need + self.bytes - sum(self._kept[other].size for other in idle) > self._bound:
                 return False
             while self.bytes + need > self._bound:
-                self._drop(next(iter(self._kept)))
+                await self._drop(idle.pop(0))
             kept = self._kept[key] = _Kept(need)
             try:
                 await asyncio.to_thread(self._hold, kept, [path for path, size in paths if size])
             except OSError as error:
                 log.warning("weights %s are not held in memory: %s", key, error)
-                self._drop(key)
+                await self._drop(key)
                 return False
             return kept.locked
 
     def close(self) -> None:
         """Let all go."""
         for key in list(self._kept):
-            self._drop(key)
+            _let_go(self._kept.pop(key))
 
-    def _drop(self, key: str) -> None:
-        for address, size in self._kept.pop(key).maps:
-            _libc.munmap(address, size)
+    async def _drop(self, key: str) -> None:
+        # Seconds for what is large: every page is unlocked.
+        await asyncio.to_thread(_let_go, self._kept.pop(key))
 
     def _hold(self, kept: _Kept, paths: list[Path]) -> None:
         for path in paths:
@@ -103,6 +107,11 @@ class Keeper:
                         kept.locked = False
                         self.why_not = f"mlock: {os.strerror(ctypes.get_errno())}"
                         log.info("weights are not locked in memory (%s), only read ahead", self.why_not)
+
+
+def _let_go(kept: _Kept) -> None:
+    for address, size in kept.maps:
+        _libc.munmap(address, size)
 
 
 class open_mapped:

@@ -77,7 +77,7 @@ def check_allowed(item: Item, allow: tuple[str, ...]) -> None:
             return
     else:
         real = os.path.realpath(item.source)
-        if any(_below(real, os.path.realpath(prefix)) for prefix in allow if prefix.startswith("/")):
+        if any(below(real, os.path.realpath(prefix)) for prefix in allow if prefix.startswith("/")):
             return
     raise WeightsFailed(
         f"weights {item.shown}: hosts may not read there on behalf of endpoints; add it to the setting "
@@ -89,7 +89,8 @@ def _begins(source: str, prefix: str) -> bool:
     return source == prefix or source.startswith(prefix if prefix.endswith("/") else prefix + "/")
 
 
-def _below(path: str, directory: str) -> bool:
+def below(path: str, directory: str) -> bool:
+    """Whether a real path is the directory or in it."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 

@@ -8,15 +8,18 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from headrace_runtimes.weights import Item, WeightsCache, WeightsFailed, WeightsSettings
+from headrace_runtimes.weights import http as weights_http
 from headrace_runtimes.weights.parts import plan, state_of
 from headrace_runtimes.weights.remote import RemoteFile
 from headrace_runtimes.weights.values import PART_BYTES, check_allowed, part_size, safe_path, victims
@@ -35,6 +38,8 @@ class Server:
     data: bytes = DATA
     etag: str = '"one"'
     ranges: bool = True
+    heeds: bool = True
+    """If-Range."""
     spans: list[tuple[int, int]] = field(default_factory=list)
     cut_after: Callable[[int], int | None] = lambda begin: None
     """Bytes of an answer after which the connection is cut, by its begin."""
@@ -47,11 +52,11 @@ class Server:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self.redirect:
-            raise web.HTTPFound(self.redirect)
+            return web.Response(status=302, headers={"Location": self.redirect})
         if self.status:
             return web.Response(status=self.status.pop(0))
         wanted = request.http_range if self.ranges else slice(None)
-        if request.headers.get("If-Range", self.etag) != self.etag:
+        if self.heeds and request.headers.get("If-Range", self.etag) != self.etag:
             wanted = slice(None)
         begin, end = wanted.start or 0, min(len(self.data), wanted.stop or len(self.data))
         partial = wanted.start is not None
@@ -195,7 +200,35 @@ async def test_a_server_without_ranges_and_one_that_is_busy(server: Server, tmp_
     pin.release()
 
 
-@pytest.mark.parametrize(("status", "said"), [(404, "HTTP 404"), (403, "HTTP 403")])
+@pytest.mark.parametrize("ranges", [True, False])
+async def test_a_change_that_the_server_does_not_admit_is_seen(
+    server: Server, tmp_path: Path, ranges: bool
+) -> None:
+    """It has ranges and does not heed If-Range, or has none: its ETag tells."""
+    other = DATA[::-1]
+    server.ranges, server.heeds = ranges, False
+
+    def change(begin: int) -> int | None:
+        if begin == (PART_BYTES if ranges else 0) and server.data is DATA and len(server.spans) > 1:
+            server.data, server.etag = other, '"two"'
+            return 1
+        return None
+
+    server.cut_after = change
+    pin = await cache_in(tmp_path, connections=1).ensure(Item(server.url))
+    assert (pin.path / "model.bin").read_bytes() == (other if server.data is other else DATA)
+    assert server.data is other
+    pin.release()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, "HTTP 404: there is nothing"),
+        (401, "HTTP 401: hosts have no credentials"),
+        (403, "HTTP 403: hosts"),
+    ],
+)
 async def test_refusals_are_told_at_once(server: Server, tmp_path: Path, status: int, said: str) -> None:
     server.status = [status]
     with pytest.raises(WeightsFailed, match=said) as failure:
@@ -217,6 +250,9 @@ async def test_private_addresses_are_refused_also_by_name_and_redirect(
         await closed.ensure(Item(server.url))
     with pytest.raises(WeightsFailed, match=r"localhost is at .* private address"):
         await closed.ensure(Item(server.url.replace("127.0.0.1", "localhost")))
+    server.redirect = "http://[::1"
+    with pytest.raises(WeightsFailed, match="sends us to no address"):
+        await cache_in(tmp_path).ensure(Item(server.url))
     server.redirect = "file:///etc/passwd"
     with pytest.raises(WeightsFailed, match="no http"):
         await cache_in(tmp_path).ensure(Item(server.url))
@@ -224,6 +260,41 @@ async def test_private_addresses_are_refused_also_by_name_and_redirect(
     with pytest.raises(WeightsFailed, match="on and on"):
         await cache_in(tmp_path).ensure(Item(server.url))
     assert not server.spans
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.1", "2130706433", "0x7f000001", "0", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]",
+     "169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "10.0.0.1", "100.64.0.1", "localhost"],
+)  # fmt: skip
+async def test_no_spelling_of_an_address_inside_is_let_through(tmp_path: Path, host: str) -> None:
+    with pytest.raises(WeightsFailed, match=r"private address|not a canonical IPv4 address: correct"):
+        await cache_in(tmp_path, private=False, attempts=1).ensure(Item(f"http://{host}/model.bin"))
+
+
+async def test_a_public_server_cannot_send_us_inside_nor_a_name_change_its_mind(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For this test the server is public, and the address next to it is not.
+    monkeypatch.setattr(weights_http, "is_public", lambda address: str(address) == "127.0.0.1")
+    server.redirect = server.url.replace("127.0.0.1", "127.0.0.2")
+    with pytest.raises(WeightsFailed, match=r"127\.0\.0\.2 is a private address"):
+        await cache_in(tmp_path, private=False).ensure(Item(server.url))
+    server.redirect = ""
+    answers = [["127.0.0.1"], ["127.0.0.2"]]
+
+    async def lookup(host: str, port: int, **options: Any) -> list[Any]:
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+    named = Item(server.url.replace("127.0.0.1", "models.example"))
+    # The address that was checked is the one that is connected to, however often the name is asked again.
+    (await cache_in(tmp_path, private=False).ensure(named)).release()
+    for inside in (["127.0.0.2"], ["127.0.0.1", "127.0.0.2"]):
+        answers[:] = [inside]
+        with pytest.raises(WeightsFailed, match=r"models.example is at 127.0.0.2"):
+            await cache_in(tmp_path / "other", private=False).ensure(named)
 
 
 async def test_what_was_used_longest_ago_goes_and_what_is_used_stays(server: Server, tmp_path: Path) -> None:
@@ -289,6 +360,11 @@ async def test_paths_of_the_host_are_shown_only_where_that_is_allowed(tmp_path: 
     for source in ("/etc", str(models / "link"), str(tmp_path / "models-other"), f"{models}/../../etc"):
         with pytest.raises(WeightsFailed, match="weights_allow"):
             await cache.ensure(Item(source))
+    (models / "one" / "same").symlink_to("data")
+    (await cache.ensure(Item(str(models / "one")))).release()
+    (models / "one" / "out").symlink_to("../link/hostname")
+    with pytest.raises(WeightsFailed, match="the link out leads out of it"):
+        await cache.ensure(Item(str(models / "one")))
     with pytest.raises(WeightsFailed, match="nothing there"):
         await cache.ensure(Item(str(models / "missing")))
 

@@ -76,6 +76,20 @@ async def test_what_is_too_large_is_not_held_and_pushes_nothing_out(tmp_path: Pa
     keeper.close()
 
 
+async def test_what_is_in_use_is_never_let_go(tmp_path: Path) -> None:
+    one, two, three = (make(tmp_path, name) for name in ("one", "two", "three"))
+    keeper = Keeper(2 * SIZE)
+    await keeper.keep("one", [one])
+    await keeper.keep("two", [two])
+    assert not await keeper.keep("three", [three], {"one", "two", "three"})
+    assert keeper.bytes == 2 * SIZE
+    await keeper.keep("three", [three], {"one", "three"})
+    assert keeper.bytes == 2 * SIZE
+    assert await keeper.keep("one", [one], {"one"}) == keeper.held("one")
+    assert not keeper.held("two")
+    keeper.close()
+
+
 async def test_empty_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     keeper = Keeper(SIZE)
