@@ -6,7 +6,9 @@ An image is only described here; a deploy packs it with the files that it copies
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from headrace_runtimes.errors import ImageFailed
 from headrace_runtimes.images import definition as definitions
@@ -15,6 +17,9 @@ from headrace.errors import SpecError, UnsupportedOption
 from headrace.sdk.spec import ImageSpec
 
 _NO_LAYERS = ImageSpec()
+_STARTS = frozenset({"python", "from_registry", "from_dockerfile"})
+OLDEST = 9
+"""Of Python 3: what runs in instances needs it."""
 
 
 class Image:
@@ -27,15 +32,32 @@ class Image:
     __slots__ = ("spec",)
 
     def __init__(self, spec: ImageSpec = _NO_LAYERS) -> None:
+        if not isinstance(spec, ImageSpec):
+            raise SpecError(
+                f'Image({spec!r:.80}): use Image.python("3.12"), Image.from_registry("...") or Image().'
+            )
         self.spec = spec
         """The value that goes into the endpoint's spec."""
+
+    if not TYPE_CHECKING:
+
+        def __getattribute__(self, name: str) -> Any:
+            """A class method on an image that has steps would drop them without a word."""
+            if name in _STARTS and self.spec != _NO_LAYERS:
+                raise SpecError(
+                    f"Image.{name}(...) after other steps: an image starts from one place.",
+                    hint=f"Begin with it: Image.{name}(...).pip(...).",
+                )
+            return object.__getattribute__(self, name)
 
     @classmethod
     def python(cls, version: str) -> Image:
         """Start from a plain Python, for example ``"3.11"``."""
         parts = version.split(".") if isinstance(version, str) else []
-        if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
-            raise SpecError(f'Image.python({version!r}): use a version such as "3.11".')
+        if len(parts) not in (2, 3) or not all(part.isdecimal() and part.isascii() for part in parts):
+            raise SpecError(f'Image.python({version!r:.80}): use a version such as "3.11", in quotes.')
+        if parts[0] != "3" or int(parts[1]) < OLDEST:
+            raise SpecError(f'Image.python({version!r:.80}): use "3.{OLDEST}" or newer.')
         return cls(ImageSpec(python=version))
 
     @classmethod
@@ -52,15 +74,15 @@ class Image:
 
     def pip(self, *requirements: str) -> Image:
         """Install Python packages."""
-        return self._with("pip", requirements)
+        return _begun(self, "pip")._with("pip", requirements)
 
     def apt(self, *packages: str) -> Image:
         """Install Debian packages."""
-        return self._with("apt", packages)
+        return _begun(self, "apt")._with("apt", packages)
 
     def run(self, *commands: str) -> Image:
         """Run shell commands."""
-        return self._with("run", commands)
+        return _begun(self, "run")._with("run", commands)
 
     def copy(self, source: str, target: str) -> Image:
         """Copy a file or directory of the project; its content is part of the image once it is built."""
@@ -69,8 +91,10 @@ class Image:
     def env(self, **variables: str) -> Image:
         """Set environment variables."""
         for name, value in variables.items():
-            if not isinstance(value, str):
-                raise SpecError(f"Image.env({name}={value!r}): use a string.")
+            if not isinstance(value, str) or "\0" in value:
+                raise SpecError(f"Image.env({name}={value!r:.80}): use a string.")
+            if name.startswith("HEADRACE_"):
+                raise SpecError(f"Image.env({name}=...): that is the platform's own; use another name.")
         return self._with("env", tuple(f"{name}={value}" for name, value in sorted(variables.items())))
 
     @property
@@ -80,8 +104,21 @@ class Image:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the definition, without what its files hold."""
+        """SHA-256 (hex) of the definition, without what its files hold: see `digest_in`."""
         return self.definition.digest
+
+    def digest_in(self, root: str | os.PathLike[str]) -> str:
+        """SHA-256 (hex) of the definition with what its files below ``root`` (the project) hold now.
+
+        It names the image at a deployment; the tag of an image of a registry becomes its digest then. Raises
+        `SpecError` for files that are missing or lead outside.
+        """
+        from headrace_runtimes.images import context  # noqa: PLC0415 - keeps `import headrace` cheap in a sandbox
+
+        try:
+            return context.pack(self.definition, Path(root))[0].digest
+        except ImageFailed as error:
+            raise SpecError(f"image: {error}") from error
 
     def _with(self, step: str, arguments: tuple[str, ...]) -> Image:
         if not arguments:
@@ -91,7 +128,7 @@ class Image:
         try:
             definitions.check(image.definition)
         except ImageFailed as error:
-            raise SpecError(f"Image.{step}(): {error}") from error
+            raise SpecError(f"Image.{step}(...): {error}") from error
         return image
 
     def __eq__(self, other: object) -> bool:
@@ -131,7 +168,16 @@ def check_image(runtime: str, spec: ImageSpec) -> None:
         raise UnsupportedOption(f"image: {reason}.")
 
 
+def _begun(image: Any, step: str) -> Image:
+    """What a step is added to. `SpecError` for a step on the class."""
+    if isinstance(image, Image):
+        return image
+    raise SpecError(f"Image.{step}({image!r:.80}): begin with Image(): Image().{step}({image!r:.80}).")
+
+
 def _word(step: str, value: Any) -> str:
+    if isinstance(value, list | tuple):
+        raise SpecError(f"Image.{step}({value!r:.80}): give them one by one: Image.{step}(*names).")
     if not isinstance(value, str) or not value.strip():
         raise SpecError(f"Image.{step}({value!r}): use non-empty strings.")
     return value

@@ -18,6 +18,11 @@ STARTS: frozenset[str] = frozenset({"from_registry", "from_dockerfile"})
 
 _VERSION = re.compile(r"\d\.\d{1,2}(\.\d{1,2})?")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?")
+_REQUIREMENT = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._,\s-]*\])?\s*(\(?\s*(===|==|~=|!=|<=|>=|<|>)[^;]+)?(;.*)?",
+    re.ASCII,
+)
+"""Roughly a PEP 508 requirement; one by address holds a slash."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -102,21 +107,39 @@ def refused_by_process(image: Image) -> str:
 def _check_words(kind: str, words: tuple[str, ...]) -> None:
     """Raises `ImageFailed` for words that a tool would take for something else."""
     if any("\0" in word or not word.strip() for word in words):
-        raise ImageFailed(f"Image step {kind!r} has an empty word: leave it out.")
-    if kind == "pip" and any(word.lstrip().startswith("-") for word in words):
-        raise ImageFailed("pip takes requirements, no options: set those for the host.")
+        raise ImageFailed(f"Image step {kind!r} has a word that is empty or holds a NUL: leave it out.")
+    if kind == "pip":
+        for word in words:
+            _check_requirement(word)
     if kind == "apt" and not all(_PACKAGE.fullmatch(word) for word in words):
         raise ImageFailed("apt takes names of packages, such as ffmpeg or ffmpeg=7:5.1.6-0+deb12u1.")
     if kind == "env" and not all(_VARIABLE.match(word) for word in words):
         raise ImageFailed("env takes NAME=value, the name of letters, digits and underscores.")
     if kind in ("copy", "from_dockerfile") and len(words) != 2:
         raise ImageFailed(f"{kind} takes two paths.")
+    for word in {"copy": words[:1], "from_dockerfile": words}.get(kind, ()):
+        if word.startswith("/") or ".." in word.split("/") or "\\" in word:
+            raise ImageFailed(
+                f"{word!r:.200} must be a path below the project's root, such as data/model.bin."
+            )
     if kind == "copy" and ".." in words[1].split("/"):
         raise ImageFailed(f"copy to {words[1]!r:.200} leads outside: name the target plainly.")
     if kind == "from_registry":
         if len(words) != 1:
             raise ImageFailed("from_registry takes one reference.")
         parse(words[0])
+
+
+def _check_requirement(word: str) -> None:
+    """Raises `ImageFailed` for what is no requirement; the rest the installer says."""
+    if word.lstrip().startswith("-"):
+        raise ImageFailed(f"{word!r:.100}: pip takes requirements, no options: set those for the host.")
+    if word.endswith(".txt"):
+        raise ImageFailed(f"{word!r:.100}: pip takes requirements, no file of them: give its lines.")
+    if "/" not in word and not _REQUIREMENT.fullmatch(word.strip()):
+        raise ImageFailed(
+            f'{word!r:.100}: pip takes requirements one by one, such as "six" or "torch>=2.13".'
+        )
 
 
 def _text(value: Any) -> str:
