@@ -174,6 +174,8 @@ class InstanceUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Bytes: proportional set size, or its cgroup's without the page cache that can go."""
     io_bytes: int | None = None
     """Read and written so far; None where the kernel does not count it."""
+    processes: int | None = None
+    """How many it has now; of a container, with their threads."""
     gpu: float | None = None
     """Busy part of its accelerators, 0 to 1 each, together; None when it has none or nobody can tell."""
     gpu_memory: int | None = None

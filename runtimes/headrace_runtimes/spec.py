@@ -235,7 +235,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class Stats:
-    """Use of resources now."""
+    """Use of resources now, by all of its processes."""
 
     rss: int
     """Proportional set size, bytes."""
@@ -245,6 +245,8 @@ class Stats:
     """Read and written, where the kernel counts it."""
     stopped: bool = False
     """Its main process was stopped by a signal (SIGSTOP): it does nothing until it is continued."""
+    processes: int | None = None
+    """How many it has; with their threads where the kernel counts those."""
 
 
 @dataclass(frozen=True)

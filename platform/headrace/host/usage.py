@@ -106,6 +106,7 @@ def use_of(
         cpu=round(cores, 3),
         memory=stats.rss,
         io_bytes=stats.io_bytes,
+        processes=stats.processes,
         gpu=round(sum(gpu.busy for gpu in known), 3) if known else None,
         gpu_memory=sum(gpu.memory for gpu in known) if known else None,
     )

@@ -24,6 +24,10 @@ _OF_INSTANCES = (
         "Read and written by instances, where the kernel counts it.", "io_bytes",
     ),
     _Family(
+        GaugeMetricFamily, "container_processes", "Processes of instances; of containers, threads too.",
+        "processes",
+    ),
+    _Family(
         GaugeMetricFamily, "hw_gpu_utilization_ratio",
         "Busy part of instances' accelerators, 0 to 1 each, together.", "gpu",
     ),

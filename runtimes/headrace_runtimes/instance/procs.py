@@ -27,6 +27,8 @@ class Proc:
     zombie: bool
     stopped: bool = False
     """By a signal; a debugger's stop is not meant."""
+    reaped_cpu_s: float = 0.0
+    """Of children that have ended and were waited for, and theirs."""
 
 
 def stat(pid: int) -> Proc | None:
@@ -45,6 +47,7 @@ def stat(pid: int) -> Proc | None:
         cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS,
         zombie=fields[0] in (b"Z", b"X"),
         stopped=fields[0] == b"T",
+        reaped_cpu_s=(int(fields[13]) + int(fields[14])) / _TICKS,
     )
 
 

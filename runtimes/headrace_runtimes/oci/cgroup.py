@@ -112,7 +112,8 @@ class Cgroup:
             p for line in self._read("memory", "memory.stat").splitlines() if len(p := line.split()) == 2
         )
         cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-        return Stats(max(0, held - cache), cpu_s, io_bytes=self._io())
+        count = self._number("pids", "pids.current")
+        return Stats(max(0, held - cache), cpu_s, io_bytes=self._io(), processes=count)
 
     def freeze(self, on: bool) -> None:
         """Stop or go on. Raises ``OSError``."""

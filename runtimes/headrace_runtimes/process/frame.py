@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from headrace_runtimes.errors import NotSupported, PrepareFailed
-from headrace_runtimes.instance import procs
+from headrace_runtimes.instance.census import Census, use_of
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.home import make_home
 from headrace_runtimes.instance.inmemory import make_secrets
@@ -30,13 +30,15 @@ class ProcessFrame:
         sockets: Path,
         *,
         memory: MemoryGuard,
+        census: Census,
         bury: Callable[[Child], Awaitable[None]],
         secrets: Path | None = None,
     ) -> None:
         self.child = child
         self.tier: Tier = tier
         self._homes, self._sockets = homes, sockets
-        self._memory = memory
+        self._memory, self._census = memory, census
+        self._cpu_s = 0.0
         self._bury = bury
         self._secrets = secrets
 
@@ -63,13 +65,14 @@ class ProcessFrame:
         return self._memory.killed_for(self.child, limit)
 
     async def use(self) -> Stats | None:
-        """PSS, CPU and IO of its main process."""
-        pid = self.child.pid
-        rss = await asyncio.to_thread(procs.pss, pid)
-        seen = procs.stat(pid)
-        if seen is None:
+        """PSS, CPU and IO of all of its processes."""
+        pids = await self._census.of(self.child.pid, self.child.uid if self.child.own_uid else None)
+        used = await asyncio.to_thread(use_of, pids)
+        if used is None:
             return None
-        return Stats(rss, seen.cpu_s, io_bytes=procs.io_bytes(pid), stopped=seen.stopped)
+        # What an orphan has used ends with it: the sum never goes back for that.
+        self._cpu_s = max(self._cpu_s, used.cpu_s)
+        return replace(used, cpu_s=self._cpu_s)
 
     async def freeze(self) -> None:
         """Raises `NotSupported`."""

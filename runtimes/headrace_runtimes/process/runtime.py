@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, cast
 from headrace_runtimes.base import Progress, Sandbox
 from headrace_runtimes.errors import AssignFailed, PrepareFailed
 from headrace_runtimes.images.definition import Image
+from headrace_runtimes.instance.census import Census
 from headrace_runtimes.instance.cgroups import open_cgroups
 from headrace_runtimes.instance.child import Child
 from headrace_runtimes.instance.inmemory import make_secrets
@@ -96,6 +97,7 @@ class ProcessRuntime:
         if cgroups:
             self._dir.note_cgroup(cgroups.root)
         self._memory = MemoryGuard(cgroups)
+        self._census = Census()
         self._logs = settings.logs or LogStore(settings.log_dir, settings.log_bytes)
         self._idle.set()
         self._closed = False
@@ -298,6 +300,7 @@ class ProcessRuntime:
             self._dir.sandboxes,
             self._dir.sockets,
             memory=self._memory,
+            census=self._census,
             bury=self._clean_up,
             secrets=self._dir.secrets,
         )

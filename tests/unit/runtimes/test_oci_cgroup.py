@@ -70,10 +70,11 @@ def test_use_and_death_on_version_2(unified: Path) -> None:
     (at / "memory.stat").write_text("anon 5\ninactive_file 300\n")
     (at / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
     (at / "io.stat").write_text("8:0 rbytes=10 wbytes=20 rios=1 wios=1\n7:1 rbytes=1 wbytes=2\n")
+    (at / "pids.current").write_text("3\n")
     (at / "memory.events").write_text("low 0\noom 1\noom_kill 0\n")
     used = cgroup.use()
     assert used is not None
-    assert (used.rss, used.cpu_s, used.io_bytes) == (700, 2.5, 33)
+    assert (used.rss, used.cpu_s, used.io_bytes, used.processes) == (700, 2.5, 33, 3)
     assert not cgroup.oom_killed()
     (at / "memory.events").write_text("oom_kill 2\n")
     assert cgroup.oom_killed()
