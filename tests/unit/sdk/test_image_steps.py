@@ -51,8 +51,9 @@ def test_what_is_wrong_is_said_in_one_line(make: Callable[[], object], words: st
 @pytest.mark.parametrize(
     "requirement",
     [
-        "six", "torch==2.13.0", "torch >= 2.1, < 3", "uvicorn[standard]", "numpy<2; python_version < '3.12'", "a.b_c-d~=1.0",
-        "pkg @ git+https://example.org/pkg.git@v1", "https://example.org/a-1.0-py3-none-any.whl", "six (>=1.0)",
+        "six", "torch==2.13.0", "torch >= 2.1, < 3", "uvicorn[standard]", "numpy<2; python_version < '3.12'",
+        "a.b_c-d~=1.0", "pkg @ git+https://example.org/pkg.git@v1", "six (>=1.0)",
+        "https://example.org/a-1.0-py3-none-any.whl",
     ],
 )  # fmt: skip
 def test_requirements_as_pip_takes_them(requirement: str) -> None:
