@@ -45,9 +45,10 @@ def harness() -> Iterator[Harness]:
 
 
 async def test_memory_in_its_place(harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = shutil.which("runc")
-    assert found is not None
-    (tmp_path / "runc").symlink_to(found)
+    for name in ("runc", "ip", "nft"):
+        found = shutil.which(name)
+        assert found is not None
+        (tmp_path / name).symlink_to(found)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin")
     assert "apt-get install e2fsprogs" in why_no_loop()
     async with opened(harness) as bench:

@@ -128,8 +128,12 @@ async def test_who_is_not_ready_lives_and_takes_no_new_requests(platform: Platfo
         return any("GET /ready" in i["unready"] for i in await platform.instances(name))
 
     await until(unready)
-    # Nothing goes there: another one is started for the next request.
-    assert (await get(platform, name))[1] != first
+
+    async def another() -> bool:
+        return (await get(platform, name))[1] != first
+
+    # Nothing goes there, once the gateway knows: another one is started for the next request.
+    await until(another)
     found = {i["id"]: i["unready"] for i in await platform.instances(name)}
     assert found[before]
     assert len(found) == 2
