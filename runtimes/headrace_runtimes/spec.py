@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from headrace_runtimes.budget import Budget
+
 if TYPE_CHECKING:
     from headrace_runtimes.instance.logs import LogStore
 
@@ -76,8 +78,16 @@ class RuntimeSettings:
     """Where hosts on one machine agree on their uids by locks; None: ``/run/headrace/uids``."""
     images_dir: Path | None = None
     """Where images are kept across restarts; None: below ``run_dir``."""
+    images_bytes: int = 50 << 30
+    """How much a runtime may keep beside that: in a daemon."""
     cgroup_parent: Path | None = None
     """A cgroup directory that is delegated to us; None: looked for, else memory is polled."""
+    checkpoints_dir: Path | None = None
+    """Where checkpoints are kept across restarts, readable by nobody else; None: below ``run_dir``."""
+    criu: str = "criu"
+    """The program that makes checkpoints: a name, or the path of a program of that name."""
+    budget: Budget | None = None
+    """One for all runtimes of a host, in place of ``zygote_bytes``; None: nobody else has a part of it."""
     allow_host_network: bool = False
     """Whether ``Network("host")`` is given to containers: it takes the walls to the host's services away."""
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace_runtimes.base import Runtime
+from headrace_runtimes.budget import Budget
 from headrace_runtimes.instance.logs import LogStore
-from headrace_runtimes.registry import load as load_runtime
 from headrace_runtimes.spec import RuntimeSettings
 from headrace_runtimes.trees import remove_tree
 
@@ -28,7 +28,7 @@ from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators, detect
-from headrace.host.runtimes import PROCESS, Runtimes, left_out, offered
+from headrace.host.runtimes import PROCESS, Runtimes, left_out, maker, offered
 from headrace.host.usage import Usage
 from headrace.host.watch import Watch
 from headrace.host.weights import HostWeights
@@ -72,7 +72,8 @@ class HostConfig:
     log_dir: Path | None = None
     runtimes: tuple[str, ...] | None = None
     """Offered whatever the settings say; None: as they say."""
-    make_runtime: Callable[[str], Runtime] = load_runtime
+    make_runtime: Callable[[str], Runtime] | None = None
+    """None: what is installed, as the settings say."""
 
 
 class HostAgent:
@@ -93,9 +94,11 @@ class HostAgent:
             handler=self._on_message,
         )
         wish = settings.runtimes if config.runtimes is None else ",".join(config.runtimes)
-        chosen = offered(wish, config.make_runtime)
+        make = config.make_runtime or maker(config.settings.oci_binary)
+        chosen = offered(wish, make)
+        self._budget = Budget(int(self.resources.memory * settings.zygote_memory_share))
         self._runtimes = Runtimes(chosen, self._runtime_settings)
-        self._left_out = left_out(wish, chosen, config.make_runtime)
+        self._left_out = left_out(wish, chosen, make)
         self._bundles = Bundles(self.run_dir / "bundles", self.link, self._bundles_in_use)
         self._pool = Pool(self._runtimes, self._bundles, settings.images, self._on_warm)
         self._runtimes.on_base = self._pool.on_base
@@ -189,11 +192,13 @@ class HostAgent:
             run_dir=self._runtime_dir(name),
             engine_dir=ENGINE_DIR,
             python=sys.executable,
-            zygote_bytes=int(self.resources.memory * settings.zygote_memory_share),
+            zygote_bytes=self._budget.total,
+            budget=self._budget,
             log_dir=self.log_dir,
             log_bytes=settings.log_bytes,
             logs=self._logs,
             images_dir=settings.images,
+            images_bytes=settings.images_bytes,
             hide=(settings.data, *self.config.hide),
             allow_host_network=settings.allow_host_network,
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar
 
 from headrace_runtimes.base import Progress, Sandbox
+from headrace_runtimes.budget import Budget
 from headrace_runtimes.containers.driver import Container, Driver
 from headrace_runtimes.containers.frame import ContainerFrame
 from headrace_runtimes.containers.held import HeldContainers
@@ -66,6 +67,7 @@ class ContainerRuntime:
     async def open(self, settings: RuntimeSettings, on_base: Callable[[BaseStatus], None]) -> None:
         """See `base.Runtime.open`. Raises `PrepareFailed`."""
         self._settings, self._on_base = settings, on_base
+        self._budget = settings.budget or Budget(settings.zygote_bytes)
         self._dir = RunDir(settings.run_dir)
         await asyncio.to_thread(self._dir.open)
         try:
@@ -97,6 +99,7 @@ class ContainerRuntime:
             await asyncio.wait([*self._claims, *self._tasks])
         await asyncio.gather(*(held.end() for held in self._held.values()))
         self._held.clear()
+        self._budget.leave(self.name)
         await asyncio.gather(*(s.stop(0.0) for s in list(self._sandboxes.values())))
         while self._removing:
             await asyncio.wait(self._removing)
@@ -198,7 +201,12 @@ class ContainerRuntime:
 
     async def _claim(self, base: Base, assignment: Assignment) -> Sandbox:
         claimed_at = time.monotonic()
-        waiting = None if assignment.fresh else self._take(base)
+        waiting: Waiting | None = None
+        if not assignment.fresh:
+            if not self._waits(base):
+                # Sooner there than another spare, which would have to load.
+                waiting = await self._maker.restored(base, "cached")
+            waiting = waiting or self._take(base)
         if waiting is None:
             waiting = await self._maker.make(base, "cached", load=not assignment.fresh)
         sandbox = EngineSandbox(assignment.id, logs=self._logs, frame=waiting.frame, on_gone=self._forget)
@@ -210,6 +218,11 @@ class ContainerRuntime:
             await asyncio.shield(sandbox.gone())
             raise
         return sandbox
+
+    def _waits(self, base: Base) -> bool:
+        """Whether a spare of this very base does."""
+        held = self._held.get(base.key)
+        return held is not None and bool(held.spares)
 
     def _take(self, base: Base) -> Waiting | None:
         """The best spare for it; it has the same image and network."""
@@ -279,7 +292,8 @@ class ContainerRuntime:
                 held.bytes = sum(stats.rss for stats in used if stats is not None)
             order = [self._held[base.key] for base, _ in self._order if base.key in self._held]
             facts = [Held(h.base.key, h.bytes, 0, keep=h.base.key == PLAIN.key) for h in order]
-            for key in over_budget(facts, self._settings.zygote_bytes):
+            room = self._budget.room(self.name, sum(held.bytes for held in facts))
+            for key in over_budget(facts, room):
                 self._evicted[key] = "not kept: warm containers use too much; raise zygote_memory_share."
                 self._let_go(key)
                 self._on_base(BaseStatus(key=key, state="failed", detail=self._evicted[key]))

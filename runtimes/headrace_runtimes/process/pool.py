@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from headrace_runtimes.budget import Budget
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.child import Child
@@ -38,7 +39,7 @@ class Claimed:
 class Pool:
     """The zygotes of one runtime. Open from `open` to `close`."""
 
-    def __init__(self, budget: int, maker: Maker, on_base: Callable[[BaseStatus], None]) -> None:
+    def __init__(self, budget: Budget, maker: Maker, on_base: Callable[[BaseStatus], None]) -> None:
         self._budget = budget
         self._maker = maker
         self._on_base = on_base
@@ -190,8 +191,9 @@ class Pool:
         order = [self._held[base.key] for base, _ in self._order if base.key in self._held]
         facts = [Held(h.base.key, h.bytes, h.living, keep=h.base.key == PLAIN.key) for h in order]
         total = sum(f.bytes for f in facts)
-        for key in over_budget(facts, self._budget):
-            why = f"not kept: zygotes use {size(total)} of {size(self._budget)}; raise zygote_memory_share."
+        room = self._budget.room("process", total)
+        for key in over_budget(facts, room):
+            why = f"not kept: zygotes use {size(total)} of {size(room)}; raise zygote_memory_share."
             self._let_go(key)
             self._evicted[key] = why
             self._report(self._evicted_status(key))

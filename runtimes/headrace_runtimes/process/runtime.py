@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from headrace_runtimes.base import Progress, Sandbox
+from headrace_runtimes.budget import Budget
 from headrace_runtimes.errors import AssignFailed, PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.instance.census import Census
@@ -101,7 +102,7 @@ class ProcessRuntime:
         self._logs = settings.logs or LogStore(settings.log_dir, settings.log_bytes)
         self._idle.set()
         self._closed = False
-        self._pool = Pool(settings.zygote_bytes, self, on_base)
+        self._pool = Pool(settings.budget or Budget(settings.zygote_bytes), self, on_base)
         self._pool.open()
 
     async def close(self) -> None:
