@@ -318,6 +318,31 @@ async def test_no_memory_is_dumped(cell: Cell) -> None:
     assert (ran.code, ran.stdout) == (0, b"1 1\n"), ran.stderr
 
 
+async def test_other_users_of_the_machine_find_nothing_of_a_container(cell: Cell) -> None:
+    sandbox = await cell.start()
+    await tell(sandbox, "open('/tmp/x', 'w').write('mine'); os.chmod('/tmp/x', 0o666)")
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        places = [line.split()[4] for line in file if str(cell.directory) in line]
+    assert places
+    looking = """
+import os, sys
+for place in sys.argv[1:]:
+    for path in (place, place + '/upper/tmp/x', place + '/tmp/x'):
+        try:
+            os.lstat(path)
+        except OSError:
+            continue
+        print(path)
+"""
+    ran = await asyncio.create_subprocess_exec(
+        "setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "/usr/bin/python3", "-c", looking,
+        *places, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    seen, _ = await ran.communicate()
+    assert (ran.returncode, seen.decode().split()) == (0, [])
+    await sandbox.stop(0.0)
+
+
 async def test_a_fork_bomb(cell: Cell) -> None:
     sandbox = await cell.start(pids_limit=64)
     bomb = """

@@ -22,6 +22,7 @@ from headrace_runtimes.instance.sandbox import Furnished
 from headrace_runtimes.spec import Assignment, Ran, Stats, Tier
 
 REPORT_BYTES = 256
+LAST_CODE, LAST_SIGNAL = 255, 64
 
 
 class ContainerChild(Child):
@@ -91,16 +92,21 @@ class ContainerChild(Child):
             self._answer.set_result(packet)
 
     def _gone(self) -> None:
-        code, sig = None, int(signal.SIGKILL)
-        with contextlib.suppress(OSError, ValueError):
-            told = json.loads(os.read(self._report, REPORT_BYTES))
-            number = told.get("signal")
-            code, sig = told.get("code"), number
-        valid = isinstance(code, int) or isinstance(sig, int)
-        self.died(
-            code if isinstance(code, int) else None,
-            sig if isinstance(sig, int) else (None if valid else int(signal.SIGKILL)),
-        )
+        told = b""
+        with contextlib.suppress(OSError):
+            told = os.read(self._report, REPORT_BYTES)
+        self.died(*how_it_ended(told))
+
+
+def how_it_ended(told: bytes) -> tuple[int | None, int | None]:
+    """Exit code or signal, as the first process tells it, who may be anybody: what makes no sense was a kill."""
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(told):
+            case {"code": int(code), "signal": None} if type(code) is int and 0 <= code <= LAST_CODE:
+                return code, None
+            case {"signal": int(number)} if type(number) is int and 1 <= number <= LAST_SIGNAL:
+                return None, number
+    return None, int(signal.SIGKILL)
 
 
 class ContainerFrame:

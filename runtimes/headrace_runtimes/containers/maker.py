@@ -97,7 +97,8 @@ class Maker:
         if base.preload or base.imports:
             asked = {"op": "preload", "modules": list(base.preload), "imports": list(base.imports)}
             answer = await child.ask(asked, PRELOAD_TIMEOUT_S)
-            made.refused = {str(k): str(v) for k, v in (answer.get("refused") or {}).items()}
+            refused = answer.get("refused")
+            made.refused = {k: str(v) for k, v in refused.items()} if isinstance(refused, dict) else {}
         loaded = base.loaded if load else None
         if loaded is not None:
             await made.frame.container.mount(loaded.code_dir, CODE)

@@ -290,7 +290,8 @@ class DockerDriver:
 
 def lay_out(own: Disk, template: Path | None, uid: int, place: Place) -> None:
     """Mount the disk, with a directory for each place. Blocks for milliseconds. Raises ``OSError``."""
-    own.path.parent.mkdir(mode=0o711)
+    # Root alone comes by: what is below is open to all users of the container.
+    own.path.parent.mkdir(mode=0o700)
     own.path.mkdir()
     own.mount(template)
     if place.resolv:

@@ -72,6 +72,9 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, resolver: str = "") -
         os.chown(path, first_id, first_id)
         path.chmod(0o755)
     (upper / TMP.lstrip("/")).chmod(0o1777)
+    # Its own root comes by, and no other user of the machine: what is below is open to all users inside.
+    os.chown(directory, 0, first_id)
+    directory.chmod(0o710)
     layers = [Path(layer) for layer in spec.root.reference.split(":")]
     mounts.overlay(_lower(ground, layers, directory, first_id), upper, work, directory / "root")
     place = Place(
