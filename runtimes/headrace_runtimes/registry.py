@@ -29,8 +29,8 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(entry_points(group=GROUP).names))
 
 
-def load(name: str) -> Runtime:
-    """A new, unopened runtime of that name.
+def load(name: str, **options: str) -> Runtime:
+    """A new, unopened runtime of that name. ``options`` go to its plugin, which must know them.
 
     Raises `UnknownRuntime`, and `PrepareFailed` when its plugin cannot be imported or is no runtime.
     """
@@ -39,7 +39,7 @@ def load(name: str) -> Runtime:
         raise UnknownRuntime(name, names())
     entry = next(iter(found))
     try:
-        runtime = entry.load()()
+        runtime = entry.load()(**options)
     except Exception as error:
         raise PrepareFailed(
             f"The runtime {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}. "

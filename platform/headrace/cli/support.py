@@ -9,7 +9,7 @@ from headrace_runtimes import registry
 from headrace_runtimes.base import Runtime
 
 from headrace.errors import SettingsError
-from headrace.host.runtimes import AUTO, offered, why_not
+from headrace.host.runtimes import AUTO, maker, offered, why_not
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,20 @@ class Support:
         return {name: why for name, why in self.capabilities.items() if why}
 
 
-def support(wish: str) -> tuple[list[Support], str]:
+def support(wish: str, oci_binary: str = "") -> tuple[list[Support], str]:
     """Each installed runtime, and what is wrong with the setting ``runtimes`` (empty: nothing). Blocks."""
+    make = maker(oci_binary)
     loaded: dict[str, Runtime] = {}
     broken: dict[str, str] = {}
     for name in registry.names():
         try:
-            loaded[name] = registry.load(name)
+            loaded[name] = make(name)
         except Exception as error:
             broken[name] = f"{error}"
     wrong = ""
     chosen: frozenset[str] = frozenset()
     try:
-        chosen = frozenset(offered(wish, registry.load))
+        chosen = frozenset(offered(wish, make))
     except SettingsError as error:
         wrong = str(error)
     found = [Support(name, offered=False, why_not=why) for name, why in broken.items()]

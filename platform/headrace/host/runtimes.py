@@ -20,6 +20,15 @@ PROCESS = "process"
 Make = Callable[[str], Runtime]
 
 
+def maker(oci_binary: str) -> Make:
+    """Loads runtimes as the settings say. ``oci_binary``: the setting of that name."""
+
+    def make(name: str) -> Runtime:
+        return registry.load(name, **({"binary": oci_binary} if name == "oci" and oci_binary else {}))
+
+    return make
+
+
 def offered(wish: str, make: Make, installed: tuple[str, ...] | None = None) -> dict[str, Runtime]:
     """The unopened runtimes that the setting ``runtimes`` asks for, by name.
 

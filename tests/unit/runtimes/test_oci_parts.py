@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from headrace.errors import SettingsError
+from headrace.host.runtimes import maker, offered
 from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.containers.sweep import Plan, sweep
 from headrace_runtimes.containers.watchdog import Watchdog
@@ -94,6 +96,16 @@ def test_which_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find(None) == (str(crun), "")
     with pytest.raises(PrepareFailed, match="does not run"):
         Binary(str(crun), tmp_path).version()
+
+
+def test_the_binary_that_the_settings_name(tmp_path: Path) -> None:
+    """Through the registry, as a host does: a missing one is told with what to do."""
+    why = maker("crun-of-nobody")("oci").capabilities()
+    assert set(why.values()) >= {"crun-of-nobody is not installed: apt-get install crun-of-nobody"}
+    with pytest.raises(SettingsError, match="crun-of-nobody is not installed"):
+        offered("process,oci", maker("crun-of-nobody"))
+    assert "oci" not in offered("auto", maker("/opt/runsc"))
+    assert "apt-get" not in maker("")("process").capabilities()["isolation"]
 
 
 async def test_a_binary_that_refuses_is_quoted(tmp_path: Path) -> None:
