@@ -32,7 +32,7 @@ def _why_not(spec: EndpointSpec, hello: wire.HostHello) -> str:
         return f'no host has runtime "{name}" (there is {", ".join(hello.runtimes)}): {why}'
     if name != PROCESS:
         unable = hello.capabilities.get(name, {})
-        for capability, option in _needs(spec):
+        for capability, option in _needs(spec, hello):
             if why := unable.get(capability, ""):
                 return f'{option}: no host\'s runtime "{name}" can do that: {why}'
         if spec.network is not None and spec.network.mode == "host" and not hello.host_network:
@@ -46,13 +46,14 @@ def _why_not(spec: EndpointSpec, hello: wire.HostHello) -> str:
     return ""
 
 
-def _needs(spec: EndpointSpec) -> Iterable[tuple[str, str]]:
+def _needs(spec: EndpointSpec, hello: wire.HostHello) -> Iterable[tuple[str, str]]:
     """(capability, the option that needs it) of a container."""
     if spec.image.digest:
         yield "images", "image"
     if spec.network is not None and spec.network.mode != "host":
         yield "networks", f'network="{spec.network.mode}"'
-    if spec.gpu:
+    if spec.gpu and not hello.resources.gpu:
+        # A host that counts accelerators has been told of them, or has found them.
         yield "devices", "gpu"
     probes = (spec.probes.startup, spec.probes.readiness, spec.probes.liveness)
     if any(probe is not None and probe.exec for probe in probes):

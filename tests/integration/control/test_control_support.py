@@ -80,6 +80,8 @@ async def test_options_that_need_a_capability(platform: Any) -> None:
     assert "no exec here" in await refusal(platform, runtime="oci", probes=probes)
     assert "nft is not installed" in await refusal(platform, runtime="oci", network=Network("none"))
     assert "no devices here" in await refusal(platform, runtime="oci", gpu=(Gpu(name="H100"),))
+    await platform.new_host("n2", runtimes=BOTH, gpu={"X1": 1}, capabilities={"process": {}, "oci": unable})
+    assert await refusal(platform, runtime="oci", gpu=(Gpu(name="X1"),)) == ""
     # What nobody asked for is not refused: the host gives what it has.
     assert await refusal(platform, runtime="oci") == ""
 
