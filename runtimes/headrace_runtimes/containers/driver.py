@@ -80,6 +80,10 @@ class Container(Protocol):
         """Whether the kernel has killed in it for its memory limit."""
         ...
 
+    def alone(self) -> bool:
+        """Whether nobody but its first process is in it any more; False when that cannot be told."""
+        ...
+
     async def end_in_words(self) -> str:
         """How its first process has ended, as far as anybody knows, and what it said last: for one that died
         before anybody listened to it."""

@@ -34,6 +34,7 @@ class ContainerChild(Child):
         self._report, self._their_report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pidfd = -1
         self._answer: asyncio.Future[Packet] | None = None
+        self._heard = b""
         self.on_packet = self._before
 
     def descriptors(self) -> list[int]:
@@ -52,7 +53,9 @@ class ContainerChild(Child):
         self.container = container
         self._pidfd = os.pidfd_open(container.pid)
         self.forked(container.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._gone)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pidfd, self._gone)
+        loop.add_reader(self._report, self._told)
 
     def signal(self, number: int) -> None:
         """To its first process, which passes SIGTERM on; SIGKILL ends the container."""
@@ -62,7 +65,9 @@ class ContainerChild(Child):
     def died(self, code: int | None, sig: int | None, note: str = "") -> None:
         """It is gone."""
         if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._pidfd)
+            loop.remove_reader(self._report)
             os.close(self._pidfd)
             self._pidfd = -1
         super().died(code, sig, note)
@@ -91,11 +96,22 @@ class ContainerChild(Child):
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(packet)
 
-    def _gone(self) -> None:
-        told = b""
+    def _told(self) -> None:
+        """The first process says how the engine's has ended. With nobody else there, that is the end.
+
+        Its own takes as long as the kernel needs for its namespaces, and nothing waits for those.
+        """
+        asyncio.get_running_loop().remove_reader(self._report)
         with contextlib.suppress(OSError):
-            told = os.read(self._report, REPORT_BYTES)
-        self.died(*how_it_ended(told))
+            self._heard = os.read(self._report, REPORT_BYTES)
+        if self._heard and self.container is not None and self.container.alone():
+            self._gone()
+
+    def _gone(self) -> None:
+        if not self._heard:
+            with contextlib.suppress(OSError):
+                self._heard = os.read(self._report, REPORT_BYTES)
+        self.died(*how_it_ended(self._heard))
 
 
 def how_it_ended(told: bytes) -> tuple[int | None, int | None]:

@@ -123,6 +123,11 @@ class KernelContainer:
         """Of its first process, when somebody else has it than the kernel."""
         return None
 
+    def alone(self) -> bool:
+        """See `Container.alone`."""
+        there = bool(self.cgroup.directories())
+        return there and {*self.cgroup.pids()} <= {self.pid}
+
     async def use(self) -> Stats | None:
         """See `Container.use`."""
         return self.cgroup.use()
