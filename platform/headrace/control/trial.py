@@ -128,7 +128,8 @@ async def start(
         return wire.Death(reason="start-timeout", detail=f"not ready after {limit:g} s")
     death = instance.outcome.result()
     part.detail = ""
-    if instance.report is not None and instance.report.note:
+    if death is None and instance.report is not None and instance.report.note:
+        # Of one that was lost on the way it is how far its weights were.
         part.notes.append(instance.report.note)
     return death
 
