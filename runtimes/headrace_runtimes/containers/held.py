@@ -31,6 +31,7 @@ class HeldContainers:
         self._make = make
         self._on_change = on_change
         self._filling: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._ended = False
 
@@ -54,7 +55,10 @@ class HeldContainers:
         found: Waiting | None = None
         while self.spares and found is None:
             waiting = self.spares.popleft()
-            found = waiting if waiting.alive else None
+            if waiting.alive:
+                found = waiting
+            else:
+                self._let_go(waiting)
         if found is not None:
             self.refill()
         return found
@@ -63,7 +67,7 @@ class HeldContainers:
         """Keep so many from now on."""
         self.want = max(0, spares)
         while len(self.spares) > self.want:
-            self.spares.pop().frame.child.kill()
+            self._let_go(self.spares.pop())
         self.refill(0.0)
 
     def refill(self, delay_s: float = REFILL_AFTER_S) -> None:
@@ -76,18 +80,28 @@ class HeldContainers:
         """A spare ended by itself."""
         if waiting in self.spares:
             self.spares.remove(waiting)
+            self._let_go(waiting)
             self._failures += 1
             self._on_change(self)
             self.refill(restart_delay(self._failures))
 
     async def end(self) -> None:
-        """Let all go."""
+        """Let all go; returns when nothing of them is left."""
         self._ended = True
         if self._filling is not None and not self._filling.done():
             self._filling.cancel()
             await asyncio.wait([self._filling])
         while self.spares:
-            self.spares.pop().frame.child.kill()
+            self._let_go(self.spares.pop())
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    def _let_go(self, waiting: Waiting) -> None:
+        """It is nobody's any more, and no sandbox will bury it."""
+        waiting.frame.child.kill()
+        task = asyncio.create_task(waiting.frame.bury())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _fill(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -102,7 +116,7 @@ class HeldContainers:
                 await asyncio.sleep(retry)
                 continue
             if self._ended or len(self.spares) >= self.want:
-                waiting.frame.child.kill()
+                self._let_go(waiting)
                 continue
             self._failures = 0
             self.state, self.detail, self.refused = "ready", "", waiting.refused
