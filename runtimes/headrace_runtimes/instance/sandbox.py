@@ -213,9 +213,8 @@ class EngineSandbox:
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
     ) -> Ran:
         """See `base.Sandbox.exec`."""
-        if not self.alive:
-            raise self._is_gone()
-        return await self._of("has not been started").exec(argv, env or {}, timeout_s)
+        frame = self._living()
+        return await frame.exec(argv, env or {}, timeout_s)
 
     async def pause(self) -> None:
         """See `base.Sandbox.pause`."""
@@ -269,11 +268,10 @@ class EngineSandbox:
 
     async def stats(self) -> Stats:
         """See `base.Sandbox.stats`."""
-        if not self.alive:
-            raise self._is_gone()
+        frame = self._living()
         # A paused one cannot answer.
         answer = None if self.state == "paused" else self._ask("stats")
-        used = await self._of("has not been started").use()
+        used = await frame.use()
         if used is None or not self.alive:
             raise self._is_gone()
         if used.stopped or answer is None:
@@ -296,14 +294,21 @@ class EngineSandbox:
 
     def _ask(self, op: str) -> asyncio.Future[Packet]:
         """Ask the process; who asks again before it answered waits for the same answer."""
-        if not self.alive:
-            raise self._is_gone()
+        self._living()
         answer = self._answers.get(op)
         if answer is None:
             answer = self._expect(op)
             with contextlib.suppress(ChannelError):
                 self.child.send({"op": op})
         return answer
+
+    def _living(self) -> Frame:
+        """What holds its process. Raises `SandboxGone`; `WrongState` when it has not been started."""
+        if self.state != "ended" and self._frame is None:
+            raise WrongState(f"The sandbox {self.id} is {self.state}: start it first.")
+        if self._frame is None or not self.alive:
+            raise self._is_gone()
+        return self._frame
 
     def _is_gone(self) -> SandboxGone:
         return SandboxGone(f"The instance {self.id} has ended.")
