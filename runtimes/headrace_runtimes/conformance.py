@@ -1,10 +1,12 @@
 """What every runtime must do, as checks that its own tests run.
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-    async def test_my_runtime(check, tmp_path):
-        await asyncio.wait_for(check(Harness(make=MyRuntime, settings=..., code_root=...)), 60)
+    async def test_my_runtime(check):
+        with workshop(MyRuntime, ENGINE) as harness:
+            await asyncio.wait_for(check(harness), 120)
 
-A check raises ``AssertionError`` with a sentence about what is wrong.
+A check raises ``AssertionError`` with a sentence about what is wrong. None is ever skipped: what a runtime
+says that it cannot do, it must refuse. ``docs/reference/runtimes.md`` is the page that goes with it.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from headrace_runtimes.conformance_bench import (
     call,
     opened,
     until,
+    workshop,
 )
+from headrace_runtimes.conformance_death import dies_with_its_host
+from headrace_runtimes.conformance_verbs import VERBS
 from headrace_runtimes.errors import AssignFailed, RuntimeFailure
 from headrace_runtimes.instance import procs
 from headrace_runtimes.spec import Base, Exit, LoadedEndpoint, LogLine
 
-__all__ = ["CHECKS", "CODE", "Bench", "Check", "Harness", "call", "opened"]
+__all__ = ["CHECKS", "CODE", "Bench", "Check", "Harness", "call", "opened", "workshop"]
 
 Check = Callable[[Harness], Awaitable[None]]
 
@@ -280,5 +285,7 @@ CHECKS: tuple[Check, ...] = (
     logs_are_kept,
     many_at_once,
     environment_is_clean,
+    *VERBS,
+    dies_with_its_host,
     close_leaves_nothing,
 )

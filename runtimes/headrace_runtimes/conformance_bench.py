@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,54 @@ def grow(mib):
     time.sleep(20)
     return len(kept)
 
+def spin(seconds=600):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+    return "spun"
+
+def secrets(names):
+    where = os.environ.get("HEADRACE_SECRETS")
+    kept = {n: open(os.path.join(where, n)).read() for n in names} if where else {}
+    print("kept", *kept.values())
+    sys.stdout.flush()
+    return {"files": kept, "variables": {n: os.environ.get(n) for n in names}, "uid": os.getuid()}
+
+def look(path):
+    try:
+        open(os.path.join(path, "new"), "w").close()
+        written = True
+    except OSError:
+        written = False
+    return {"files": sorted(os.listdir(path)), "written": written}
+
+def many(count):
+    made = 0
+    try:
+        for made in range(count):
+            threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+    except RuntimeError:
+        return made
+    return count
+
+class Sick:
+    well = True
+
+    def __call__(self):
+        self.well = False
+
+    def health(self):
+        if not self.well:
+            raise RuntimeError("no pulse")
+        return True
+
+class Slow:
+    def load(self):
+        time.sleep(60)
+
+    def __call__(self):
+        return None
+
 class Loads:
     def load(self):
         self.pid = os.getpid()
@@ -71,11 +122,38 @@ class Breaks:
 
 @dataclass(frozen=True)
 class Harness:
-    """How to make the runtime under test. ``code_root``: where any sandbox may read files."""
+    """How to make the runtime under test. ``code_root``: where any sandbox may read files.
+
+    ``make`` is something that another process can import, a class or `functools.partial` of one: one of the
+    checks kills the process that has the runtime open.
+    """
 
     make: Callable[[], Runtime]
     settings: RuntimeSettings
     code_root: Path
+
+
+@contextlib.contextmanager
+def workshop(
+    make: Callable[[], Runtime], engine_dir: Path, *, images_dir: Path | None = None, name: str = "hrc-"
+) -> Iterator[Harness]:
+    """A harness in a directory of its own, removed at the end: short, for the paths of sockets, and open to
+    all users, for sandboxes may have any. ``images_dir``: images that outlive it; None: it has its own.
+
+    Raises ``AssertionError`` when the runtime has left something in its run directory.
+    """
+    root = Path(tempfile.mkdtemp(prefix=name, dir="/tmp"))
+    root.chmod(0o711)
+    settings = RuntimeSettings(
+        run_dir=root / "r", engine_dir=engine_dir, python=sys.executable, zygote_bytes=1 << 30,
+        log_dir=root / "logs", images_dir=images_dir or root / "images",
+    )  # fmt: skip
+    try:
+        yield Harness(make, settings, root / "code")
+        left = sorted(map(str, settings.run_dir.rglob("*"))) if settings.run_dir.exists() else []
+        assert not left, f"left in the run directory: {left}"
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 @dataclass
