@@ -141,10 +141,6 @@ class UnshareContainer:
         """See `Container.alone`: nobody counts its processes, so its end is that of the first one."""
         return False
 
-    def alone(self) -> bool:
-        """See `Container.alone`: cannot be told."""
-        return False
-
     async def end_in_words(self) -> str:
         """See `Container.end_in_words`."""
         code = self._outer.poll() if self._outer is not None else None

@@ -250,7 +250,7 @@ async def tells_what_it_owns(harness: Harness) -> None:
         assert len(more) > before, "two spares more, and it owns no more than before"
         await bench.runtime.hold([])
         async with asyncio.timeout(WITHIN_S):
-            while len(await bench.runtime.list_owned()) > before:
+            while len(await bench.runtime.list_owned()) > before:  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0.05)
 
 
