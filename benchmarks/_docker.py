@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,7 +13,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from headrace_runtimes.containers.sweep import unmount_below
@@ -21,39 +21,89 @@ UP_WITHIN_S = 60.0
 DOWN_WITHIN_S = 30.0
 
 
-@contextmanager
-def docker_daemon() -> Iterator[str]:
-    """Run it; its address, as ``DOCKER_HOST`` has it. Ended at the end, with everything that it made."""
-    # A socket's path is short, and a container's standard streams have long ones below this.
-    place = Path(tempfile.mkdtemp(prefix="hrdk-"))
-    words = place / "words"
-    # An old daemon keeps a key in /etc otherwise.
-    (place / "config").write_text(json.dumps({"deprecated-key-path": str(place / "key")}))
-    with words.open("wb") as file:
-        daemon = subprocess.Popen(
-            ["dockerd", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none",
-             "--storage-driver=overlay2", f"--data-root={place}/d", f"--exec-root={place}/x",
-             f"--pidfile={place}/pid", f"--host=unix://{place}/s", f"--config-file={place}/config"],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-            env={"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin", "HOME": str(place)},
-        )  # fmt: skip
-    try:
+class Daemon:
+    """One with all that it keeps in the directory ``place``, whose path is short."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.address = f"unix://{place}/s"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Run it until it answers. Blocks."""
+        place, words = self.place, self.place / "words"
+        # An old daemon keeps a key in /etc otherwise.
+        (place / "config").write_text(json.dumps({"deprecated-key-path": str(place / "key")}))
+        with words.open("ab") as file:
+            self.process = subprocess.Popen(
+                ["dockerd", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none",
+                 "--storage-driver=overlay2", f"--data-root={place}/d", f"--exec-root={place}/x",
+                 f"--pidfile={place}/pid", f"--host=unix://{place}/s", f"--config-file={place}/config"],
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                env={"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin", "HOME": str(place)},
+            )  # fmt: skip
         deadline = time.monotonic() + UP_WITHIN_S
         while not _answers(place / "s"):
-            assert daemon.poll() is None, f"dockerd ended: {words.read_text()[-3000:]}"
+            assert self.process.poll() is None, f"dockerd ended: {words.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"dockerd does not answer: {words.read_text()[-3000:]}"
             time.sleep(0.05)
-        yield f"unix://{place}/s"
-    finally:
-        # Its containerd ends with it.
-        daemon.send_signal(signal.SIGTERM)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it. Blocks. Its containers end with it, unless it was killed."""
+        if self.process is None:
+            return
+        self.process.send_signal(number)
         try:
-            daemon.wait(DOWN_WITHIN_S)
+            self.process.wait(DOWN_WITHIN_S)
         except subprocess.TimeoutExpired:
-            os.killpg(daemon.pid, signal.SIGKILL)
-            daemon.wait()
-        unmount_below(place)
-        shutil.rmtree(place)
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.process = None
+        # Its containerd ends with it, and is looked for by the next one: also while nobody has reaped it.
+        deadline = time.monotonic() + DOWN_WITHIN_S
+        while self._processes("containerd") and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def clean_up(self) -> None:
+        """Leave nothing. Blocks."""
+        self.stop()
+        for pid in self._processes("containerd-shim-runc-v2"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        unmount_below(self.place)
+        shutil.rmtree(self.place)
+
+    def _processes(self, name: str) -> list[int]:
+        """That belong to its directory, of a program; or have ended and are that directory's containerd."""
+        found = []
+        containerd = self.place / "x/containerd/containerd.pid"
+        known = containerd.read_text().strip() if containerd.exists() else ""
+        for pid in (p for p in os.listdir("/proc") if p.isdigit()):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes()
+                mine = os.path.basename(words.split(b"\0")[0]) == name.encode() and bytes(self.place) in words
+                if mine or (name == "containerd" and pid == known and not words):
+                    found.append(int(pid))
+        return found
+
+
+@contextlib.contextmanager
+def docker_daemon() -> Iterator[str]:
+    """Run it; its address, as ``DOCKER_HOST`` has it. Ended at the end, with everything that it made."""
+    with own_daemon() as daemon:
+        yield daemon.address
+
+
+@contextlib.contextmanager
+def own_daemon() -> Iterator[Daemon]:
+    """One that may be ended and started in between."""
+    # A socket's path is short, and a container's standard streams have long ones below this.
+    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrdk-")))
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.clean_up()
 
 
 def _answers(path: Path) -> bool:

@@ -25,7 +25,6 @@ from headrace_runtimes.containers.sweep import mounted_below
 from headrace_runtimes.docker import DockerRuntime, sweeper
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance.uids import BLOCK
-from headrace_runtimes.oci.network import LoopbackOnly
 from headrace_runtimes.spec import Base, RuntimeSettings
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
@@ -51,7 +50,7 @@ def harness(directory: Path, address: str) -> Harness:
         log_dir=directory / "logs", images_dir=directory / "images", first_uid=FIRST_UID, uid_count=BLOCK,
         uid_lock_dir=directory / "locks",
     )  # fmt: skip
-    return Harness(lambda: DockerRuntime(address, LoopbackOnly()), settings, directory / "code")
+    return Harness(lambda: DockerRuntime(address), settings, directory / "code")
 
 
 def containers(address: str) -> list[str]:
@@ -77,8 +76,25 @@ def left(directory: Path, address: str) -> dict[str, list[str]]:
             continue
     tag = hashlib.sha256(f"docker {directory / 'o'}".encode()).hexdigest()[:10]
     daemon = Path(address.removeprefix("unix://")).parent
+    volumes = json.loads(sweeper.ask(str(daemon / "s"), "GET", "/volumes"))["Volumes"] or ()
     found = {
         "container": containers(address),
+        # Images stay for the next host, those that nobody has do not.
+        "image": sweeper.images(str(daemon / "s"), tag),
+        "volume": [str(volume["Name"]) for volume in volumes],
+        "network": [
+            line
+            for command in (("nft", "list", "tables"), ("ip", "-o", "link"))
+            for line in subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.splitlines()
+            if tag in line
+        ],
+        "socket": [
+            line.split()[-1]
+            for line in Path("/proc/net/unix").read_text().splitlines()
+            if line.split()[-1].startswith(str(directory))
+        ],
         "process": processes,
         "namespace": sorted(namespaces - {os.readlink("/proc/self/ns/net")}),
         "mount": mounted_below(directory),
@@ -172,7 +188,7 @@ def test_a_killed_owner_leaves_nothing(directory: Path, docker_daemon: str, afte
         assert line, "the owner did not get up"
         assert all(Path(f"/proc/{pid}").exists() for pid in json.loads(line))
         kinds = left(directory, docker_daemon).keys()
-        assert kinds >= {"container", "process", "mount", "cgroup", "namespace", "loop device"}
+        assert kinds >= {"container", "process", "mount", "cgroup", "namespace", "loop device", "network"}
         time.sleep(after_s)
     finally:
         owner.send_signal(signal.SIGKILL)

@@ -10,8 +10,10 @@ import logging
 import os
 import platform
 import sys
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,11 +25,14 @@ from headrace_runtimes.devices.machine import Machine
 from headrace_runtimes.devices.machine import find as find_devices
 from headrace_runtimes.docker import sweeper
 from headrace_runtimes.docker.api import Engine, Refused, socket_of
+from headrace_runtimes.docker.collect import collect_for_ever
 from headrace_runtimes.docker.container import DockerContainer
 from headrace_runtimes.docker.daemon import Daemon, daemon_of, refuse_runtime
 from headrace_runtimes.docker.images import Images
 from headrace_runtimes.docker.network import move_links
+from headrace_runtimes.docker.probe import why_none
 from headrace_runtimes.docker.request import ID_LABEL, RUN_LABEL, Place, creation, disk_places
+from headrace_runtimes.docker.strays import Strays
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
@@ -47,6 +52,7 @@ from headrace_runtimes.trees import remove_tree
 
 log = logging.getLogger("headrace.runtimes")
 
+LOOK_AGAIN_S = 30.0
 QUIET_S = ("0", "0", "1.0")
 """The watchdog looks so often, the last time for what a daemon was still making."""
 
@@ -73,14 +79,17 @@ class DockerDriver:
         self._images: Images | None = None
         self._watchdog: Watchdog | None = None
         self._template: Path | None = None
+        self._look: tuple[float, str] | None = None
+        self._living: set[str] = set()
+        self._collecting: asyncio.Task[None] | None = None
 
     def capabilities(self) -> Mapping[Capability, str]:
         """See `Driver.capabilities`."""
         why = ""
         try:
             path = socket_of(self._address)
-            if not os.path.exists(path):
-                why = f"there is no Docker daemon at {path}: apt-get install docker.io, or start it"
+            if self._engine is None and os.geteuid() == 0:
+                why = self._looked(path)
         except PrepareFailed as failed:
             why = str(failed).rstrip(".")
         if not why and os.geteuid() != 0:
@@ -100,6 +109,12 @@ class DockerDriver:
             no["devices"] = (self._machine or find_devices(self._devices)).why_none()
         return {name: no.get(name) or why for name in CAPABILITIES}
 
+    def _looked(self, path: str) -> str:
+        """Why there is no daemon that can be used: asked once where there is one, else now and then."""
+        if self._look is None or (self._look[1] and time.monotonic() > self._look[0] + LOOK_AGAIN_S):
+            self._look = time.monotonic(), why_none(path, os.uname().release)
+        return self._look[1]
+
     async def open(self, settings: RuntimeSettings) -> None:
         """See `Driver.open`."""
         if os.geteuid() != 0:
@@ -109,22 +124,29 @@ class DockerDriver:
         self._tag = hashlib.sha256(f"docker {settings.run_dir}".encode()).hexdigest()[:10]
         self._directory = Directory(settings.run_dir / "c")
         self._uids = Uids(settings.uid_lock_dir, settings.first_uid, settings.uid_count)
-        self._engine = Engine(self._socket)
-        await self._engine.open()
+        engine = Engine(self._socket)
+        await engine.open()
         try:
-            info = await self._engine.call("GET", "/info")
+            info = await engine.call("GET", "/info")
             self._daemon = daemon_of(info, os.uname().release)
-            refuse_runtime(info, await self._engine.call("GET", "/version"))
+            refuse_runtime(info, await engine.call("GET", "/version"))
         except BaseException:
-            await self._engine.close()
-            self._engine = None
+            await engine.close()
             raise
+        self._engine = engine
         self._cgroups = self._daemon.cgroups(inner_path(settings.cgroup_parent), self._tag)
         kept = settings.images_dir
         self._images_dir = kept or settings.run_dir / "images"
         self._images = Images(
-            self._engine, self._images_dir, settings.python, "" if kept is not None else f"-{self._tag}"
+            self._engine, self._images_dir, settings.python, "" if kept is not None else self._tag
         )
+        self._living.clear()
+        self._strays = Strays(self._engine, self._tag, self._living)
+        if kept is not None:
+            limit = settings.images_bytes
+            self._collecting = asyncio.create_task(
+                collect_for_ever(self._engine, limit, self._images.again.keys())
+            )
         try:
             lock = await asyncio.to_thread(self._directory.open)
             await asyncio.to_thread(self._prepare_ground)
@@ -145,12 +167,17 @@ class DockerDriver:
         """See `Driver.close`."""
         if self._engine is None or self._images is None:
             return
+        if self._collecting is not None:
+            self._collecting.cancel()
+            await asyncio.wait([self._collecting])
+            self._collecting = None
+        await self._strays.close()
         await asyncio.to_thread(self._sweep)
         await self._networks.close()
         if self._watchdog is not None:
             await self._watchdog.close()
             self._watchdog = None
-        await self._images.close()
+        self._images.close()
         await self._engine.close()
         self._engine = None
         self._uids.close()
@@ -188,6 +215,7 @@ class DockerDriver:
             spec, uid=uid, disk=own, cgroup=cgroup, engine=self._engine, remove=self._clean_up
         )
         container.machine, container.owner = self._machine, uid
+        self._living.add(spec.id)
         resolv = directory / "resolv.conf"
         place = Place(
             engine=str(self._settings.engine_dir), disk=str(own.path), uid=uid, tag=self._tag,
@@ -223,22 +251,31 @@ class DockerDriver:
 
     async def _start(self, container: DockerContainer, request: dict[str, Any]) -> None:
         assert self._engine is not None
-        query = {"name": f"headrace-{self._tag}-{container.id}"}
-        container.name = str(
-            (await self._engine.call("POST", "/containers/create", request, query=query))["Id"]
+        assert self._images is not None
+        # Its name at first: when the answer does not come it may be there all the same.
+        container.name = f"headrace-{self._tag}-{container.id}"
+        ask = partial(
+            self._engine.call, "POST", "/containers/create", request, query={"name": container.name}
         )
+        try:
+            made = await ask()
+        except Refused as refused:
+            if refused.status == 0:
+                self._strays.look()
+            # Somebody has removed its image from the daemon.
+            if refused.status != 404 or not await self._images.bring_back(request["Image"]):
+                raise
+            made = await ask()
+        container.name = str(made["Id"])
+        await self._images.use(request["Image"])
         await self._engine.call("POST", f"/containers/{container.name}/start")
         await container.started()
 
     async def _clean_up(self, container: DockerContainer) -> None:
         """Take away what is left of one container, whose processes are dead."""
-        if container.name and self._engine is not None:
-            query = {"force": "1", "v": "1"}
-            try:
-                await self._engine.call("DELETE", f"/containers/{container.name}", query=query)
-            except Refused as refused:
-                if refused.status not in {404, 409}:
-                    log.warning("The container %s stays until the next start: %s", container.id, refused)
+        self._living.discard(container.id)
+        if container.name:
+            await self._strays.remove(container.name)
         cgroups = container.cgroup.directories()
         gone = await asyncio.to_thread(sweep, Plan(str(container.directory), tuple(map(str, cgroups))))
         await self._networks.remove(container.id)

@@ -8,12 +8,15 @@ import hashlib
 import os
 import tarfile
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from headrace_runtimes.base import Progress
 from headrace_runtimes.containers.driver import Root
 from headrace_runtimes.docker.api import Engine, Refused
+from headrace_runtimes.docker.request import IMAGE_LABEL, RUN_LABEL
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.archive import write_docker_archive
 from headrace_runtimes.images.build import BuildSettings
@@ -25,16 +28,23 @@ from headrace_runtimes.images.store import Store
 
 PLAIN = "headrace/plain"
 BUILT = "headrace/image"
+NOTE_EVERY_S = 3600.0
 
 
 class Images:
-    """Those of one driver. ``suffix``: not empty when nobody else shall use them; they go at `close` then."""
+    """Those of one driver. ``tag``: not empty when nobody else shall use them; they go with the runtime's
+    containers then (see `docker.sweeper`)."""
 
-    def __init__(self, engine: Engine, directory: Path, python: str, suffix: str = "") -> None:
-        self._engine, self._directory, self._python, self._suffix = engine, directory, python, suffix
+    def __init__(self, engine: Engine, directory: Path, python: str, tag: str = "") -> None:
+        self._engine, self._directory, self._python = engine, directory, python
+        self._suffix = f"-{tag}" if tag else ""
+        self._labels = {IMAGE_LABEL: "1"} | ({RUN_LABEL: tag} if tag else {})
         self._store: Store | None = None
         self._pins = contextlib.ExitStack()
-        self._loaded: list[str] = []
+        self._touched: dict[str, float] = {}
+        self._bringing = asyncio.Lock()
+        self.again: dict[str, Callable[[], Awaitable[object]]] = {}
+        """Those that are in use here -> how each is put there once more."""
         self.volumes: dict[str, tuple[str, ...]] = {}
         """Reference -> places that the image wants to be writable."""
 
@@ -49,13 +59,16 @@ class Images:
                 digest = await asyncio.to_thread(write_root, root, archive)
                 name = f"{PLAIN}:{digest}{self._suffix}"
                 if not await self._has(name):
+                    labels = "LABEL " + " ".join(f"{name}={value}" for name, value in self._labels.items())
                     where = {"fromSrc": "-", "repo": PLAIN, "tag": f"{digest}{self._suffix}"}
-                    await self._engine.send("/images/create", archive, where)
-                    self._loaded.append(name)
+                    await self._engine.send("/images/create", archive, where | {"changes": labels})
             await asyncio.to_thread(told.write_text, digest)
+        name = f"{PLAIN}:{digest}{self._suffix}"
+        self.again[name] = self.plain
+        await self.use(name)
         prefix = Path(self._python).parent.parent
         binds = ((prefix, str(prefix)),) if (prefix / "pyvenv.cfg").exists() else ()
-        return Root("", self._python, reference=f"{PLAIN}:{digest}{self._suffix}", binds=binds)
+        return Root("", self._python, reference=name, binds=binds)
 
     async def built(self, image: Image, progress: Progress | None, settings: BuildSettings) -> Root:
         """An image of layers. Raises `PrepareFailed` and its kin."""
@@ -72,21 +85,42 @@ class Images:
         if not await self._has(name):
             with tempfile.TemporaryDirectory(dir=self._directory, prefix=".docker-") as scratch:
                 archive = Path(scratch, "image.tar")
-                await write_docker_archive(self._store, self._store.load(made.digest), name, archive)
+                stored = self._store.load(made.digest)
+                await write_docker_archive(self._store, stored, name, archive, self._labels)
                 await self._engine.send("/images/load", archive, {"quiet": "1"})
-            self._loaded.append(name)
         if not await self._has(name):
             raise PrepareFailed(f"Docker has taken {name} and does not have it: look into the daemon's log.")
+        self.again[name] = partial(self.built, image, None, settings)
+        await self.use(name)
         return Root(image.digest, made.python, env=dict(made.env), reference=name)
 
-    async def close(self) -> None:
-        """Let go; remove from the daemon what nobody else shall use."""
+    async def use(self, name: str) -> None:
+        """Have the daemon note its use, now and then: who collects begins with what is long unused."""
+        now = time.monotonic()
+        if now < self._touched.get(name, -NOTE_EVERY_S) + NOTE_EVERY_S:
+            return
+        self._touched[name] = now
+        repository, _, tag = name.partition(":")
+        with contextlib.suppress(Refused):
+            await self._engine.call("POST", f"/images/{name}/tag", query={"repo": repository, "tag": tag})
+
+    async def bring_back(self, name: str) -> bool:
+        """Put an image there that somebody has removed from the daemon; whether it is one of ours.
+
+        Raises `PrepareFailed` and its kin.
+        """
+        again = self.again.get(name)
+        if again is None:
+            return False
+        async with self._bringing:
+            self._touched.pop(name, None)
+            await again()
+        return True
+
+    def close(self) -> None:
+        """Let go of what is kept on this machine."""
         self._pins.close()
         self._store = None
-        for name in self._loaded if self._suffix else ():
-            with contextlib.suppress(Refused):
-                await self._engine.call("DELETE", f"/images/{name}")
-        self._loaded.clear()
 
     async def _has(self, name: str) -> bool:
         try:

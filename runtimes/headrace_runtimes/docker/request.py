@@ -13,6 +13,8 @@ from headrace_runtimes.oci.bundle import CORE_BYTES, MASKED, PATH, READ_ONLY
 
 RUN_LABEL = "headrace.run"
 ID_LABEL = "headrace.id"
+IMAGE_LABEL = "headrace.image"
+"""Of images that we have put into a daemon. With `RUN_LABEL` too they are one runtime's, and go with it."""
 OWN_DIR = "/headrace"
 WEIGHTS_DIR = "/weights"
 """Directories of the host can be shown below it at the assignment: the root itself takes no new places."""
