@@ -39,16 +39,25 @@ class Door:
         self.directory = directory
         directory.mkdir(mode=0o755)
         directory.chmod(0o755)
+        self.open()
+
+    def open(self) -> None:
+        """At its making, and after `shut`. Raises ``OSError``."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.setblocking(False)
-            self._socket.bind(str(directory / NAME))
+            self._socket.bind(str(self.directory / NAME))
             # Whoever has the directory in sight may knock: only the container does.
-            os.chmod(directory / NAME, 0o666)  # noqa: S103
+            os.chmod(self.directory / NAME, 0o666)  # noqa: S103
             self._socket.listen(1)
         except BaseException:
             self.close()
             raise
+
+    def shut(self) -> None:
+        """Nobody comes in until it is opened again."""
+        self._socket.close()
+        (self.directory / NAME).unlink(missing_ok=True)
 
     async def hand_over(
         self,

@@ -6,14 +6,17 @@ A container is made from a prepared root, with our engine as its first process, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from headrace_runtimes.base import Progress
+from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.definition import Image
-from headrace_runtimes.spec import Assignment, Capability, Network, Owned, Ran, RuntimeSettings, Stats
+from headrace_runtimes.spec import Assignment, Base, Capability, Network, Owned, Ran, RuntimeSettings, Stats
+
+T = TypeVar("T")
 
 ENGINE = "/headrace/engine"
 """Where the engine's directory is in a container, read-only."""
@@ -52,6 +55,8 @@ class ContainerSpec:
     argv: tuple[str, ...]
     network: Network
     env: Mapping[str, str] = field(default_factory=dict)
+    code: Path | None = None
+    """The bundle that it has at `CODE` from the beginning: one that is restored has loaded it."""
 
 
 class Container(Protocol):
@@ -142,3 +147,44 @@ class Driver(Protocol):
     async def list_owned(self) -> list[Owned]:
         """See `base.Runtime.list_owned`."""
         ...
+
+
+Create = Callable[[ContainerSpec], Awaitable[Container]]
+"""As `Driver.create`."""
+
+
+Park = Callable[[], Awaitable[None]]
+"""Lets the engine go of its host. Raises `PrepareFailed`."""
+
+
+class Keeper(Protocol):
+    """What a driver may have as ``keeper``: it keeps loaded containers on disk (decision 12).
+
+    ``up`` makes a waiting container with the given `Create` and asks for its health; it raises when anything
+    of that fails, and nothing is left then.
+    """
+
+    async def restored(self, base: Base, root: Root, up: Callable[[Create], Awaitable[T]]) -> T | None:
+        """What ``up`` made of the one that is kept for this base; None: there is none, or it was no good."""
+        ...
+
+    async def wants(self, base: Base, root: Root, load_s: float) -> bool:
+        """Whether one is to be kept for this base, whose ``load`` took so long."""
+        ...
+
+    async def keep(
+        self, base: Base, root: Root, container: Container, park: Park, up: Callable[[Create], Awaitable[T]]
+    ) -> T:
+        """Keep a container, which parks and ends, and give what ``up`` made of it.
+
+        Raises `NotKept`.
+        """
+        ...
+
+
+class NotKept(PrepareFailed):
+    """No checkpoint came of it. ``ended``: nor is the container there any more."""
+
+    def __init__(self, message: str, *, ended: bool) -> None:
+        super().__init__(message)
+        self.ended = ended

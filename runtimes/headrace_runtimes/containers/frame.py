@@ -23,6 +23,7 @@ from headrace_runtimes.spec import Assignment, Ran, Stats, Tier
 
 REPORT_BYTES = 256
 LAST_CODE, LAST_SIGNAL = 255, 64
+PARK_POLL_S = 0.002
 
 
 class ContainerChild(Child):
@@ -35,6 +36,7 @@ class ContainerChild(Child):
         self._pidfd = -1
         self._answer: asyncio.Future[Packet] | None = None
         self._heard = b""
+        self._parking = False
         self.on_packet = self._before
 
     def descriptors(self) -> list[int]:
@@ -91,6 +93,32 @@ class ContainerChild(Child):
             how = f"signal {end.signal}" if end.signal is not None else f"exit code {end.code}"
             raise PrepareFailed(f"The engine ended in its container ({how}). {self.last_words()}".strip())
         raise PrepareFailed(f"The engine did not answer {packet['op']!r} within {timeout_s:.0f} s.")
+
+    async def park(self, timeout_s: float) -> None:
+        """Let it go of all that leads to us; it knocks at its door from then on. Raises `PrepareFailed`.
+
+        What it has started may hold its output: then it does not come to that.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        self._parking = True
+        self.send({"op": "park"})
+        while not self._let_go():
+            if not self.alive or loop.time() > deadline:
+                raise PrepareFailed(f"The engine does not let go of its host within {timeout_s:.0f} s.")
+            await asyncio.sleep(PARK_POLL_S)
+
+    def _let_go(self) -> bool:
+        if not self._channel.closed or not all(pipe.closed for pipe in self._pipes):
+            return False
+        try:
+            return not os.read(self._report, REPORT_BYTES)
+        except BlockingIOError:
+            return False
+
+    def _cut_off(self) -> None:
+        if not self._parking:
+            super()._cut_off()
 
     def _before(self, packet: Packet) -> None:
         if self._answer is not None and not self._answer.done():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace_runtimes.containers.driver import DOOR_DIR, ENGINE, SECRETS, ContainerSpec
+from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, SECRETS, ContainerSpec
 from headrace_runtimes.devices.edits import Edits, Node, into_oci, oci_rules
 from headrace_runtimes.oci.slots import ID_COUNT
 
@@ -18,10 +18,13 @@ MASKED = (
     "/sys/devices/virtual/powercap",
 )  # fmt: skip
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+TERMINALS = 256
+"""Pseudo terminals: without a limit one sandbox takes those of the whole machine."""
 PIDS_LIMIT = 1024
 """Processes and threads, when nobody says otherwise."""
 CORE_BYTES = 1
 """No dump, also where the kernel gives dumps to a program: 0 says nothing to that."""
+CRIU_CONFIG = "criu.conf"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -68,6 +71,8 @@ def configuration(spec: ContainerSpec, place: Place) -> dict[str, Any]:
         "root": {"path": str(place.root), "readonly": False},
         "mounts": _mounts(spec, place),
         "linux": linux,
+        # What criu is told beyond runc's words, where a checkpoint is made.
+        "annotations": {"org.criu.config": str(place.root.parent / CRIU_CONFIG)},
     }  # fmt: skip
     return into_oci(made, place.edits)
 
@@ -88,7 +93,8 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
     return [
         _mount("/proc", "proc", "proc", *quiet),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=64k"),
-        _mount("/dev/pts", "devpts", "devpts", *quiet[:2], "newinstance", "ptmxmode=0666", "mode=0620"),
+        _mount("/dev/pts", "devpts", "devpts", *quiet[:2], "newinstance", "ptmxmode=0666", "mode=0620",
+               f"max={TERMINALS}"),
         _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
         _mount("/sys", "none", "/sys", "rbind", "rro", *quiet) if spec.network.mode == "host"
@@ -99,6 +105,10 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
         *(
             _mount(target, "bind", str(source), "rbind", "ro", "nosuid", "nodev")
             for source, target in spec.root.binds
+        ),
+        *(
+            _mount(CODE, "bind", str(code), "bind", "ro", "nosuid", "nodev")
+            for code in (spec.code,) if code is not None
         ),
     ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.oci import criu
 from headrace_runtimes.oci.binary import Binary
-from headrace_runtimes.oci.criu import IMAGE, Versions
+from headrace_runtimes.oci.criu import WORK, Versions
 from headrace_runtimes.trees import remove_tree
 
 TRIAL_TIMEOUT_S = 60.0
@@ -35,7 +35,14 @@ _T = TypeVar("_T")
 
 
 class CheckpointFailed(PrepareFailed):
-    """It could not be taken or did not pass its trial; the normal path is open."""
+    """It could not be taken or did not pass its trial; the normal path is open.
+
+    ``ended``: the container has ended all the same.
+    """
+
+    def __init__(self, message: str, *, ended: bool = False) -> None:
+        super().__init__(message)
+        self.ended = ended
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class Identity:
     """Digest of the image's definition."""
     engine: str
     """Digest of our engine's files."""
-    first_id: int
-    """The host's id of the container's root: restored processes have the ids that they had."""
+    more: str
+    """All else that it depends on, in whatever form."""
     env: Mapping[str, str]
 
     @property
@@ -123,21 +130,30 @@ class Checkpoints:
         return str(told.get("why", ""))
 
     async def make(
-        self, identity: Identity, container: str, trial: Callable[[Path], Awaitable[None]]
-    ) -> Checkpoint:
-        """Take one of a running container, which ends, and publish it after its trial.
+        self,
+        identity: Identity,
+        container: str,
+        trial: Callable[[Path], Awaitable[_T]],
+        *,
+        before: Callable[[], Awaitable[None]] | None = None,
+        beside: Callable[[Path], Awaitable[None]] | None = None,
+    ) -> _T:
+        """Take one of a running container, which ends, and publish it after its trial: what that gave.
 
-        ``trial`` gets the directory (for `criu.restore`), brings a container up from it, asks its health,
-        removes it, and raises when anything of that fails. Raises `CheckpointFailed`.
+        ``before`` gets the container ready; ``beside`` adds to the directory what is not in the container's
+        memory. ``trial`` gets the directory (for `criu.restore`), brings a container up from it, asks its
+        health, and raises when anything of that fails: nothing is left then. Raises `CheckpointFailed`.
         """
         if why := await self.why_not(identity):
             raise CheckpointFailed(f"No checkpoint is made now: the last one failed ({why}).")
         staged = self._new / f"{identity.key}.{secrets.token_hex(4)}"
         staged.mkdir(mode=0o700)
         try:
-            await self._take(identity, container, staged)
-            await self._try(identity, staged, trial)
-            return await asyncio.to_thread(self._publish, identity, staged)
+            await self._take(identity, container, staged, before, beside)
+            made = await self._try(identity, staged, trial)
+            # Not lost by who is cancelled now: it is brief.
+            await asyncio.shield(asyncio.to_thread(self._publish, identity, staged))
+            return made
         finally:
             # Not there any more when it was published or set aside.
             await asyncio.shield(asyncio.to_thread(remove_tree, staged))
@@ -161,24 +177,39 @@ class Checkpoints:
             os.utime(found.directory)
         return made
 
-    async def _take(self, identity: Identity, container: str, staged: Path) -> None:
+    async def _take(
+        self,
+        identity: Identity,
+        container: str,
+        staged: Path,
+        before: Callable[[], Awaitable[None]] | None,
+        beside: Callable[[Path], Awaitable[None]] | None,
+    ) -> None:
+        dumped = False
         try:
+            if before is not None:
+                await before()
             await criu.dump(self._runtime, container, staged)
+            dumped = True
+            if beside is not None:
+                await beside(staged)
         except (PrepareFailed, OSError) as error:
             self.counts.take_failed += 1
             await asyncio.to_thread(self._set_aside, identity, staged, _line(error))
-            raise CheckpointFailed(f"The checkpoint cannot be taken: {_line(error)}.") from error
+            why = f"The checkpoint cannot be taken: {_line(error)}."
+            raise CheckpointFailed(why, ended=dumped) from error
         self.counts.taken += 1
 
-    async def _try(self, identity: Identity, staged: Path, trial: Callable[[Path], Awaitable[None]]) -> None:
+    async def _try(self, identity: Identity, staged: Path, trial: Callable[[Path], Awaitable[_T]]) -> _T:
         try:
             async with asyncio.timeout(TRIAL_TIMEOUT_S):
-                await trial(staged)
+                return await trial(staged)
         except Exception as error:
             # Whatever it is: what is restored from it cannot be relied on.
             self.counts.trial_failed += 1
             await asyncio.to_thread(self._set_aside, identity, staged, f"trial: {_line(error)}")
-            raise CheckpointFailed(f"The checkpoint did not pass its trial: {_line(error)}.") from error
+            why = f"The checkpoint did not pass its trial: {_line(error)}."
+            raise CheckpointFailed(why, ended=True) from error
 
     def _open(self, versions: Versions | None) -> None:
         remove_tree(self._new)
@@ -190,9 +221,10 @@ class Checkpoints:
             if found is None or found.versions != versions:
                 remove_tree(path)
 
-    def _publish(self, identity: Identity, staged: Path) -> Checkpoint:
-        files = [path for path in (staged / IMAGE).rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
+    def _publish(self, identity: Identity, staged: Path) -> None:
+        files = [path for path in staged.rglob("*") if path.is_file()]
+        # Of a sparse disk only what is written.
+        size = sum(path.stat().st_blocks for path in files) * 512
         meta = {"versions": asdict(identity.versions), "bytes": size, "at": self._now()}
         with open(staged / META, "w") as file:
             json.dump(meta, file)
@@ -205,12 +237,14 @@ class Checkpoints:
         staged.rename(target)
         remove_tree(self._bad / identity.key)
         self._trim(keep=target)
-        return Checkpoint(identity.key, target, identity.versions, size)
 
     def _set_aside(self, identity: Identity, path: Path, why: str) -> None:
         """Its memory goes, its logs and the reason stay."""
-        remove_tree(path / IMAGE)
-        (path / META).unlink(missing_ok=True)
+        for name in os.listdir(path):
+            if name != WORK:
+                remove_tree(path / name)
+                if not (path / name).is_dir():
+                    (path / name).unlink(missing_ok=True)
         with open(path / "why.json", "w") as file:
             json.dump({"why": why, "at": self._now()}, file)
         target = self._bad / identity.key

@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,17 +33,17 @@ from headrace_runtimes.network.rules import RESOLVER
 from headrace_runtimes.oci import criu, disk, seccomp
 from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
+from headrace_runtimes.oci.checkpoint import Checkpoints
 from headrace_runtimes.oci.container import OciContainer
 from headrace_runtimes.oci.directory import Directory
-from headrace_runtimes.oci.layout import Ground, can_map, lay_out, own_of
+from headrace_runtimes.oci.keeper import DISK, LEAST_LOAD_S, OciKeeper, first_id_of, image_for
+from headrace_runtimes.oci.layout import Ground, Own, can_map, lay_out, lay_out_again, own_of
 from headrace_runtimes.oci.network import Networks
 from headrace_runtimes.oci.slots import Slots
 from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
 from headrace_runtimes.trees import remove_tree
 
 log = logging.getLogger("headrace.runtimes")
-NOT_PARKED = "criu works here, but engines do not let go of their sockets for it yet"
-"""See docs/decisions/0012-checkpoints.md."""
 
 
 class OciDriver:
@@ -51,7 +51,7 @@ class OciDriver:
 
     ``networks`` makes network namespaces, None: `network.egress.Egress`. ``build`` says with what
     images are built; None: on the host's own Python. ``devices``: the root of the tree
-    whose accelerators can be assigned.
+    whose accelerators can be assigned. ``least_load_s``: no checkpoint of what loads in a shorter time.
     """
 
     name: ClassVar[str] = "oci"
@@ -62,11 +62,17 @@ class OciDriver:
         networks: Networks | None = None,
         build: BuildSettings | None = None,
         devices: Path = Path("/"),
+        least_load_s: float = LEAST_LOAD_S,
     ) -> None:
+        self.keeper: OciKeeper | None = None
+        """Since `open`, where checkpoints can be made (see `capabilities`)."""
+        self._least_load_s = least_load_s
+        self._criu = "criu"
         self._build = build
         self._devices = devices
         self._machine: Machine | None = None
         self._why_no_checkpoints = ""
+        self._opened = False
         self._store: Store | None = None
         self._pins = contextlib.ExitStack()
         self._chosen = binary
@@ -87,7 +93,7 @@ class OciDriver:
             no["networks"] = self._networks.why_not()
             # Cheap enough to look again: a driver that is loaded late is found by the next host.
             no["devices"] = (self._machine or find_devices(self._devices)).why_none()
-            no["checkpoint"] = self._why_no_checkpoints or why_no_checkpoints(path)
+            no["checkpoint"] = self._why_no_checkpoints if self._opened else self._support(path)[1]
         return {name: no.get(name) or why for name in CAPABILITIES}
 
     async def open(self, settings: RuntimeSettings) -> None:
@@ -97,7 +103,8 @@ class OciDriver:
             raise PrepareFailed(f"The oci runtime cannot run here: {why or 'the host does not run as root'}.")
         self._settings = settings
         self._directory = Directory(settings.run_dir / "c")
-        self._binary = Binary(path, self._directory.path / ".state")
+        self._criu = settings.criu
+        self._binary = Binary(path, self._directory.path / ".state", settings.criu)
         self._tag = tag = hashlib.sha256(str(settings.run_dir).encode()).hexdigest()[:10]
         self._cgroups = f"{inner_path(settings.cgroup_parent)}/headrace/{tag}"
         self._images = settings.images_dir or settings.run_dir / "images"
@@ -105,6 +112,7 @@ class OciDriver:
         lock = await asyncio.to_thread(self._directory.open)
         try:
             await asyncio.to_thread(self._prepare_ground)
+            await self._open_checkpoints()
             # Before there is anything on the machine that it would have to take away.
             self._watchdog = Watchdog(sys.executable, self._plan(), (lock,))
             await self._watchdog.ensure()
@@ -164,6 +172,26 @@ class OciDriver:
 
     async def create(self, spec: ContainerSpec) -> OciContainer:
         """See `Driver.create`."""
+
+        async def start(own: Own, resolver: str) -> None:
+            await _to_the_end(lay_out, self._ground, spec, own, resolver)
+            await self._binary.run(spec.id, own.directory)
+
+        return await self._create(spec, start)
+
+    async def _restore(self, spec: ContainerSpec, checkpoint: Path) -> OciContainer:
+        async def start(own: Own, resolver: str) -> None:
+            first_id = await asyncio.to_thread(first_id_of, checkpoint)
+            await _to_the_end(lay_out_again, self._ground, spec, own, checkpoint / DISK, first_id)
+            images = own.directory / "checkpoint"
+            await _to_the_end(image_for, checkpoint, images, own.first_id)
+            await criu.restore(self._binary, spec.id, own.directory, images, checkpoint)
+
+        return await self._create(spec, start)
+
+    async def _create(
+        self, spec: ContainerSpec, start: Callable[[Own, str], Awaitable[None]]
+    ) -> OciContainer:
         assert self._watchdog is not None
         await self._watchdog.ensure()
         first_id = self._slots.take()
@@ -173,12 +201,11 @@ class OciDriver:
             container.machine, container.owner, container.root = self._machine, first_id, first_id
         try:
             netns = await self._networks.make(spec.id, first_id, spec.network)
-            await _to_the_end(lay_out, self._ground, spec, own, RESOLVER if netns is not None else "")
-            await self._binary.run(spec.id, own.directory)
+            await start(own, RESOLVER if netns is not None else "")
             container.started()
             if netns is not None:
                 await self._networks.attach(spec.id, container.pid)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             await asyncio.shield(container.remove())
             raise PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
         except BaseException:
@@ -205,7 +232,6 @@ class OciDriver:
         self._machine = find_devices(self._devices)
         for problem in self._machine.problems:
             log.warning("The CDI specification %s; its devices are not known from it.", problem)
-        self._why_no_checkpoints = why_no_checkpoints(self._binary.path)
         self._slots.open()
         self._images.mkdir(0o711, parents=True, exist_ok=True)
         self._binary.state.mkdir(0o711)
@@ -228,6 +254,23 @@ class OciDriver:
             edits=self._machine.at_creation(),
             later=self._machine.nodes() if Cgroup(self._cgroups).unified else (),
         )
+
+    async def _open_checkpoints(self) -> None:
+        versions, why = await asyncio.to_thread(self._support, self._binary.path)
+        if versions is not None and self._ground.template is None:
+            versions, why = None, "the disks of containers are in memory here"
+        self._why_no_checkpoints, self._opened = why, True
+        if versions is None:
+            return
+        where = self._settings.checkpoints_dir or self._settings.run_dir / "checkpoints"
+        checkpoints = Checkpoints(where, self._binary)
+        await checkpoints.open(versions)
+        self.keeper = OciKeeper(
+            checkpoints, versions, self._settings.engine_dir, self._restore, self._least_load_s
+        )
+
+    def _support(self, path: str) -> tuple[criu.Versions | None, str]:
+        return criu.support(Binary(path, Path(), self._criu))
 
     def _plan(self) -> Plan:
         run_dir = RunDir(self._settings.run_dir)
@@ -255,11 +298,6 @@ class OciDriver:
         for place in Cgroup(self._cgroups).directories():
             found += [Owned("cgroup", str(p)) for p in place.iterdir() if p.is_dir()]
         return found
-
-
-def why_no_checkpoints(path: str) -> str:
-    """One line of why loaded instances are not kept on disk with this runtime. Blocks for up to a second."""
-    return criu.support(Binary(path, Path()))[1] or NOT_PARKED
 
 
 def context_dir(images: Path, image: Image) -> Path:

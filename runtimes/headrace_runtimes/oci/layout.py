@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SE
 from headrace_runtimes.devices.edits import Edits, Node
 from headrace_runtimes.oci import mounts, syscalls
 from headrace_runtimes.oci.bundle import Place, configuration
+from headrace_runtimes.oci.cgroup import Cgroup
 from headrace_runtimes.oci.disk import Disk
 from headrace_runtimes.oci.slots import FIRST_ID, ID_COUNT
 
@@ -57,10 +59,7 @@ def own_of(ground: Ground, directory: Path, cgroup: str, first_id: int) -> Own:
 def lay_out(ground: Ground, spec: ContainerSpec, own: Own, resolver: str = "") -> None:
     """Fill its directory. Blocks for milliseconds. Raises ``OSError``: part of it may be there then."""
     directory, first_id = own.directory, own.first_id
-    directory.mkdir(mode=0o711)
-    directory.chmod(0o711)
-    for name in ("root", "disk", "lower"):
-        (directory / name).mkdir()
+    _make(directory)
     own.disk.mount(ground.template)
     upper, work = own.disk.path / "upper", own.disk.path / "work"
     for made in (upper, work, *(upper / name.lstrip("/") for name in OWN)):
@@ -72,9 +71,43 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, resolver: str = "") -
         os.chown(path, first_id, first_id)
         path.chmod(0o755)
     (upper / TMP.lstrip("/")).chmod(0o1777)
+    _finish(ground, spec, own)
+
+
+def lay_out_again(ground: Ground, spec: ContainerSpec, own: Own, disk: Path, first_id: int) -> None:
+    """As `lay_out`, on a copy of the disk of a container whose root's id on the host was ``first_id``."""
+    _make(own.directory)
+    own.disk.mount(disk)
+    if first_id != own.first_id:
+        _shift(own.disk.path / "upper", own.first_id - first_id)
+    _finish(ground, spec, own)
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir(mode=0o711)
+    directory.chmod(0o711)
+    for name in ("root", "disk", "lower"):
+        (directory / name).mkdir()
+
+
+def _shift(top: Path, by: int) -> None:
+    """All files below, and ``top``, belong to the same users of another namespace."""
+    for path in (top, *top.rglob("*")):
+        found = path.lstat()
+        os.lchown(path, found.st_uid + by, found.st_gid + by)
+        if stat.S_ISREG(found.st_mode) and found.st_mode & (stat.S_ISUID | stat.S_ISGID):
+            # Who changes hands loses them.
+            path.chmod(stat.S_IMODE(found.st_mode))
+
+
+def _finish(ground: Ground, spec: ContainerSpec, own: Own) -> None:
+    directory, first_id = own.directory, own.first_id
+    upper, work = own.disk.path / "upper", own.disk.path / "work"
     # Its own root comes by, and no other user of the machine: what is below is open to all users inside.
     os.chown(directory, 0, first_id)
     directory.chmod(0o710)
+    # Before there is a process whose sockets nobody counts.
+    Cgroup(own.cgroup).limit_sockets()
     layers = [Path(layer) for layer in spec.root.reference.split(":")]
     mounts.overlay(_lower(ground, layers, directory, first_id), upper, work, directory / "root")
     place = Place(

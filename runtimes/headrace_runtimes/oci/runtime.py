@@ -8,6 +8,7 @@ from typing import ClassVar
 from headrace_runtimes.containers.runtime import ContainerRuntime
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.oci.driver import OciDriver
+from headrace_runtimes.oci.keeper import LEAST_LOAD_S
 from headrace_runtimes.oci.network import Networks
 
 
@@ -16,7 +17,8 @@ class OciRuntime(ContainerRuntime):
 
     ``binary``: the low-level runtime, a name or a path; None takes the first of runc, crun and youki that is
     installed. ``networks`` makes network namespaces, None: `network.egress.Egress`; ``build``: with what
-    images are built; ``devices``: the root of the tree whose accelerators can be assigned.
+    images are built; ``devices``: the root of the tree whose accelerators can be assigned; ``least_load_s``:
+    no checkpoint of what loads in a shorter time.
     """
 
     name: ClassVar[str] = "oci"
@@ -27,5 +29,6 @@ class OciRuntime(ContainerRuntime):
         networks: Networks | None = None,
         build: BuildSettings | None = None,
         devices: Path = Path("/"),
+        least_load_s: float = LEAST_LOAD_S,
     ) -> None:
-        super().__init__(OciDriver(binary, networks, build, devices))
+        super().__init__(OciDriver(binary, networks, build, devices, least_load_s))

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import sys
-from typing import List, NoReturn, Optional
+from typing import List, NoReturn, Optional, Sequence
 
 import hr_loader
 import hr_serve
@@ -43,7 +43,9 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def confine(fds: List[int], uid: Optional[int], gid: Optional[int], parent: int) -> None:
+def confine(
+    fds: List[int], uid: Optional[int], gid: Optional[int], parent: int, keep: Sequence[int] = ()
+) -> None:
     """Own session, own output, nothing inherited, own uid, no way back, death with the zygote."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
@@ -56,7 +58,7 @@ def confine(fds: List[int], uid: Optional[int], gid: Optional[int], parent: int)
     for fd in (null, fds[1], fds[2]):
         if fd > 2:
             os.close(fd)
-    hr_sys.blank_descriptors([fds[0]])
+    hr_sys.blank_descriptors([fds[0], *keep])
     line_buffered()
     hr_sys.become(uid, gid, parent)
 

@@ -14,57 +14,52 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, List, NoReturn, Optional
+from typing import Any, List, NoReturn, Optional, Tuple
 
 import hr_child
 import hr_loader
+import hr_park
 import hr_preload
 import hr_serve
 import hr_shim
 import hr_sys
 from hr_ipc import Channel, Message, close_all
 
-_DOOR_TIMEOUT_S = 30.0
-_FDS = 4
 _END_S = 1.0
 
 
 def main(door: str) -> int:
     """Be the first process of the container; returns its exit code."""
     hr_sys.set_name("hr-init")
-    fds = _knock(door)
+    try:
+        fds = hr_park.knock(door)
+    except OSError as error:
+        sys.exit(f"headrace: nobody answers at {door}: {error}")
+    ours, theirs = hr_park.line()
     server = os.fork()
     if server == 0:
+        ours.close()
         os.close(fds[3])
-        _wait_for_assignment(fds[:3])
+        _wait_for_assignment(fds[:3], theirs)
+    theirs.close()
     for fd in fds[:3]:
         os.close(fd)
     hr_sys.undumpable()
-    return _watch(server, fds[3])
+    return _watch(server, fds[3], ours, door)
 
 
-def _knock(door: str) -> List[int]:
-    conn = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    conn.settimeout(_DOOR_TIMEOUT_S)
-    try:
-        conn.connect(door)
-        _, fds, _, _ = socket.recv_fds(conn, 64, _FDS, socket.MSG_CMSG_CLOEXEC)
-    except OSError as error:
-        sys.exit(f"headrace: nobody answers at {door}: {error}")
-    finally:
-        conn.close()
-    if len(fds) != _FDS:
-        sys.exit(f"headrace: {len(fds)} descriptors came through {door} instead of {_FDS}")
-    return list(fds)
-
-
-def _watch(server: int, report: int) -> int:
+def _watch(server: int, report: int, line: socket.socket, door: str) -> int:
     """Reap everything until the server has ended; tell how."""
 
     def forward(number: int, _: Any) -> None:
         with contextlib.suppress(OSError):
             os.kill(server, number)
 
+    def park(*_: Any) -> None:
+        nonlocal report
+        report = hr_park.park_first(line, report, door)
+
+    signal.signal(signal.SIGUSR1, park)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
     while True:
@@ -105,13 +100,13 @@ def _end_all() -> None:
         time.sleep(0.0005)
 
 
-def _wait_for_assignment(fds: List[int]) -> NoReturn:
+def _wait_for_assignment(fds: List[int], line: socket.socket) -> NoReturn:
     code = 70
     try:
-        hr_child.confine(fds, None, None, os.getppid())
+        hr_child.confine(fds, None, None, os.getppid(), keep=[line.fileno()])
         hr_child.reseed()
-        channel = Channel(fds[0])
-        loaded = _prepare(channel)
+        channel, loaded = _prepare(Channel(fds[0]), line)
+        line.close()
         code = hr_serve.run(channel, loaded)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
@@ -121,7 +116,7 @@ def _wait_for_assignment(fds: List[int]) -> NoReturn:
         hr_child.leave(code)
 
 
-def _prepare(channel: Channel) -> Optional[hr_loader.Loaded]:
+def _prepare(channel: Channel, line: socket.socket) -> Tuple[Channel, Optional[hr_loader.Loaded]]:
     """Answer what comes before the assignment, until ``wait``."""
     loaded: Optional[hr_loader.Loaded] = None
     while True:
@@ -136,11 +131,16 @@ def _prepare(channel: Channel) -> Optional[hr_loader.Loaded]:
             _preload(channel, message)
         elif op == "load":
             loaded = _load(channel, message)
+        elif op == "park":
+            gc.collect()
+            channel = hr_park.park(channel, line)
+        elif op == "health":
+            _health(channel, loaded)
         elif op == "wait":
             gc.collect()
             gc.freeze()
             channel.send({"ev": "waiting"})
-            return loaded
+            return channel, loaded
         elif op == "stop":
             raise SystemExit(0)
 
@@ -174,3 +174,14 @@ def _load(channel: Channel, message: Message) -> Optional[hr_loader.Loaded]:
         return None
     channel.send({"ev": "loaded", "seconds": time.monotonic() - started})
     return loaded
+
+
+def _health(channel: Channel, loaded: Optional[hr_loader.Loaded]) -> None:
+    """Whether what was loaded still is, after a checkpoint."""
+    try:
+        if loaded is not None:
+            hr_loader.run_health(loaded, hr_loader.run_alone)
+    except hr_loader.StartFailed as error:
+        channel.send({"ev": "health", "ok": False, "detail": str(error)})
+    else:
+        channel.send({"ev": "health", "ok": True, "detail": ""})

@@ -196,11 +196,13 @@ def load_in_zygote(message: Mapping[str, Any]) -> Loaded:
         loaded = make(
             import_entry(str(message["code"]), entry), str(message.get("handler") or FUNCTION), entry
         )
-        run_load(loaded, _run_alone)
+        run_load(loaded, run_alone)
     return loaded
 
 
-def _run_alone(awaitable: Awaitable[Any]) -> Any:
+def run_alone(awaitable: Awaitable[Any]) -> Any:
+    """Drive it on a loop of its own, which is closed afterwards."""
+
     async def wait() -> Any:
         return await awaitable
 
