@@ -25,10 +25,20 @@ COLUMNS = ("NAME", "STATE", "VERSION", "RUNTIME", "INSTANCES", "IN FLIGHT", "QUE
 @session_options
 def deploy_command(session: Session, file: Path, no_verify: bool) -> int:
     """Deploy FILE. Exit code 1 when an endpoint does not start; its traceback goes to stderr."""
+    begun: dict[str, Any] = {}
+
+    def watch(now: dict[str, Any]) -> None:
+        begun.update(now)
+        step(_progress(file.name, now))
+
     with session.out.progress(f"deploying {file.name}") as step, session.client() as client:
-        deployment = client.deploy(
-            file, verify=not no_verify, check=False, on_progress=lambda now: step(_progress(file.name, now))
-        )
+        try:
+            deployment = client.deploy(file, verify=not no_verify, check=False, on_progress=watch)
+        except KeyboardInterrupt:
+            if begun.get("state") == "running":
+                client.cancel_deployment(str(begun["id"]))
+                session.out.note("headrace: the deployment is cancelled: what ran before goes on.")
+            raise
     return report(session, deployment)
 
 
@@ -36,8 +46,14 @@ def _progress(what: str, deployment: Mapping[str, Any]) -> str:
     if deployment.get("away"):
         return f"deploying {what}: {deployment['away']}"
     parts = deployment.get("endpoints") or ()
-    states = ", ".join(f"{str(part['endpoint']).rpartition('/')[2]} {part.get('state')}" for part in parts)
+    states = ", ".join(_state(part) for part in parts)
     return f"deploying {what}: {states}" if states else f"deploying {what}"
+
+
+def _state(part: Mapping[str, Any]) -> str:
+    words = f"{str(part['endpoint']).rpartition('/')[2]} {part.get('state')}"
+    waits = part.get("detail") if part.get("state") == "starting" else ""
+    return f"{words} ({waits})" if waits else words
 
 
 def report(session: Session, deployment: Mapping[str, Any]) -> int:

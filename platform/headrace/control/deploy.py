@@ -25,7 +25,7 @@ from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.specs import packed, slim
 from headrace.control.store import Store
-from headrace.control.trial import ImageNotMade, TrialFailed, host_with_base, note, start
+from headrace.control.trial import ImageNotMade, TrialFailed, go_on, host_with_base, note, start
 from headrace.control.warm import Warm
 from headrace.errors import Conflict, HeadraceError, NotFound
 from headrace.sdk.spec import EndpointSpec
@@ -85,6 +85,15 @@ class Deployer:
                 hint="The last hundred are kept: `headrace describe` shows the versions.",
             )
         return found
+
+    def cancel(self, id: str, project: str) -> Deployment:
+        """Give up what of a deployment is not current yet; what is stays. Raises `NotFound`.
+
+        It ends within a moment. Hosts finish the images that they have begun, for whoever needs them next.
+        """
+        deployment = self.get(id, project)
+        deployment.cancelled = True
+        return deployment
 
     async def deploy(self, specs: list[EndpointSpec], project: str, *, verify: bool) -> Deployment:
         """Store what is new. Returns when it is stored; with ``verify`` the trials go on by themselves."""
@@ -284,16 +293,17 @@ class Deployer:
             self._reconciler.again(endpoint)
 
     async def _verify(self, endpoint: Endpoint, trial: _Trial) -> None:
-        part, spec = trial.part, trial.spec
+        deployment, part, spec = trial.deployment, trial.part, trial.spec
+        go_on(deployment)
         # The zygote is asked for before the trial: its forks need it, and what it refuses is told.
         base = self._warm.use(spec, part.version)
         for attempt in range(TRIES):
             try:
-                host = await host_with_base(self._world, endpoint, part, base)
+                host = await host_with_base(self._world, endpoint, deployment, part, base)
             except ImageNotMade:
                 self._warm.drop(base)
                 raise
-            death = await start(self._world, self._reconciler, endpoint, part, spec)
+            death = await start(self._world, self._reconciler, endpoint, deployment, part)
             if death is None:
                 note(part, host.warm.get(base))
                 break

@@ -29,6 +29,8 @@ class Deployment:
     project: str
     parts: list[Part] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+    """Somebody has thought better of it: what has not become current will not."""
 
     @property
     def state(self) -> Literal["running", "succeeded", "failed"]:

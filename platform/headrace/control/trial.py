@@ -9,10 +9,9 @@ from headrace import wire
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.model import Endpoint, Host, Instance, World
 from headrace.control.probing import start_s
-from headrace.control.progress import Part
+from headrace.control.progress import Deployment, Part
 from headrace.control.reconcile import Reconciler
 from headrace.errors import HeadraceError
-from headrace.sdk.spec import EndpointSpec
 
 ROOM_TIMEOUT_S = 30.0
 """A trial waits this long for a host with room."""
@@ -20,6 +19,7 @@ BASE_TIMEOUT_S = 120.0
 """A trial waits this long for its zygote."""
 START_MARGIN_S = 30.0
 POLL_S = 0.1
+CANCELLED = "it was cancelled"
 
 
 class TrialFailed(HeadraceError):
@@ -34,7 +34,15 @@ class ImageNotMade(TrialFailed):
     """Its image cannot be pulled or built, on no host."""
 
 
-async def host_with_base(world: World, endpoint: Endpoint, part: Part, base: wire.BaseSpec) -> Host:
+def go_on(deployment: Deployment) -> None:
+    """Raises `TrialFailed` when the deployment has been cancelled."""
+    if deployment.cancelled:
+        raise TrialFailed(CANCELLED)
+
+
+async def host_with_base(
+    world: World, endpoint: Endpoint, deployment: Deployment, part: Part, base: wire.BaseSpec
+) -> Host:
     """Wait for hosts, and for the zygote on one of them (bounded): the trial prefers that one.
 
     Hosts without its runtime don't count. Raises `TrialFailed`.
@@ -43,6 +51,7 @@ async def host_with_base(world: World, endpoint: Endpoint, part: Part, base: wir
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ROOM_TIMEOUT_S):
             while not any(_has(h, wanted) for h in world.hosts.values()):
+                go_on(deployment)
                 there = any(h.usable for h in world.hosts.values())
                 part.detail = f"no host has runtime {wanted}" if there else "no host is connected"
                 await asyncio.sleep(POLL_S)
@@ -61,6 +70,7 @@ async def host_with_base(world: World, endpoint: Endpoint, part: Part, base: wir
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(BASE_TIMEOUT_S) as limit:
             while not endpoint.deleting:
+                go_on(deployment)
                 hosts = [h for h in world.hosts.values() if _has(h, wanted)]
                 if preparing := image_progress(hosts, base):
                     # Pulling and building take their time, as long as they go on.
@@ -85,7 +95,7 @@ def _has(host: Host, runtime: str) -> bool:
 
 
 async def start(
-    world: World, reconciler: Reconciler, endpoint: Endpoint, part: Part, spec: EndpointSpec
+    world: World, reconciler: Reconciler, endpoint: Endpoint, deployment: Deployment, part: Part
 ) -> wire.Death | None:
     """Start the trial; None when it became ready. Raises `TrialFailed`."""
     instance: Instance | None = None
@@ -93,6 +103,7 @@ async def start(
     began = world.now()
     deadline = began + ROOM_TIMEOUT_S
     while not endpoint.deleting and world.now() < deadline:
+        go_on(deployment)
         instance, reason = reconciler.trial(endpoint, part.version)
         if instance is not None:
             break
@@ -114,10 +125,11 @@ async def start(
     endpoint.tried = None
     assert instance.outcome is not None, "the reconciler made it with the instance"
     part.detail = f"instance {instance.id} starts on {instance.host.hello.node}"
-    limit = start_s(spec) + START_MARGIN_S
+    limit = start_s(endpoint.trials[part.version]) + START_MARGIN_S
     until = world.now() + limit
     note = ""
     while not (await asyncio.wait([instance.outcome], timeout=POLL_S))[0]:
+        go_on(deployment)
         if instance.report is not None and instance.report.note not in ("", note):
             # Weights take their time, as long as they come.
             part.detail = note = instance.report.note

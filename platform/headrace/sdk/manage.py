@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Doc = dict[str, Any]
 POLL_S = 10.0
+PROGRESS_S = 1.0
+"""The same for somebody who watches."""
 AWAY_S = 90.0
 """A platform that is away for longer than a restart takes is not waited for."""
 AWAY_TOLD_S = 10.0
@@ -125,7 +127,7 @@ class Management:
                 raise DeadlineExceeded(
                     f"the deployment is not done after {timeout:g} s; it goes on.", deployment=deployment
                 )
-            wait = min(POLL_S, left)
+            wait = min(POLL_S if on_progress is None else PROGRESS_S, left)
             try:
                 reply = self._manage(
                     "GET",
@@ -151,6 +153,10 @@ class Management:
         if check and deployment["state"] == "failed":
             raise _failure(deployment)
         return deployment
+
+    def cancel_deployment(self, id: str) -> Doc:
+        """Give up what of a deployment is not current yet; what runs already stays."""
+        return _doc(self._manage("DELETE", f"/deployments/{quote(id, safe='')}"))
 
     # -- endpoints -------------------------------------------------------------------------
 

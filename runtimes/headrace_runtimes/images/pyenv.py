@@ -168,9 +168,17 @@ class Environments:
         place.mkdir(mode=0o755)
         python = str(place / "env/bin/python")
         wanted = await asyncio.to_thread(self._interpreter, image.python)
-        await self._uv(
-            f"python {wanted}", progress, "venv", "--no-config", "--python", wanted, str(place / "env")
-        )
+        try:
+            await self._uv(
+                f"python {wanted}", progress, "venv", "--no-config", "--python", wanted, str(place / "env")
+            )
+        except ImageFailed as error:
+            if wanted == self._settings.host_python:
+                raise
+            raise ImageFailed(
+                f"Python {wanted} is not on this host and cannot be fetched: install it there, for example "
+                f"with `uv python install {wanted}`, or use the platform's own (Image().pip(...)). {error}"
+            ) from error
         env: dict[str, str] = {}
         paths: list[str] = []
         for kind, words in image.steps:

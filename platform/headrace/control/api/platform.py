@@ -113,6 +113,11 @@ async def show_deployment(parts: Parts, call: wire.ApiCall, params: Params) -> w
     return reply(deployment.to_json())
 
 
+async def cancel_deployment(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
+    """Give up what is not current yet; ask for its progress to see the end."""
+    return reply(parts.deployer.cancel(params["id"], call.project).to_json(), 202)
+
+
 async def instances(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:
     """All living instances of the project."""
     wanted = call.query.get("endpoint")

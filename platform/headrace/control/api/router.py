@@ -91,6 +91,7 @@ ROUTES: tuple[Route, ...] = (
         request=DeploymentRequest,
     ),
     Route("GET", "/deployments/{id}", platform.show_deployment, "Progress of a deployment", ("wait",)),
+    Route("DELETE", "/deployments/{id}", platform.cancel_deployment, "Cancel a deployment", status=202),
     Route("GET", "/endpoints", endpoints.list_endpoints, "List endpoints", _PAGE, listed=True),
     Route("GET", "/endpoints/{name}", endpoints.show, "Describe an endpoint"),
     Route("GET", "/endpoints/{name}/openapi.json", endpoints.openapi, "The endpoint's OpenAPI document"),
