@@ -335,8 +335,8 @@ for place in sys.argv[1:]:
         print(path)
 """
     ran = await asyncio.create_subprocess_exec(
-        "setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "/usr/bin/python3", "-c", looking,
-        *places, stdout=asyncio.subprocess.PIPE,
+        "setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups",
+        "/usr/bin/python3", "-c", looking, *places, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     seen, _ = await ran.communicate()
     assert (ran.returncode, seen.decode().split()) == (0, [])
@@ -371,6 +371,51 @@ async def test_memory_is_filled(cell: Cell) -> None:
     exit = await asyncio.wait_for(sandbox.exited, 20)
     assert exit.reason == "oom", exit
     assert "96 MiB" in exit.detail
+
+
+STUFF = """
+kept, sent = [], 0
+listener = socket.create_server(("127.0.0.1", 0))
+while len(kept) < 2 * arguments[0]:
+    one = socket.create_connection(listener.getsockname())
+    kept += [one, listener.accept()[0]]
+    for end in kept[-2:]:
+        end.setblocking(False)
+        try:
+            while True: sent += end.send(b"x" * 65536)
+        except BlockingIOError:
+            pass
+result = sent
+"""
+
+
+async def test_memory_is_not_filled_by_sockets_either(cell: Cell) -> None:
+    sandbox = await cell.start(memory_limit=128 << 20)
+    # Much more than it may have; what the kernel holds for all sockets of the machine has an end, too.
+    try:
+        sent = await tell(sandbox, STUFF, 400)
+    except OSError:
+        assert (await asyncio.wait_for(sandbox.exited, 20)).reason == "oom"
+    else:
+        assert sent < 100 << 20
+    await sandbox.stop(0.0)
+
+
+async def test_terminals_are_not_used_up(cell: Cell) -> None:
+    if cell.runtime.name != "oci":
+        return  # Docker's mount of them takes no options.
+    sandbox = await cell.start()
+    take = """
+kept = []
+try:
+    while True: kept.append(os.open("/dev/ptmx", os.O_RDWR))
+except OSError as error:
+    result = [len(kept), errno.errorcode[error.errno]]
+for fd in kept: os.close(fd)
+"""
+    made, refused = await tell(sandbox, take)
+    assert (made <= 256, refused) == (True, "ENOSPC")
+    await sandbox.stop(0.0)
 
 
 FILL = """

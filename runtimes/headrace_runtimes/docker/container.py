@@ -57,6 +57,7 @@ class DockerContainer(KernelContainer):
             )
         self.leaf = Cgroup(await asyncio.to_thread(cgroup_of, self.pid))
         await asyncio.to_thread(self.cgroup.limit_pids, PIDS_LIMIT)
+        await asyncio.to_thread(self.leaf.limit_sockets)
 
     def _limit(self, assignment: Assignment) -> None:
         if assignment.memory_limit is not None:

@@ -11,6 +11,8 @@ from headrace_runtimes.spec import Stats
 
 ROOT = Path("/sys/fs/cgroup")
 CPU_PERIOD_US = 100_000
+SOCKET_BYTES, LEAST_SOCKET_BYTES = 64 << 20, 8 << 20
+"""On version 1, beside the memory."""
 BLOCK_DEVICES = Path("/sys/dev/block")
 
 
@@ -52,8 +54,22 @@ class Cgroup:
         with contextlib.suppress(OSError):
             self._write("memory", "memory.memsw.limit_in_bytes", count)
         self._write("memory", "memory.limit_in_bytes", count)
+        self.limit_sockets(min(SOCKET_BYTES, max(LEAST_SOCKET_BYTES, count // 8)))
         with contextlib.suppress(OSError):
             self._write("memory", "memory.memsw.limit_in_bytes", count)
+
+    def limit_sockets(self, count: int = SOCKET_BYTES) -> None:
+        """Bytes that wait in its internet sockets; the memory's directory is made if it is not there.
+
+        Version 2 counts them as memory. Version 1 does so for nobody until a limit is set, then for sockets
+        made later: without one, a sandbox fills what the kernel has for the whole machine.
+        """
+        if self.unified or not (self._root / "memory").is_dir():
+            return
+        self._dir("memory").mkdir(parents=True, exist_ok=True)
+        # A kernel may be built without.
+        with contextlib.suppress(OSError):
+            self._write("memory", "memory.kmem.tcp.limit_in_bytes", count)
 
     def limit_cpu(self, cores: float) -> None:
         """Raises ``OSError``."""

@@ -55,6 +55,7 @@ def test_limits_on_version_1_and_hybrid(split: Path) -> None:
     }
     assert found == {
         "memory/memory.limit_in_bytes": str(512 << 20), "memory/memory.memsw.limit_in_bytes": str(512 << 20),
+        "memory/memory.kmem.tcp.limit_in_bytes": str(64 << 20),
         "cpu,cpuacct/cpu.cfs_period_us": "100000", "cpu,cpuacct/cpu.cfs_quota_us": "50000",
         "pids/pids.max": "64", "blkio/blkio.throttle.read_bps_device": "8:0 1048576",
         "blkio/blkio.throttle.write_bps_device": "8:0 1048576", "freezer/freezer.state": "THAWED",
