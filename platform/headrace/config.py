@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gateway_body_bytes: Amount = 512 << 20
     """Request bodies held by one gateway in all."""
     log_bytes: Amount = 8 << 20
-    """Log bytes kept per instance."""
+    """Of one log file; the last three are kept of each endpoint on a host."""
     drain_grace: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
     store: str = ""
     """Where jobs are kept: empty for SQLite in ``data_dir``, or ``postgresql://...``."""

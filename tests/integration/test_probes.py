@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from headrace.config import Settings
 
 from tests.integration.conftest import Platform, make_settings, running_platform, until
 
@@ -340,6 +341,39 @@ async def test_logs_are_followed_from_one_instance_to_the_next(platform: Platfor
     await until(all_said)
     assert said == ["said one", "said two", "said three"]
     assert len(instances) == 2
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+async def test_who_prints_without_end_fills_no_disk_and_delays_nobody(
+    platform: Platform, runtime: str
+) -> None:
+    name, quiet = f"loud-{runtime}", f"quiet-{runtime}"
+    done = await platform.deploy(f"""
+        import sys
+        @headrace.endpoint(name="{name}", runtime="{runtime}")
+        def loud(megabytes: int = 0) -> int:
+            for _ in range(megabytes):
+                sys.stdout.write(("x" * 99 + "\\n") * 10_000)
+            return megabytes
+        @headrace.endpoint(name="{quiet}", runtime="{runtime}")
+        def quiet() -> str:
+            return "done"
+    """)
+    assert done["state"] == "succeeded", done
+    await platform.call(quiet)
+    printing = asyncio.create_task(platform.call(name, {"megabytes": 40}))
+    answered = 0
+    while not printing.done():
+        assert await asyncio.wait_for(platform.call(quiet), 10) == "done"
+        answered += 1
+    assert await printing == 40
+    assert answered > 5
+    files = list((platform.work / "d" / "hosts").rglob(f"*{name}*/*.log"))
+    kept = sum(path.stat().st_size for path in files)
+    # Three files of the size that is set, each a little over it.
+    assert 0 < kept < 3.5 * Settings().log_bytes < 40 << 20, files
+    page = await platform.api("GET", f"/endpoints/{name}/logs?limit=10")
+    assert page["items"][-1]["text"] == "x" * 99
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES[1:])
