@@ -19,6 +19,8 @@ log = logging.getLogger("headrace.host")
 
 INSIDE = "/weights"
 VARIABLE = "HEADRACE_WEIGHTS"
+REFRESH_S = 60.0
+"""How often what is held in memory is locked again: see `Keeper`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class HostWeights:
         self._links = links
         self._pins: dict[str, list[Pin]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._refreshing: asyncio.Task[None] | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -86,12 +89,22 @@ class HostWeights:
         """Let all go; files stay on the disk."""
         for id in list(self._pins):
             self.release(id)
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
         for task in list(self._tasks):
             # A read that has begun ends by itself; what it maps goes with the keeper.
             await asyncio.gather(task, return_exceptions=True)
         self._keeper.close()
 
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            await self._keeper.refresh()
+
     async def _hold(self, pins: list[Pin]) -> None:
+        if self._refreshing is None:
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh_for_ever())
         for pin in pins:
             try:
                 files = await asyncio.to_thread(pin.files)

@@ -3,6 +3,10 @@
 Locking is the only way that holds: under memory pressure the kernel drops clean pages however often they
 were read. Where it is not allowed (no CAP_IPC_LOCK, a low RLIMIT_MEMLOCK) files are only read ahead, and
 `Keeper.held` says so. Locks end with the process that holds them.
+
+A lock holds pages, not folios: when the kernel splits a large folio of a file (to move it, say) it takes it
+out of locked mappings, and nothing but the next touch locks it again. So what is held is locked again now
+and then.
 """
 
 from __future__ import annotations
@@ -68,6 +72,7 @@ class Keeper:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 if self._kept[key].locked:
+                    await asyncio.to_thread(_lock_again, self._kept[key])
                     return True
                 await self._drop(key)
             paths = await asyncio.to_thread(lambda: [(path, path.stat().st_size) for path in files])
@@ -85,6 +90,14 @@ class Keeper:
                 await self._drop(key)
                 return False
             return kept.locked
+
+    async def refresh(self) -> None:
+        """Lock again what has slipped out."""
+        for key in list(self._kept):
+            async with self._turn:
+                kept = self._kept.get(key)
+                if kept is not None and kept.locked:
+                    await asyncio.to_thread(_lock_again, kept)
 
     def close(self) -> None:
         """Let all go."""
@@ -107,6 +120,13 @@ class Keeper:
                         kept.locked = False
                         self.why_not = f"mlock: {os.strerror(ctypes.get_errno())}"
                         log.info("weights are not locked in memory (%s), only read ahead", self.why_not)
+
+
+def _lock_again(kept: _Kept) -> None:
+    """Maps in what is in the page cache, and reads what is not."""
+    for address, size in kept.maps:
+        for begin in range(0, size, STEP):
+            _libc.mlock(address + begin, min(STEP, size - begin))
 
 
 def _let_go(kept: _Kept) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from headrace_runtimes.weights.memory import Keeper, resident
 
 SIZE = 24 << 20
+MADV_DONTNEED_LOCKED = 24
 
 
 def make(directory: Path, name: str, size: int = SIZE) -> Path:
@@ -87,6 +89,24 @@ async def test_what_is_in_use_is_never_let_go(tmp_path: Path) -> None:
     assert keeper.bytes == 2 * SIZE
     assert await keeper.keep("one", [one], {"one"}) == keeper.held("one")
     assert not keeper.held("two")
+    keeper.close()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] < 3 * SIZE, reason="locks need root"
+)
+@pytest.mark.parametrize("by", ["keep", "refresh"])
+async def test_what_the_kernel_took_out_of_a_lock_is_locked_again(tmp_path: Path, by: str) -> None:
+    one = make(tmp_path, "one")
+    keeper = Keeper(SIZE)
+    await keeper.keep("one", [one])
+    ((address, size),) = keeper._kept["one"].maps
+    # As when it splits a large folio: the pages are there, and in no locked mapping any more.
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size // 2), MADV_DONTNEED_LOCKED) == 0
+    assert dropped(one) < 1.0
+    await (keeper.keep("one", [one]) if by == "keep" else keeper.refresh())
+    assert dropped(one) == 1.0
     keeper.close()
 
 
