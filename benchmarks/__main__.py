@@ -106,7 +106,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             (
                 f"one slot changes hands between two endpoints, {one['runtime']}",
                 f"p50 {one['paused']['p50']:.1f} ms, p99 {one['paused']['p99']:.1f} ms",
-                f"stop and warm start {warm:.0f} ms, cold {cold:.0f} ms",
+                f"stopped, the next one warm {warm:.0f} ms, cold {cold:.0f} ms",
                 f"{faster[0]} x, {faster[1]} x faster",
             )
         )

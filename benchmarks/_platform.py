@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from benchmarks._load import Answer, free_ports, request, root
 LIMIT_S = 840
 UP_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0
+SPARES = 2
+"""What the setting ``spares`` is when nobody says otherwise."""
 
 
 def bounded(limit_s: int = LIMIT_S) -> None:
@@ -86,6 +88,12 @@ class Ours:
         """The endpoint's instances that have not ended."""
         found = self.api("GET", f"/endpoints/{name}").get("instances") or []
         return [one for one in found if one.get("state") not in ("stopped", "failed")]
+
+
+def pool_full(hosts: Sequence[Mapping[str, Any]], runtime: str, spares: int = SPARES) -> bool:
+    """Whether all spares of a runtime wait, as ``GET /hosts`` tells it."""
+    bases = [base for host in hosts for base in host["warm"] if base["runtime"] == runtime]
+    return bool(bases) and all(b["state"] == "ready" and b["spares"] >= spares for b in bases)
 
 
 def wait_until(condition: Callable[[], Any], deadline_s: float, what: str, period_s: float = 0.02) -> None:

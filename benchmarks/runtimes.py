@@ -34,7 +34,7 @@ from headrace_runtimes.spec import RuntimeSettings
 from benchmarks import _bare
 from benchmarks._docker import docker_daemon
 from benchmarks._load import summary
-from benchmarks._platform import Ours, bounded, ours, wait_until
+from benchmarks._platform import Ours, bounded, ours, pool_full, wait_until
 
 LIMIT_S = 420
 RUNTIMES = ("process", "oci", "docker")
@@ -44,7 +44,6 @@ GOALS: dict[str, dict[str, float]] = {
     "docker": {"p50": 60, "p99": 150, "beyond_interpreter": 1500},
 }
 """Of issue 4, in milliseconds."""
-SPARES = 2
 SETTLED_S = 60.0
 APP = """
 import headrace
@@ -66,13 +65,6 @@ def deploy(platform: Ours, folder: Path, name: str, runtime: str, more: str = ""
     platform.deploy(file)
 
 
-def pool_full(platform: Ours, runtime: str) -> bool:
-    """Whether all spares of a runtime wait."""
-    hosts = platform.api("GET", "/hosts")["items"]
-    bases = [base for host in hosts for base in host["warm"] if base["runtime"] == runtime]
-    return bool(bases) and all(b["state"] == "ready" and b["spares"] >= SPARES for b in bases)
-
-
 def wakes(platform: Ours, name: str, runtime: str, count: int) -> dict[str, Any]:
     """Milliseconds to the first byte of wakes, by where the instances came from, and their parts."""
     times: list[float] = []
@@ -80,7 +72,10 @@ def wakes(platform: Ours, name: str, runtime: str, count: int) -> dict[str, Any]
     tiers: Counter[str] = Counter()
     for number in range(count + 1):
         platform.to_zero(name)
-        wait_until(lambda: pool_full(platform, runtime), SETTLED_S, f"spares of {runtime}", period_s=0.05)
+        wait_until(
+            lambda: pool_full(platform.api("GET", "/hosts")["items"], runtime),
+            SETTLED_S, f"spares of {runtime}", period_s=0.05,
+        )  # fmt: skip
         answer = platform.call(name, b'{"x": 1}')
         if answer.status != 200:
             raise RuntimeError(f"{name}: {answer.status} {answer.body[:500]!r}")
@@ -174,7 +169,7 @@ def run(runtimes: Sequence[str], warm: int, cold: int, bare: int, times: int) ->
             **({"DOCKER_HOST": address} if address else {}),
         }
         found["interpreter"] = {**summary(_bare.interpreter(max(5, bare))), "unit": "ms"}
-        with ours(environ, spares=SPARES) as platform:
+        with ours(environ) as platform:
             for runtime in runtimes:
                 deploy(platform, home, f"warm-{runtime}", runtime)
                 deploy(platform, home, f"cold-{runtime}", runtime, ', snapshot="none"')

@@ -28,10 +28,14 @@ from headrace.config import Settings
 from headrace.sdk.spec import dump_spec
 
 from benchmarks._load import summary
-from benchmarks._platform import bounded
+from benchmarks._platform import bounded, pool_full
 
 LIMIT_S = 300
 DEPLOY_S = 120.0
+SETTLED_S = 60.0
+QUIET_S = 0.2
+GOALS = {"switch_ms": 50.0, "load_of_from_memory": 1.2}
+"""Of issue 4."""
 NOOP = """
 import headrace
 
@@ -87,6 +91,16 @@ class Side:
         if made["state"] != "succeeded":
             raise RuntimeError(str(made))
 
+    async def settled(self, runtime: str) -> None:
+        """Wait until the warm pool is full again: requests of real users are further apart, too."""
+        end = time.monotonic() + SETTLED_S
+        while not pool_full((await self._api("GET", "/hosts"))["items"], runtime):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the warm pool of {runtime} is not full within {SETTLED_S} s")
+            await asyncio.sleep(0.05)
+        # What was stopped is still being removed.
+        await asyncio.sleep(QUIET_S)
+
     async def call(self, name: str) -> tuple[float, Any]:
         """(milliseconds, answer) of one request."""
         began = time.perf_counter()
@@ -112,8 +126,7 @@ async def noops(side: Side, runtime: str, more: str, switches: int) -> dict[str,
         await side.call(name)
     times = []
     for turn in range(switches):
-        # The warm pool refills between; requests of real users are further apart, too.
-        await asyncio.sleep(0.3)
+        await side.settled(runtime)
         times.append((await side.call(("one", "two")[turn % 2]))[0])
     return {**summary(times), "unit": "ms"}
 
@@ -125,7 +138,7 @@ async def model(side: Side, runtime: str, file: Path, rounds: int) -> dict[str, 
     first = [(await side.call(name))[1]["load_ms"] for name in ("one", "two")]
     loads, again, whole = [], [], []
     for turn in range(rounds):
-        await asyncio.sleep(0.5)
+        await side.settled(runtime)
         took, answer = await side.call(("one", "two")[turn % 2])
         loads.append(answer["load_ms"])
         again.append(answer["again_ms"])
@@ -152,13 +165,18 @@ async def run(runtime: str, switches: int, megabytes: int) -> dict[str, Any]:
             ("stopped_cold", {"paused_memory": 0.0}, ', snapshot="none"'),
         ):
             async with _Side(home, name, runtime, changes) as side:
-                count = switches if name == "paused" else max(4, switches // 4)
+                count = max(4, switches // 4) if name == "stopped_cold" else switches
                 found[name] = await noops(side, runtime, more, count)
         for name in ("stopped_warm", "stopped_cold"):
             found[f"times_faster_than_{name}"] = round(found[name]["p50"] / found["paused"]["p50"], 1)
+        found["of_goal"] = {
+            name: round(found[name]["p50"] / GOALS["switch_ms"], 2) for name in ("paused", "stopped_warm")
+        }
         if megabytes:
             async with _Side(home, "model", runtime, {"paused_memory": 0.0}) as side:
                 found["model"] = {"megabytes": megabytes, **await model(side, runtime, file, 10)}
+            ratio = found["model"]["load_of_from_memory"]
+            found["of_goal"]["model"] = round(ratio / GOALS["load_of_from_memory"], 2)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     return found
