@@ -109,6 +109,8 @@ async def test_a_start_that_fails_says_why_with_its_last_lines(platform: Platfor
     assert "GET /nothing: status 404" in death["detail"]
     assert death["log"][-1] == "looking for /nothing"
     assert death["runtime"] == runtime
+    # Whoever deploys sees it without asking.
+    assert done["endpoints"][0]["traceback"].endswith("looking for /nothing")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

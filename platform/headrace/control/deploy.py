@@ -309,7 +309,7 @@ class Deployer:
                 break
             lost = death.reason in ("host-lost", "stopped")
             if not lost or attempt == TRIES - 1 or endpoint.deleting:
-                raise TrialFailed(failures.describe(death), death.traceback)
+                raise TrialFailed(failures.describe(death), failures.at_length(death))
         part.detail = ""
         why_not = await self._store.deployments.flip(trial.deployment, part)
         if why_not:

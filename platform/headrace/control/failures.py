@@ -24,6 +24,13 @@ def describe(death: wire.Death) -> str:
     return " ".join((f"{death.reason}: {death.detail}" if death.detail else death.reason).split())
 
 
+def at_length(death: wire.Death) -> str:
+    """What stands below that line: the traceback, or else what it printed last."""
+    if death.traceback or not death.log:
+        return death.traceback
+    return "\n".join(["It printed last:", *(f"  {line}" for line in death.log)])
+
+
 def counts(death: wire.Death, ready_for_s: float | None) -> bool:
     """Whether an ending counts to a crash loop; ``ready_for_s`` is None when it never was ready."""
     if death.reason in ("stopped", "host-lost"):

@@ -161,6 +161,10 @@ def test_instances_that_die_after_they_were_ready_hold_back_only_what_nobody_wai
 
 def test_an_ending_is_told_in_one_line():
     assert failures.describe(wire.Death(reason="exited", detail="a\n  b")) == "exited: a b"
+    printed = wire.Death(reason="exited", log=("no licence found", "bye"))
+    assert failures.at_length(printed) == "It printed last:\n  no licence found\n  bye"
+    assert failures.at_length(wire.Death(reason="load-failed", traceback="T", log=("x",))) == "T"
+    assert not failures.at_length(wire.Death(reason="exited"))
 
 
 @pytest.mark.parametrize(
