@@ -7,6 +7,8 @@
 The image is the raw request body, or base64 in JSON: ``{"image": "iVBORw0..."}``. The answer has one entry
 per line of text, with its four corners (pixels, clockwise from the top left) and how sure the model is.
 
+``runtime="oci"`` or ``"docker"`` among the options below runs it in a container, with the same answers.
+
 The package carries its weights. Its imports take 0.2 to 0.5 s, so they are done before an instance is needed,
 in the process that instances are forked from (``preload``); loading the weights takes 0.2 s.
 """

@@ -1,5 +1,7 @@
 """The runtime contract: what makes, assigns and ends sandboxes on one host.
 
+``docs/reference/runtimes.md`` is its page, `headrace_runtimes.conformance` its suite.
+
 A runtime lives in one event loop, on one host. It owns its processes: when the process that opened
 it dies, by any signal, all its sandboxes die too, and the next ``open`` on the same directory
 sweeps what was left (processes, sockets, directories, mounts, cgroups).
@@ -66,11 +68,14 @@ class Sandbox(Protocol):
     async def exec(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
     ) -> Ran:
-        """Run a command beside the instance, as the instance's user. Raises `NotSupported`, `SandboxGone`."""
+        """Run a command beside the instance, as its user, in its directory; it is killed after ``timeout_s``.
+
+        Raises `NotSupported`, `WrongState` (not started, or paused), `SandboxGone`, ``TimeoutError``.
+        """
         ...
 
     async def stats(self) -> Stats:
-        """Use of resources now. Raises `SandboxGone`."""
+        """Use of resources now. Raises `SandboxGone`, `WrongState` when it has not been started."""
         ...
 
     async def health(self) -> tuple[bool, str]:
@@ -125,7 +130,8 @@ class Runtime(Protocol):
     async def hold(self, bases: Sequence[tuple[Base, int]]) -> None:
         """Keep these bases ready with so many spare sandboxes each, most wanted first; let others go.
 
-        Returns at once; work goes on in the background and is reported to ``on_base``. A base with
+        Returns at once; work goes on in the background and is reported to ``on_base``. Beside these a spare
+        of ``Base(key="plain")`` is kept, unless that one is named with another number. A base with
         living sandboxes is never evicted; beyond the byte budget the last of the list are not kept.
         """
         ...
