@@ -171,6 +171,12 @@ async def test_what_fails_says_its_step_and_its_last_words(store, base, settings
     assert not any(name.startswith("image/") and "plain" in name for name in store.references())
 
 
+async def test_steps_that_need_a_shell_say_so_where_there_is_none(store, settings):
+    for step in (("apt", ("ffmpeg",)), ("run", ("true",))):
+        with pytest.raises(ImageFailed, match=r"needs a shell.*from_registry"):
+            await shown(store, Image(steps=(step,)), settings)
+
+
 async def test_a_step_is_not_the_hosts_root(store, base, settings, tmp_path):
     tries = (
         "cat /proc/1/root/etc/shadow", "ls /root/../../../work", "echo 1 > /proc/sys/kernel/panic",

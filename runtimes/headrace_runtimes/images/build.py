@@ -28,6 +28,7 @@ from headrace_runtimes.images.hostroot import make_host_root, probe
 from headrace_runtimes.images.interpreter import LABEL, find_python, is_musl
 from headrace_runtimes.images.locks import alone
 from headrace_runtimes.images.pack import Entry, write_files, write_tree
+from headrace_runtimes.images.reach import Lend
 from headrace_runtimes.images.reference import (
     ARCHITECTURES,
     OCI_CONFIG,
@@ -42,6 +43,7 @@ from headrace_runtimes.images.reference import (
 from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.step import PATH, TOOLS, Step, run_step, sweep
 from headrace_runtimes.images.store import Store, Stored
+from headrace_runtimes.images.view import look
 from headrace_runtimes.images.wire import Patience
 
 FILES_DIR = "/opt/headrace/files"
@@ -78,6 +80,8 @@ class BuildSettings:
     seccomp: Mapping[str, Any] | None = None
     """Filter of system calls for the steps: what the driver gives its containers."""
     patience: Patience = field(default_factory=Patience)
+    lend: Lend = contextlib.nullcontext
+    """The network of each step; the machine's own when nobody says otherwise."""
 
 
 class Builder:
@@ -220,9 +224,10 @@ class Builder:
                 diff_id = await asyncio.to_thread(write_files, entries, layers, layer)
             else:
                 command = await self._command(below, layers, kind, words, image.python)
-                layer, diff_id = await run_step(
-                    command, self._settings.runc, scratch, self._settings.timeout_s, progress
-                )
+                async with self._settings.lend() as reach:
+                    layer, diff_id = await run_step(
+                        command, self._settings.runc, scratch, self._settings.timeout_s, progress, reach=reach
+                    )
             done = f"{kind} {' '.join(words)}"
             return await self._keep(name, below.config, below.manifest.layers, layer, diff_id, done=done)
 
@@ -245,6 +250,12 @@ class Builder:
                     f"/{TOOLS}/uv", "pip", "install", "--python", python, "--break-system-packages",
                     "--compile-bytecode", "--no-cache", "--no-progress", "--no-config", *words,
                 ]  # fmt: skip
+        elif await asyncio.to_thread(look, layers, "/bin/sh") is None:
+            what = f"{kind} {words[0]}"
+            raise ImageFailed(
+                f"The image's step {what!r:.100} needs a shell, and the image has none: start with one that has, "
+                'such as Image.from_registry("docker.io/library/python:3.12-slim").'
+            )
         elif kind == "apt":
             argv = ["/bin/sh", "-c", _APT, "apt", *words]
         else:
@@ -287,11 +298,11 @@ class Builder:
             return found
         if context is None:
             raise ImageFailed("The Dockerfile is not here: deploy the endpoint again.")
-        async with self._scratch() as scratch:
+        async with self._scratch() as scratch, self._settings.lend() as reach:
             out = await run_buildah(
                 self._settings.buildah, context, words, scratch,
                 credentials=self._settings.credentials, docker_config=self._settings.docker_config,
-                timeout_s=self._settings.timeout_s, progress=progress,
+                timeout_s=self._settings.timeout_s, progress=progress, reach=reach,
             )  # fmt: skip
             return await adopt_layout(self.store, out, name)
 
