@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -15,7 +16,7 @@ import tarfile
 import pytest
 from aiohttp import web
 from headrace.host.images import find_image
-from headrace_runtimes.errors import ImageFailed, RegistryFailed
+from headrace_runtimes.errors import ImageFailed, PrepareFailed, RegistryFailed
 from headrace_runtimes.images import gc
 from headrace_runtimes.images.archive import write_docker_archive
 from headrace_runtimes.images.auth import Credentials
@@ -362,6 +363,54 @@ async def test_what_is_not_what_its_digest_says_is_not_kept(store, how):
     nothing_half(store)
 
 
+@pytest.mark.parametrize("where", ["layer", "config"])
+async def test_what_has_no_end_is_not_begun(store, where):
+    bad = Bad()
+    manifest = json.loads(bad.blobs.pop(bad.manifest))
+    part = manifest["layers"][0] if where == "layer" else manifest["config"]
+    part["size"] = 1 << 50
+    data = json.dumps(manifest).encode()
+    bad.blobs[sha(data)], bad.manifest = data, sha(data)
+    with pytest.raises(ImageFailed, match="more than"):
+        await pull(bad, store)
+    assert [kind for kind, _ in bad.asked] == ["manifests"]
+
+
+async def test_documents_that_trickle_or_nest_for_ever_are_given_up(store):
+    bad = Bad(1000)
+
+    async def trickle(request, wanted):
+        response = web.StreamResponse(headers={"Content-Type": OCI_MANIFEST})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                await response.write(b" ")
+                await asyncio.sleep(0.05)
+        return response
+
+    async def nest(request, wanted):
+        return web.Response(body=b"[" * 100_000, content_type=OCI_MANIFEST)
+
+    async def around(request, wanted):
+        return web.Response(status=302, headers={"Location": str(request.url)})
+
+    quick = dataclasses.replace(QUICK, attempts=2, document_s=0.3)
+    for trick, words in ((trickle, "in time"), (nest, "no manifest"), (around, "on and on")):
+        bad.tricks["manifests"] = trick
+        async with bad_registry(bad) as host, Registry(parse(f"{host}/x:v"), patience=quick) as registry:
+            with pytest.raises(RegistryFailed, match=words):
+                await registry.pull(store)
+    nothing_half(store)
+
+
+async def test_no_download_fills_the_disk(store, monkeypatch):
+    free = os.statvfs(store.directory)
+    monkeypatch.setattr("headrace_runtimes.images.store.SPARE_BYTES", free.f_blocks * free.f_frsize + 1)
+    with pytest.raises(PrepareFailed, match="no room"):
+        await pull(Bad(), store)
+    assert sum(path.stat().st_size for path in (store.directory / "part").iterdir()) < 1000
+
+
 async def test_a_layer_that_is_not_what_the_configuration_says_is_not_used(store):
     bad = Bad()
     layer = bad.blobs.pop(bad.big)
@@ -521,6 +570,12 @@ async def test_a_registry_elsewhere_sends_nobody_to_this_machine():
         "https://localhost:8700/x",
         "http://[::1]/x",
         "http://registry.example/x",
+        "https://[::1]/x",
+        "https://[::ffff:127.0.0.1]/x",
+        "https://0.0.0.0/x",
+        "https://localhost./x",
+        "https://169.254.169.254/latest",
+        "https://[fe80::1]/x",
     ):
         with pytest.raises(Refused, match="not safe"):
             wire.follow(wire.base, place)

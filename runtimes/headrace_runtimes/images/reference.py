@@ -103,13 +103,28 @@ def is_digest(text: object) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether ``host[:port]`` is this machine by its very name."""
-    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-    if name == "localhost":
+    # Without brackets more than one colon is a bare address of version 6, and its end no port.
+    has_port = re.search(r":\d+$", host) and ("[" in host or host.count(":") == 1)
+    name = host.rpartition(":")[0] if has_port else host
+    name = name.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
         return True
+    found = _number(name)
+    return found is not None and (found.is_loopback or found.is_unspecified)
+
+
+def is_link_local(host: str) -> bool:
+    """Whether it is an address of the link, by number: there is a cloud's metadata, and no registry."""
+    found = _number(host)
+    return found is not None and found.is_link_local
+
+
+def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
+        found = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
-        return False
+        return None
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
 
 
 def manifest_of(value: Any) -> Manifest:

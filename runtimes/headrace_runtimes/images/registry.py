@@ -29,10 +29,12 @@ from headrace_runtimes.images.reference import (
     diff_ids,
     manifest_of,
 )
-from headrace_runtimes.images.store import Blob, Store, Stored
+from headrace_runtimes.images.store import MAX_DOCUMENT, Blob, Store, Stored
 from headrace_runtimes.images.wire import Patience, Refused, Wire
 
 PARALLEL = 3
+MAX_LAYER = 64 << 30
+"""Bytes of one layer as it is sent: no more than it may have when it is unpacked."""
 _RANGE = re.compile(r"bytes (\d+)-")
 
 
@@ -82,6 +84,11 @@ class Registry:
         if media_type not in MANIFESTS:
             raise ImageFailed(f"{self.reference} is no image but {media_type!r:.100}: name another.")
         manifest = manifest_of(json.loads(data))
+        if manifest.config.size > MAX_DOCUMENT or any(part.size > MAX_LAYER for part in manifest.layers):
+            raise ImageFailed(
+                f"{self.reference} has a layer of more than {MAX_LAYER >> 30} GiB, or a configuration of "
+                f"more than {MAX_DOCUMENT >> 20} MiB: push it anew."
+            )
         await self._blob(store, manifest.config, None)
         kept = await store.put(data, media_type)
         with store.pin(kept.digest):
@@ -127,7 +134,7 @@ class Registry:
             url, scope = self._url(f"manifests/{wanted}"), self._scope("pull")
             _, headers, data = await self._wire.ask("GET", url, scope, what, headers={"Accept": accept})
             kind = headers.get("Content-Type", "").partition(";")[0].strip()
-            with contextlib.suppress(ValueError, AttributeError):
+            with contextlib.suppress(ValueError, AttributeError, RecursionError):
                 kind = str(json.loads(data).get("mediaType") or kind)
             return data, kind
 

@@ -35,7 +35,8 @@ from headrace_runtimes.images.reference import (
     manifest_of,
 )
 from headrace_runtimes.images.tarstream import Bounds
-from headrace_runtimes.images.unpack import unpack_layer
+from headrace_runtimes.images.tool import free
+from headrace_runtimes.images.unpack import CHECK_EVERY, SPARE_BYTES, unpack_layer
 from headrace_runtimes.trees import remove_tree
 
 NAME = "org.opencontainers.image.ref.name"
@@ -63,6 +64,7 @@ class Blob:
     def __init__(self, path: Path, file: BinaryIO, descriptor: Descriptor) -> None:
         self._path, self._file, self._descriptor = path, file, descriptor
         self._hash = hashlib.sha256()
+        self._unchecked = CHECK_EVERY
         self.size = 0
 
     def resume(self) -> None:
@@ -81,10 +83,19 @@ class Blob:
         self._hash, self.size = hashlib.sha256(), 0
 
     def add(self, piece: bytes) -> None:
-        """Append. Blocks. Raises `ImageFailed` when it becomes longer than was said."""
+        """Append. Blocks.
+
+        Raises `ImageFailed` when it becomes longer than was said, `PrepareFailed` before the disk is full.
+        """
         self.size += len(piece)
         if self.size > self._descriptor.size:
             raise ImageFailed(f"{self._descriptor.digest} is longer than its manifest says: push it again.")
+        self._unchecked += len(piece)
+        if self._unchecked >= CHECK_EVERY:
+            self._unchecked = 0
+            if free(self._path.parent) < SPARE_BYTES:
+                self.restart()
+                raise PrepareFailed(f"{self._path.parent} has no room for the image: make some there.")
         self._hash.update(piece)
         self._file.write(piece)
 

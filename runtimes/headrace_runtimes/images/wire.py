@@ -19,7 +19,7 @@ from yarl import URL
 
 from headrace_runtimes.errors import RegistryFailed
 from headrace_runtimes.images.auth import Challenge, Credentials, from_docker_config, parse_challenge
-from headrace_runtimes.images.reference import is_loopback
+from headrace_runtimes.images.reference import is_link_local, is_loopback
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -43,6 +43,8 @@ class Patience:
     slow_bytes_s: int = 2048
     """Less than this for ``slow_s``: as good as cut off."""
     slow_s: float = 60.0
+    document_s: float = 60.0
+    """The head of an answer, and a short one's body, however steadily their bytes come."""
     pause_s: float = 0.5
     """Before the second attempt; doubles, with jitter, up to ``pause_max_s``."""
     pause_max_s: float = 20.0
@@ -122,10 +124,12 @@ class Wire:
             sent = dict(headers or {})
             if own and (word := self._authorization(scope)):
                 sent["Authorization"] = word
-            response = await self._session.request(
-                method, url, headers=sent, data=body() if body else None, allow_redirects=False,
-                proxy=_proxy(url),
-            )  # fmt: skip
+            # Until the head of the answer is here; what is sent along takes as long as it takes.
+            async with asyncio.timeout(None if body else self.patience.document_s):
+                response = await self._session.request(
+                    method, url, headers=sent, data=body() if body else None, allow_redirects=False,
+                    proxy=_proxy(url),
+                )  # fmt: skip
             try:
                 if response.status == 401 and own and not asked:
                     asked = True
@@ -159,7 +163,8 @@ class Wire:
 
         async def attempt() -> tuple[int, Mapping[str, str], bytes]:
             async with self.once(method, url, scope, headers=headers, body=body, good=good) as answer:
-                return answer.status, answer.headers, await _short(answer)
+                async with asyncio.timeout(self.patience.document_s):
+                    return answer.status, answer.headers, await _short(answer)
 
         return await self.patiently(what, attempt)
 
@@ -213,7 +218,7 @@ class Wire:
         host = url.host or ""
         if is_loopback(host):
             return url.scheme in ("http", "https") and is_loopback(self.base.host or "")
-        return bool(host) and url.scheme == "https"
+        return bool(host) and url.scheme == "https" and not is_link_local(host)
 
     def _authorization(self, scope: str) -> str | None:
         if self._basic and self._credentials:
@@ -241,9 +246,10 @@ class Wire:
         wanted = {"service": challenge.service, "scope": challenge.scope or scope}
         headers = {"Authorization": self._credentials.header()} if self._credentials else {}
         url = realm.update_query({k: v for k, v in wanted.items() if v})
-        async with self._session.get(
-            url, headers=headers, allow_redirects=False, proxy=_proxy(url)
-        ) as answer:
+        async with (
+            asyncio.timeout(self.patience.document_s),
+            self._session.get(url, headers=headers, allow_redirects=False, proxy=_proxy(url)) as answer,
+        ):
             if answer.status != 200:
                 raise await self._refusal(answer, "its token service ")
             try:
