@@ -49,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Runtimes that hosts offer, such as ``process,oci``; ``auto``: all that can work on their machine."""
     oci_binary: str = ""
     """The program that makes containers for ``oci``, a name or a path; empty: runc, crun or youki."""
+    build_allow: str = ""
+    """Private hosts and networks that steps of image builds reach; ``host``: all that the host does."""
     allow_host_network: bool = False
     """Whether endpoints in containers may have ``network="host"``: they reach the host's services then."""
     keyless: bool = False

@@ -88,6 +88,8 @@ class RuntimeSettings:
     """The program that makes checkpoints: a name, or the path of a program of that name."""
     budget: Budget | None = None
     """One for all runtimes of a host, in place of ``zygote_bytes``; None: nobody else has a part of it."""
+    build_allow: tuple[str, ...] | None = None
+    """What steps of image builds reach beside public addresses, as in `Network.allow`; None: as the host."""
     allow_host_network: bool = False
     """Whether ``Network("host")`` is given to containers: it takes the walls to the host's services away."""
 

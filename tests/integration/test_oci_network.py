@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ import pytest_asyncio
 from fixtures_world import INNER, MAIL, METADATA, NAMES, PORT, SHOP, World
 from headrace_runtimes.base import Sandbox
 from headrace_runtimes.conformance_bench import TOKEN, call
+from headrace_runtimes.images.build import BuildSettings
+from headrace_runtimes.images.hostroot import host_root
+from headrace_runtimes.images.step import Step, run_step
+from headrace_runtimes.images.store import Store
 from headrace_runtimes.network.egress import Egress
 from headrace_runtimes.network.space import Space
 from headrace_runtimes.oci import OciRuntime
+from headrace_runtimes.oci.network import for_builds
 from headrace_runtimes.spec import Assignment, Base, Network, RuntimeSettings
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
@@ -78,6 +84,8 @@ class Cell:
 
     runtime: OciRuntime
     code: Path
+    networks: Egress
+    settings: RuntimeSettings
 
     async def start(self, network: Network, **options: Any) -> Sandbox:
         """An instance with this network."""
@@ -98,10 +106,11 @@ async def cell(world: World) -> AsyncIterator[Cell]:
         run_dir=directory / "o", engine_dir=ENGINE, python=sys.executable, zygote_bytes=1 << 30,
         log_dir=directory / "logs",
     )  # fmt: skip
-    runtime = OciRuntime(networks=Egress(world.machine.path, [NAMES]))
+    networks = Egress(world.machine.path, [NAMES])
+    runtime = OciRuntime(networks=networks)
     await runtime.open(settings, lambda _: None)
     try:
-        yield Cell(runtime, directory / "code")
+        yield Cell(runtime, directory / "code", networks, settings)
     finally:
         await runtime.close()
         assert await runtime.list_owned() == []
@@ -146,6 +155,55 @@ async def test_out_by_name_and_nowhere_else(world: World, cell: Cell) -> None:
     # A mode that was not allowed is refused before anything is made.
     with pytest.raises(Exception, match="allow_host_network"):
         await cell.start(Network("host"), fresh=True)
+
+
+LOOK = """
+import json, os, socket, sys
+found = {}
+for where in sys.argv[1:]:
+    try:
+        with socket.create_connection((where, PORT), 5) as end:
+            found[where] = end.recv(100).decode()
+    except OSError as error:
+        found[where] = type(error).__name__
+print(json.dumps({"found": found, "links": sorted(os.listdir("/sys/class/net"))}))
+""".replace("PORT", str(PORT))
+
+
+async def test_steps_of_builds_reach_no_more_than_they_may(world: World, cell: Cell, tmp_path: Path) -> None:
+    world.zone |= {"shop.example": [(SHOP, 60)], "inner.example": [(INNER, 60)]}
+    networks, settings = cell.networks, cell.settings
+    root = await host_root(sys.executable, tmp_path)
+    asked = ("shop.example", INNER, *METADATA, "inner.example")
+    venv = ((Path(sys.prefix), sys.prefix),)
+    step = Step("look", [sys.executable, "-c", LOOK, *asked], [root], binds=venv)
+
+    async def look(*allow: str, **env: str) -> dict[str, Any]:
+        said: list[str] = []
+        build = BuildSettings(sys.executable, step_env=env)
+        lent = for_builds(networks, replace(settings, build_allow=allow), build)
+        with Store(tmp_path / "i").scratch() as scratch:
+            async with lent.lend() as reach:
+                assert reach is not None
+                await run_step(step, "runc", scratch, 60.0, lambda text, *_: said.append(text), reach=reach)
+        told = json.loads(said[-1].partition(": ")[2])
+        assert told["links"] == ["eth0", "lo"]
+        return dict(told["found"])
+
+    await Store(tmp_path / "i").open()
+    refused = dict.fromkeys(METADATA, "ConnectionRefusedError")
+    found = await look()
+    assert found.pop("inner.example") in {"gaierror", "ConnectionRefusedError"}
+    assert found == {"shop.example": SHOP, INNER: "ConnectionRefusedError", **refused}
+    found = await look("inner.example")
+    assert found["inner.example"] == INNER
+    assert found | refused == found
+    # What the host gets packages by.
+    found = await look(https_proxy=f"http://me:secret@{INNER}:3128")
+    assert found[INNER] == INNER
+    # Without the setting they see what the host sees.
+    async with for_builds(networks, settings, BuildSettings(sys.executable)).lend() as reach:
+        assert reach is None
 
 
 async def test_what_it_sees_of_its_network(cell: Cell) -> None:

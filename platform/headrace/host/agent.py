@@ -28,7 +28,7 @@ from headrace.host.instances import Instances
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators, detect
-from headrace.host.runtimes import PROCESS, Runtimes, left_out, maker, offered
+from headrace.host.runtimes import PROCESS, Runtimes, build_allow, left_out, maker, offered
 from headrace.host.usage import Usage
 from headrace.host.watch import Watch
 from headrace.host.weights import HostWeights
@@ -200,6 +200,7 @@ class HostAgent:
             images_dir=settings.images,
             images_bytes=settings.images_bytes,
             hide=(settings.data, *self.config.hide),
+            build_allow=build_allow(settings.build_allow),
             allow_host_network=settings.allow_host_network,
         )
 

@@ -17,7 +17,14 @@ log = logging.getLogger("headrace.host")
 
 AUTO = "auto"
 PROCESS = "process"
+HOST = "host"
 Make = Callable[[str], Runtime]
+
+
+def build_allow(wish: str) -> tuple[str, ...] | None:
+    """The setting of that name, as runtimes want it."""
+    names = tuple(name.strip() for name in wish.split(",") if name.strip())
+    return None if HOST in names else names
 
 
 def maker(oci_binary: str) -> Make:

@@ -46,7 +46,7 @@ from headrace_runtimes.oci.binary import find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
 from headrace_runtimes.oci.directory import Directory
 from headrace_runtimes.oci.disk import Disk
-from headrace_runtimes.oci.network import Networks
+from headrace_runtimes.oci.network import Networks, for_builds
 from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
 from headrace_runtimes.trees import remove_tree
 
@@ -196,6 +196,7 @@ class DockerDriver:
                 machine_settings, os.environ, host_python=self._settings.python, runc=find(None)[0] or "runc",
                 seccomp=seccomp.profile(platform.machine()),
             )  # fmt: skip
+            build = for_builds(self._networks, self._settings, build)
         return await self._images.built(image, progress, build)
 
     async def create(self, spec: ContainerSpec) -> DockerContainer:

@@ -15,10 +15,11 @@ from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
 from headrace_runtimes.images import jail
 from headrace_runtimes.images.auth import Credentials
+from headrace_runtimes.images.reach import Reach, leashed
 from headrace_runtimes.images.reference import Descriptor, is_digest, manifest_of
 from headrace_runtimes.images.step import PATH
 from headrace_runtimes.images.store import Store, Stored
-from headrace_runtimes.images.tool import LEASH, run_tool
+from headrace_runtimes.images.tool import run_tool
 from headrace_runtimes.userns import user_namespace
 
 ENV = {"PATH": PATH, "HOME": jail.OWN, "TMPDIR": f"{jail.OWN}/tmp"}  # noqa: S108
@@ -37,6 +38,7 @@ async def run_buildah(
     docker_config: Path | None,
     timeout_s: float,
     progress: Progress | None,
+    reach: Reach | None = None,
 ) -> Path:
     """The OCI layout that was built, below ``scratch``. Raises `ImageFailed`, `PrepareFailed`.
 
@@ -56,7 +58,8 @@ async def run_buildah(
         for argv in _commands(words):
             confined = jail.jailed(root, own, binary, userns, argv)
             code, said = await run_tool(
-                [*LEASH, *confined], env=ENV, cwd=scratch, what="dockerfile", timeout_s=timeout_s,
+                await asyncio.to_thread(leashed, confined, reach, scratch), env=ENV, cwd=scratch,
+                what="dockerfile", timeout_s=timeout_s,
                 progress=progress, room=scratch, pass_fds=(userns,),
             )  # fmt: skip
             if code != 0:

@@ -1,8 +1,8 @@
 """Runs one step of a build: runc, a writable overlay over the layers so far, and what it wrote is the layer.
 
-The container has the host's network, and the rights that package managers need (its root is the machine's,
-with few capabilities): builds are for those who may deploy. A build that a dead host has left is removed by
-`sweep`.
+The container has the network that it is lent (`reach`), and the rights that package managers need (its root
+is the machine's, with few capabilities): builds are for those who may deploy. A build that a dead host has
+left is removed by `sweep`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import Any
 from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
 from headrace_runtimes.images.pack import write_tree
+from headrace_runtimes.images.reach import Reach, leashed
 from headrace_runtimes.images.store import dead_scratches
-from headrace_runtimes.images.tool import LEASH, run_tool
+from headrace_runtimes.images.tool import run_tool
 from headrace_runtimes.images.view import look
 from headrace_runtimes.trees import remove_tree
 
@@ -68,18 +69,19 @@ class Step:
 
 
 async def run_step(
-    step: Step, runc: str, scratch: Path, timeout_s: float, progress: Progress | None
-) -> tuple[Path, str]:
+    step: Step, runc: str, scratch: Path, timeout_s: float, progress: Progress | None, *,
+    reach: Reach | None = None,
+) -> tuple[Path, str]:  # fmt: skip
     """The layer's file in ``scratch``, and its diff_id (hex). Raises `ImageFailed` with its last words."""
     if shutil.which(runc) is None or os.geteuid() != 0:
         raise PrepareFailed("Images are built by runc and root: apt-get install runc, run the host as root.")
     name = f"headrace-build-{scratch.name}"
     try:
         await asyncio.to_thread(_lay_out, step, scratch)
-        argv = [*LEASH, runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
+        argv = [runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
         code, words = await run_tool(
-            argv, env={"PATH": PATH}, cwd=scratch, what=step.what, timeout_s=timeout_s, progress=progress,
-            room=scratch,
+            await asyncio.to_thread(leashed, argv, reach, scratch), env={"PATH": PATH}, cwd=scratch,
+            what=step.what, timeout_s=timeout_s, progress=progress, room=scratch,
         )  # fmt: skip
         if code != 0:
             raise ImageFailed(f"The image's step {step.what!r:.200} failed with exit code {code}: {words}")

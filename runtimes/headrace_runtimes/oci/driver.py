@@ -38,7 +38,7 @@ from headrace_runtimes.oci.container import OciContainer
 from headrace_runtimes.oci.directory import Directory
 from headrace_runtimes.oci.keeper import DISK, LEAST_LOAD_S, OciKeeper, first_id_of, image_for
 from headrace_runtimes.oci.layout import Ground, Own, can_map, lay_out, lay_out_again, own_of
-from headrace_runtimes.oci.network import Networks
+from headrace_runtimes.oci.network import Networks, for_builds
 from headrace_runtimes.oci.slots import Slots
 from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
 from headrace_runtimes.trees import remove_tree
@@ -162,6 +162,7 @@ class OciDriver:
                 machine_settings, os.environ, host_python=self._settings.python, runc=self._binary.path,
                 seccomp=seccomp.profile(platform.machine()),
             )  # fmt: skip
+            settings = for_builds(self._networks, self._settings, settings)
         context = context_dir(self._images, image)
         made = await prepare(
             self._store, image, progress, settings=settings, hold=self._pins,

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Protocol
 
+from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.images.build import BuildSettings
+from headrace_runtimes.images.reach import Reach, hosts_of
+from headrace_runtimes.network.policy import EVERYTHING
+from headrace_runtimes.network.rules import RESOLVER
 from headrace_runtimes.spec import Network, Owned, RuntimeSettings
 
 
@@ -50,6 +61,30 @@ class Networks(Protocol):
     async def list_owned(self) -> list[Owned]:
         """Interfaces and namespaces that exist."""
         ...
+
+
+def for_builds(networks: Networks, settings: RuntimeSettings, build: BuildSettings) -> BuildSettings:
+    """``build`` with steps that reach what ``settings.build_allow`` says, and the host's package indexes."""
+    if settings.build_allow is None:
+        return build
+    allowed = (EVERYTHING, *settings.build_allow, *hosts_of(build.step_env, build.pip_env))
+    numbers = itertools.count(1)
+
+    @contextlib.asynccontextmanager
+    async def lend() -> AsyncIterator[Reach | None]:
+        id = f"build-{next(numbers)}-{secrets.token_hex(4)}"
+        if why := networks.why_not():
+            raise PrepareFailed(
+                f"Images cannot be built here apart from the host's network: {why}. Mend that, or set "
+                "build_allow to host."
+            )
+        path = await networks.make(id, 0, Network("egress", allowed))
+        try:
+            yield None if path is None else Reach(path, RESOLVER)
+        finally:
+            await asyncio.shield(networks.remove(id))
+
+    return replace(build, lend=lend)
 
 
 class LoopbackOnly:
