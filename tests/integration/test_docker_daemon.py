@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import os
@@ -29,6 +30,8 @@ from headrace_runtimes.oci.network import LoopbackOnly
 from headrace_runtimes.spec import RuntimeSettings
 
 from benchmarks._docker import Daemon, own_daemon
+from tests.integration.conftest import make_settings, running_platform
+from tests.integration.conftest import until as eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"
@@ -115,6 +118,48 @@ async def answers_again(bench: Bench) -> None:
             assert (await call(sandbox, {}))[0] == 200
             await sandbox.stop(0.0)
             return
+
+
+@pytest.mark.timeout(200)
+async def test_the_host_serves_on_without_it(
+    directory: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", daemon.address)
+    source = """
+        @headrace.endpoint(name="{name}", runtime="{name}", retries=0)
+        def hello() -> str:
+            return "{name}"
+    """
+    async with running_platform(
+        make_settings(directory / "d", runtimes="process,docker"), directory
+    ) as platform:
+        for name in ("process", "docker"):
+            assert (await platform.deploy(source.format(name=name)))["state"] == "succeeded"
+            assert await platform.call(name) == name
+            await platform.to_zero(name)
+        await asyncio.to_thread(daemon.stop)
+        assert await platform.call("process") == "process"
+
+        async def told() -> bool:
+            # What was made while the daemon was ending may still serve.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2.0):
+                    if (await platform.request("POST", "/e/docker", json={}))[0] == 200:
+                        await platform.to_zero("docker")
+            death = (await platform.endpoint("docker"))["last_death"]
+            return bool(death) and "Docker does not answer" in death["detail"]
+
+        await eventually(told)
+        assert await platform.call("process") == "process"
+        await asyncio.to_thread(daemon.start)
+
+        async def back() -> bool:
+            status, _, value = await platform.request("POST", "/e/docker", json={})
+            return bool(status == 200 and value == "docker")
+
+        await eventually(back, 60.0)
+        await platform.to_zero("docker")
+    assert containers(daemon.address) == []
 
 
 async def test_an_image_that_somebody_has_removed_comes_again(directory: Path, docker_daemon: str) -> None:

@@ -44,11 +44,12 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def harness(directory: Path, address: str) -> Harness:
+def harness(directory: Path, address: str, *, kept: bool = True) -> Harness:
+    """``kept``: images stay for the next one."""
     settings = RuntimeSettings(
         run_dir=directory / "o", engine_dir=ENGINE, python=sys.executable, zygote_bytes=1 << 30,
-        log_dir=directory / "logs", images_dir=directory / "images", first_uid=FIRST_UID, uid_count=BLOCK,
-        uid_lock_dir=directory / "locks",
+        log_dir=directory / "logs", images_dir=directory / "images" if kept else None,
+        first_uid=FIRST_UID, uid_count=BLOCK, uid_lock_dir=directory / "locks",
     )  # fmt: skip
     return Harness(lambda: DockerRuntime(address), settings, directory / "code")
 
@@ -155,7 +156,7 @@ from headrace_runtimes.spec import Base
 from {module} import harness
 
 async def main():
-    async with opened(harness(Path({directory!r}), {address!r})) as bench:
+    async with opened(harness(Path({directory!r}), {address!r}, kept={kept})) as bench:
         await bench.runtime.hold([(Base(key="held"), 2)])
         kept = [await bench.start() for _ in range(2)]
         await kept[1].pause()
@@ -169,25 +170,29 @@ asyncio.run(main())
 """
 
 
-def start_owner(directory: Path, address: str) -> subprocess.Popen[str]:
+def start_owner(directory: Path, address: str, *, kept: bool = True) -> subprocess.Popen[str]:
     source = OWNER.format(
         tests=str(Path(__file__).parent),
         module=Path(__file__).stem,
         directory=str(directory),
         address=address,
+        kept=kept,
     )
     return subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5])
-def test_a_killed_owner_leaves_nothing(directory: Path, docker_daemon: str, after_s: float) -> None:
-    owner = start_owner(directory, docker_daemon)
+@pytest.mark.parametrize(("after_s", "kept"), [(0.0, True), (0.2, False), (0.5, True)])
+def test_a_killed_owner_leaves_nothing(
+    directory: Path, docker_daemon: str, after_s: float, kept: bool
+) -> None:
+    owner = start_owner(directory, docker_daemon, kept=kept)
     try:
         assert owner.stdout is not None
         line = owner.stdout.readline()
         assert line, "the owner did not get up"
         assert all(Path(f"/proc/{pid}").exists() for pid in json.loads(line))
         kinds = left(directory, docker_daemon).keys()
+        assert kept or "image" in kinds
         assert kinds >= {"container", "process", "mount", "cgroup", "namespace", "loop device", "network"}
         time.sleep(after_s)
     finally:

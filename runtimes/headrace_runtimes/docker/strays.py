@@ -48,7 +48,8 @@ class Strays:
             )
         except Refused as refused:
             if refused.status != 404:
-                log.warning("The container %s is removed later: %s", name[:40], refused)
+                if self._task is None or self._task.done():
+                    log.warning("Containers are removed later, when Docker does it: %s", refused)
                 self.look()
 
     async def _look(self) -> None:

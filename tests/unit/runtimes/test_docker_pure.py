@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from headrace_runtimes.containers.driver import ContainerSpec, Root
 from headrace_runtimes.devices.edits import Bind, Edits, Node
 from headrace_runtimes.docker.api import demultiplex, socket_of, version_of
+from headrace_runtimes.docker.collect import parts_of, used_at
 from headrace_runtimes.docker.daemon import Daemon, daemon_of, refuse_runtime
 from headrace_runtimes.docker.images import volumes_of, write_root
 from headrace_runtimes.docker.network import again, links_of
 from headrace_runtimes.docker.request import Place, creation, disk_places, execution
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.images.archive import labelled
 from headrace_runtimes.spec import Network
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,3 +186,30 @@ def test_roots_are_named_by_what_is_in_them(tmp_path: Path) -> None:
 def test_volumes() -> None:
     assert volumes_of({"Config": {"Volumes": {"/b": {}, "/a": {}}}}) == ("/a", "/b")
     assert volumes_of({"Config": {"Volumes": None}}) == volumes_of({}) == volumes_of(None) == ()
+
+
+def test_when_an_image_was_used_last() -> None:
+    def told(text: str) -> float:
+        return used_at({"Metadata": {"LastTagTime": text}}, 5.0)
+
+    assert told("1970-01-02T00:00:00.123456789Z") == 86_400
+    assert told("2026-11-22T21:00:00+00:00") == told("2026-11-22T21:00:00Z")
+    # It has never been given a name, or the daemon does not say: as if it was now.
+    for unknown in ("0001-01-01T00:00:00Z", "", "never"):
+        assert told(unknown) == 5.0
+    assert used_at({}, 5.0) == 5.0
+
+
+def test_layers_that_images_share_count_once_where_they_are_known() -> None:
+    about = {"Id": "i", "Size": 30, "RootFS": {"Layers": ["a", "b"]}}
+    history = [{"Size": 20}, {"Size": 0}, {"Size": 10}]
+    assert parts_of(about, history) == {"a": 10, "b": 20}
+    assert parts_of(about, history[:1]) == {"i": 30}
+
+
+def test_a_configuration_gets_labels_and_keeps_its_own() -> None:
+    whole = {"config": {"Labels": {"a": "1"}, "Env": ["X=1"]}, "rootfs": {"diff_ids": []}}
+    made = json.loads(labelled(json.dumps(whole).encode(), {"b": "2"}))
+    assert made == whole | {"config": {"Labels": {"a": "1", "b": "2"}, "Env": ["X=1"]}}
+    assert json.loads(labelled(b'{"config": {"Labels": null}}', {"b": "2"}))["config"]["Labels"] == {"b": "2"}
+    assert json.loads(labelled(b"{}", {"b": "2"})) == {"config": {"Labels": {"b": "2"}}}
