@@ -28,7 +28,7 @@ $(TORCH): $(BASE) requirements-torch.lock
 	@scripts/setup.sh torch
 	@touch $@
 
-$(TOOLS): $(BASE)
+$(TOOLS): $(BASE) scripts/setup.sh scripts/criu.sh
 	@scripts/setup.sh tools
 	@touch $@
 

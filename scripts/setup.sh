@@ -114,6 +114,7 @@ setup_containers() {
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
     done
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    scripts/criu.sh
 }
 
 for part in "${@:-base}"; do

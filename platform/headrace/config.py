@@ -49,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Runtimes that hosts offer, such as ``process,oci``; ``auto``: all that can work on their machine."""
     oci_binary: str = ""
     """The program that makes containers for ``oci``, a name or a path; empty: runc, crun or youki."""
+    criu: str = ""
+    """The CRIU that keeps loaded containers on disk, a path; empty: the environment's, or the system's."""
     build_allow: str = ""
     """Private hosts and networks that steps of image builds reach; ``host``: all that the host does."""
     allow_host_network: bool = False

@@ -84,8 +84,6 @@ class RuntimeSettings:
     """A cgroup directory that is delegated to us; None: looked for, else memory is polled."""
     checkpoints_dir: Path | None = None
     """Where checkpoints are kept across restarts, readable by nobody else; None: below ``run_dir``."""
-    criu: str = "criu"
-    """The program that makes checkpoints: a name, or the path of a program of that name."""
     budget: Budget | None = None
     """One for all runtimes of a host, in place of ``zygote_bytes``; None: nobody else has a part of it."""
     build_allow: tuple[str, ...] | None = None

@@ -49,7 +49,9 @@ def doctor_command(out: Output, data_dir: str | None, port: int | None) -> int:
             step(f"checking {words}")
             findings.extend(_guarded(words, check, settings))
     problems = sum(finding.level == "problem" for finding in findings)
-    matrix = {item.name: asdict(item) for item in support(settings.runtimes, settings.oci_binary)[0]}
+    matrix = {
+        item.name: asdict(item) for item in support(settings.runtimes, settings.oci_binary, settings.criu)[0]
+    }
     document = {
         "problems": problems,
         "findings": [asdict(finding) for finding in findings],
@@ -222,7 +224,7 @@ def check_listeners(settings: Settings) -> Iterable[Finding]:
 
 def check_runtimes(settings: Settings) -> Iterable[Finding]:
     """What each runtime can do on this machine."""
-    found, wrong = support(settings.runtimes, settings.oci_binary)
+    found, wrong = support(settings.runtimes, settings.oci_binary, settings.criu)
     for item in found:
         detail, todo = in_words(item, settings.runtimes)
         yield Finding(f"runtime {item.name}", "note" if item.why_not else "ok", detail, todo)

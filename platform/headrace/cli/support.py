@@ -35,9 +35,9 @@ class Support:
         return {name: why for name, why in self.capabilities.items() if why}
 
 
-def support(wish: str, oci_binary: str = "") -> tuple[list[Support], str]:
+def support(wish: str, oci_binary: str = "", criu: str = "") -> tuple[list[Support], str]:
     """Each installed runtime, and what is wrong with the setting ``runtimes`` (empty: nothing). Blocks."""
-    make = maker(oci_binary)
+    make = maker(oci_binary, criu)
     loaded: dict[str, Runtime] = {}
     broken: dict[str, str] = {}
     for name in registry.names():

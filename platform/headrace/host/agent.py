@@ -94,7 +94,7 @@ class HostAgent:
             handler=self._on_message,
         )
         wish = settings.runtimes if config.runtimes is None else ",".join(config.runtimes)
-        make = config.make_runtime or maker(config.settings.oci_binary)
+        make = config.make_runtime or maker(config.settings.oci_binary, config.settings.criu)
         chosen = offered(wish, make)
         self._budget = Budget(int(self.resources.memory * settings.zygote_memory_share))
         self._runtimes = Runtimes(chosen, self._runtime_settings)
@@ -199,6 +199,7 @@ class HostAgent:
             logs=self._logs,
             images_dir=settings.images,
             images_bytes=settings.images_bytes,
+            checkpoints_dir=settings.data / "checkpoints" / name,
             hide=(settings.data, *self.config.hide),
             build_allow=build_allow(settings.build_allow),
             allow_host_network=settings.allow_host_network,

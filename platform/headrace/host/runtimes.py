@@ -27,11 +27,13 @@ def build_allow(wish: str) -> tuple[str, ...] | None:
     return None if HOST in names else names
 
 
-def maker(oci_binary: str) -> Make:
-    """Loads runtimes as the settings say. ``oci_binary``: the setting of that name."""
+def maker(oci_binary: str, criu: str = "") -> Make:
+    """Loads runtimes as the settings say. ``oci_binary``, ``criu``: the settings of those names."""
+    told = {"binary": oci_binary, "criu": criu}
+    oci = {name: value for name, value in told.items() if value}
 
     def make(name: str) -> Runtime:
-        return registry.load(name, **({"binary": oci_binary} if name == "oci" and oci_binary else {}))
+        return registry.load(name, **(oci if name == "oci" else {}))
 
     return make
 

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,15 @@ class Versions:
     """Digest of the processor's features: memory holds code that was chosen by them."""
     boot: str
     """Which start of the machine: memory holds times of its monotonic clock."""
+
+
+def chosen(wish: str = "", prefix: str = sys.prefix) -> str:
+    """Which CRIU is used: the one that somebody wishes, else the environment's own, else the system's.
+
+    ``prefix``: the directory of the Python environment, which may hold a newer one than the system.
+    """
+    own = Path(prefix, NAME, NAME)
+    return wish or (str(own) if own.exists() else NAME)
 
 
 def support(runtime: Binary) -> tuple[Versions | None, str]:

@@ -30,11 +30,12 @@ from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.network.egress import Egress
 from headrace_runtimes.network.rules import RESOLVER
-from headrace_runtimes.oci import criu, disk, seccomp
+from headrace_runtimes.oci import criu, disk, loopback, seccomp
 from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
 from headrace_runtimes.oci.checkpoint import Checkpoints
 from headrace_runtimes.oci.container import OciContainer
+from headrace_runtimes.oci.criu import chosen as chosen_criu
 from headrace_runtimes.oci.directory import Directory
 from headrace_runtimes.oci.keeper import DISK, LEAST_LOAD_S, OciKeeper, first_id_of, image_for
 from headrace_runtimes.oci.layout import Ground, Own, can_map, lay_out, lay_out_again, own_of
@@ -51,7 +52,8 @@ class OciDriver:
 
     ``networks`` makes network namespaces, None: `network.egress.Egress`. ``build`` says with what
     images are built; None: on the host's own Python. ``devices``: the root of the tree
-    whose accelerators can be assigned. ``least_load_s``: no checkpoint of what loads in a shorter time.
+    whose accelerators can be assigned. ``least_load_s``: no checkpoint of what loads in a shorter
+    time. ``criu``: what makes them, a path or a name; empty: see `criu.chosen`.
     """
 
     name: ClassVar[str] = "oci"
@@ -62,12 +64,14 @@ class OciDriver:
         networks: Networks | None = None,
         build: BuildSettings | None = None,
         devices: Path = Path("/"),
+        *,
         least_load_s: float = LEAST_LOAD_S,
+        criu: str = "",
     ) -> None:
         self.keeper: OciKeeper | None = None
         """Since `open`, where checkpoints can be made (see `capabilities`)."""
         self._least_load_s = least_load_s
-        self._criu = "criu"
+        self._criu = chosen_criu(criu)
         self._build = build
         self._devices = devices
         self._machine: Machine | None = None
@@ -103,8 +107,7 @@ class OciDriver:
             raise PrepareFailed(f"The oci runtime cannot run here: {why or 'the host does not run as root'}.")
         self._settings = settings
         self._directory = Directory(settings.run_dir / "c")
-        self._criu = settings.criu
-        self._binary = Binary(path, self._directory.path / ".state", settings.criu)
+        self._binary = Binary(path, self._directory.path / ".state", self._criu)
         self._tag = tag = hashlib.sha256(str(settings.run_dir).encode()).hexdigest()[:10]
         self._cgroups = f"{inner_path(settings.cgroup_parent)}/headrace/{tag}"
         self._images = settings.images_dir or settings.run_dir / "images"
@@ -141,6 +144,8 @@ class OciDriver:
         self._directory.close()
         if self._settings.images_dir is None:
             await asyncio.to_thread(remove_tree, self._images)
+        if self._settings.checkpoints_dir is None:
+            await asyncio.to_thread(remove_tree, self._settings.run_dir / "checkpoints")
 
     async def prepare(self, image: Image, progress: Progress | None) -> Root:
         """See `Driver.prepare`."""
@@ -187,6 +192,9 @@ class OciDriver:
             images = own.directory / "checkpoint"
             await _to_the_end(image_for, checkpoint, images, own.first_id)
             await criu.restore(self._binary, spec.id, own.directory, images, checkpoint)
+            if spec.network.mode != "host":
+                pid = int(await asyncio.to_thread((own.directory / "pid").read_text))
+                await asyncio.to_thread(loopback.bring_up, pid)
 
         return await self._create(spec, start)
 

@@ -18,7 +18,8 @@ class OciRuntime(ContainerRuntime):
     ``binary``: the low-level runtime, a name or a path; None takes the first of runc, crun and youki that is
     installed. ``networks`` makes network namespaces, None: `network.egress.Egress`; ``build``: with what
     images are built; ``devices``: the root of the tree whose accelerators can be assigned; ``least_load_s``:
-    no checkpoint of what loads in a shorter time.
+    no checkpoint of what loads in a shorter time; ``criu``: what makes those, a path or a name (empty: see
+    `oci.criu.chosen`).
     """
 
     name: ClassVar[str] = "oci"
@@ -29,6 +30,8 @@ class OciRuntime(ContainerRuntime):
         networks: Networks | None = None,
         build: BuildSettings | None = None,
         devices: Path = Path("/"),
+        *,
         least_load_s: float = LEAST_LOAD_S,
+        criu: str = "",
     ) -> None:
-        super().__init__(OciDriver(binary, networks, build, devices, least_load_s))
+        super().__init__(OciDriver(binary, networks, build, devices, least_load_s=least_load_s, criu=criu))
