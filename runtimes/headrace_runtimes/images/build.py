@@ -253,8 +253,8 @@ class Builder:
         elif await asyncio.to_thread(look, layers, "/bin/sh") is None:
             what = f"{kind} {words[0]}"
             raise ImageFailed(
-                f"The image's step {what!r:.100} needs a shell, and the image has none: start with one that has, "
-                'such as Image.from_registry("docker.io/library/python:3.12-slim").'
+                f"The image's step {what!r:.100} needs a shell, and the image has none: start with one that "
+                'has, such as Image.from_registry("docker.io/library/python:3.12-slim").'
             )
         elif kind == "apt":
             argv = ["/bin/sh", "-c", _APT, "apt", *words]
