@@ -24,10 +24,12 @@ RUNTIMES = [
 ]
 APP = """
 import os, sys
-up, alive, well = False, True, True
+up, alive, well, me = False, True, True, ""
 
 async def app(scope, receive, send):
-    global up, alive, well
+    global up, alive, well, me
+    # Processes of containers have the same numbers.
+    me = me or os.urandom(8).hex()
     path = scope["path"]
     if path == "/set":
         exec(scope["query_string"].decode(), globals())  # noqa: S102
@@ -37,7 +39,7 @@ async def app(scope, receive, send):
         import time
         time.sleep(3600)
     await send({"type": "http.response.start", "status": 200 if ok else 503, "headers": []})
-    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+    await send({"type": "http.response.body", "body": me.encode()})
 """
 PROBE = "period=0.2, timeout=0.5, failure_threshold=2"
 

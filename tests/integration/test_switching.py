@@ -129,7 +129,7 @@ async def _are(platform: Platform, name: str, wanted: list[str]) -> bool:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_weights_are_shown_on_every_runtime(platform: Platform, directory: Path) -> None:
     models = directory / "models" / "small"
-    models.mkdir(parents=True)
+    models.mkdir(parents=True, exist_ok=True)
     data = random.Random(1).randbytes(1 << 20)
     (models / "model.bin").write_bytes(data)
     for runtime in ("process", "oci", "docker"):
@@ -154,15 +154,25 @@ async def test_weights_are_shown_on_every_runtime(platform: Platform, directory:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_weights_that_cannot_be_had_are_told_at_the_deployment(platform: Platform) -> None:
-    for source, said in (
-        ("/etc", "weights_allow"), ("http://127.0.0.1:9/model.bin", "private address"),
-        ("s3://bucket/key", "weights_allow"),
+async def test_weights_that_cannot_be_had_are_told_at_the_deployment(
+    platform: Platform, directory: Path
+) -> None:
+    source = """
+        @headrace.endpoint(name="refused", weights="{source}")
+        def refused() -> int:
+            return 1
+    """
+    for wrong, said in (
+        ("http://127.0.0.1:9/model.bin", "private address"), ("s3://bucket/key", "WEIGHTS_ALLOW"),
     ):  # fmt: skip
-        found = await platform.deploy(f"""
-            @headrace.endpoint(name="refused", weights="{source}")
-            def refused() -> int:
-                return 1
-        """)
+        # By its name alone: no host is asked.
+        with pytest.raises(AssertionError, match=said):
+            await platform.deploy(source.format(source=wrong))
+    (directory / "models").mkdir(exist_ok=True)
+    for wrong, said in (
+        ("http://localhost:9/model.bin", "private address"), (f"{directory}/models/missing", "nothing there"),
+        ("/etc", "weights_allow"),
+    ):  # fmt: skip
+        found = await platform.deploy(source.format(source=wrong))
         assert found["state"] == "failed"
         assert said in found["endpoints"][0]["detail"], found
