@@ -163,15 +163,15 @@ async def test_weights_that_cannot_be_had_are_told_at_the_deployment(
             return 1
     """
     for wrong, said in (
-        ("http://127.0.0.1:9/model.bin", "private address"), ("s3://bucket/key", "WEIGHTS_ALLOW"),
+        ("http://127.0.0.1:9/model.bin", "private address"), ("http://localhost/m", "private address"),
+        ("s3://bucket/key", "WEIGHTS_ALLOW"),
     ):  # fmt: skip
         # By its name alone: no host is asked.
         with pytest.raises(AssertionError, match=said):
             await platform.deploy(source.format(source=wrong))
     (directory / "models").mkdir(exist_ok=True)
     for wrong, said in (
-        ("http://localhost:9/model.bin", "private address"), (f"{directory}/models/missing", "nothing there"),
-        ("/etc", "weights_allow"),
+        (f"{directory}/models/missing", "nothing there"), ("/etc", "weights_allow"),
     ):  # fmt: skip
         found = await platform.deploy(source.format(source=wrong))
         assert found["state"] == "failed"
