@@ -343,6 +343,20 @@ for place in sys.argv[1:]:
     await sandbox.stop(0.0)
 
 
+async def test_processes_hold_nothing_of_the_host(cell: Cell) -> None:
+    sandbox = await cell.start()
+    inside = Path(f"/proc/{sandbox.pid}/task/{sandbox.pid}/children").read_text().split()
+    ours = os.stat(cell.directory).st_dev
+    for pid in (sandbox.pid, *inside):
+        held = {path: os.stat(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        kinds = {stat.S_IFMT(about.st_mode) for about in held.values()}
+        assert not kinds & {stat.S_IFDIR, stat.S_IFBLK}, held
+        # It may be any program of an image, and write as much as it likes.
+        files = [about for about in held.values() if stat.S_ISREG(about.st_mode)]
+        assert all(about.st_dev != ours for about in files), "a file of the host's, which has no limit"
+    await sandbox.stop(0.0)
+
+
 async def test_a_fork_bomb(cell: Cell) -> None:
     sandbox = await cell.start(pids_limit=64)
     bomb = """

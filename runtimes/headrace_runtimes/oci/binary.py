@@ -21,6 +21,9 @@ NOT_POSSIBLE = {
     "runsc": "its containers have a kernel of their own, which takes neither sockets nor directories of the "
     "host while they run",
 }
+WORDS, WORDS_BYTES = "disk/words", 64 << 10
+"""In a container's directory, on its own disk: its first process, which may be any program of an image, keeps
+the file open and writes as much as it likes. So much of its end is read."""
 RUN_TIMEOUT_S = 30.0
 VERSION_TIMEOUT_S = 10.0
 OUTPUT_BYTES = 1 << 20
@@ -78,7 +81,7 @@ class Binary:
 
     async def run(self, id: str, bundle: Path) -> None:
         """Start a container; its pid is in ``bundle/pid`` then. Raises `PrepareFailed`."""
-        words = bundle / "words"
+        words = bundle / WORDS
         # Its output is a file: the container's first process keeps what the binary was given.
         with open(words, "wb") as file, empty() as nothing:  # noqa: ASYNC230 - a small file
             process = await asyncio.create_subprocess_exec(
@@ -166,6 +169,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def last_words(path: Path) -> str:
     """The last line that the binary, or the engine before anybody listened, has printed."""
     with contextlib.suppress(OSError):
-        lines = path.read_text("utf-8", "replace").strip().splitlines()
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - WORDS_BYTES))
+            lines = file.read(WORDS_BYTES).decode("utf-8", "replace").strip().splitlines()
         return lines[-1][:500].rstrip(".") if lines else "no reason given"
     return "no reason given"

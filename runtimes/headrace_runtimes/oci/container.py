@@ -11,7 +11,7 @@ from pathlib import Path
 from headrace_runtimes.containers.driver import HOME, ContainerSpec
 from headrace_runtimes.containers.ending import in_words, last_lines
 from headrace_runtimes.errors import PrepareFailed, WrongState
-from headrace_runtimes.oci.binary import Binary
+from headrace_runtimes.oci.binary import WORDS, Binary
 from headrace_runtimes.oci.bundle import process_of
 from headrace_runtimes.oci.cgroup import Cgroup
 from headrace_runtimes.oci.kernel import KernelContainer
@@ -37,7 +37,7 @@ class OciContainer(KernelContainer):
         try:
             self.entered(int((self.directory / "pid").read_text()))
         except ProcessLookupError as error:
-            said = _said(self.directory / "words")
+            said = _said(self.directory / WORDS)
             raise PrepareFailed(
                 f"The engine ended in its container before it was up ({in_words(None, None, said)})."
             ) from error
@@ -60,7 +60,7 @@ class OciContainer(KernelContainer):
 
     async def said(self) -> str:
         """See `Container.said`."""
-        return await asyncio.to_thread(_said, self.directory / "words")
+        return await asyncio.to_thread(_said, self.directory / WORDS)
 
     async def _clean_up(self) -> None:
         await self._remove_with(self)
@@ -70,7 +70,7 @@ def _said(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - WORDS_BYTES))
-            return last_lines(file.read().decode("utf-8", "replace"))
+            return last_lines(file.read(WORDS_BYTES).decode("utf-8", "replace"))
     except OSError:
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,17 +21,21 @@ from headrace_runtimes.oci.bundle import CAPABILITY_SETS, Place, configuration
 from headrace_runtimes.oci.directory import Directory
 from headrace_runtimes.oci.disk import copy_sparse
 from headrace_runtimes.oci.seccomp import profile
-from headrace_runtimes.oci.slots import FIRST_ID, ID_COUNT, Slots
+from headrace_runtimes.oci.slots import FIRST_ID, ID_COUNT, SLOTS, Slots
 from headrace_runtimes.spec import Network
 
 
+ELSEWHERE = FIRST_ID + SLOTS * ID_COUNT
+"""Not what real hosts on this machine use: what runs under ids that are claimed is ended."""
+
+
 def test_two_hosts_have_different_ids(tmp_path: Path) -> None:
-    one, two = (Slots(tmp_path, slots=8, block=4) for _ in range(2))
+    one, two = (Slots(tmp_path, slots=8, block=4, first=ELSEWHERE) for _ in range(2))
     one.open()
     two.open()
     taken = [slots.take() for slots in (one, two) for _ in range(4)]
     assert len(set(taken)) == 8
-    assert all((first - FIRST_ID) % ID_COUNT == 0 for first in taken)
+    assert all((first - ELSEWHERE) % ID_COUNT == 0 for first in taken)
     with pytest.raises(PrepareFailed, match="in use"):
         one.take()
     one.give_back(taken[0])
@@ -41,7 +46,7 @@ def test_two_hosts_have_different_ids(tmp_path: Path) -> None:
 
 
 def test_ids_come_back_as_late_as_possible(tmp_path: Path) -> None:
-    slots = Slots(tmp_path, slots=4, block=4)
+    slots = Slots(tmp_path, slots=4, block=4, first=ELSEWHERE)
     slots.open()
     first = slots.take()
     slots.give_back(first)
@@ -112,11 +117,18 @@ async def test_a_binary_that_refuses_is_quoted(tmp_path: Path) -> None:
     refuser = tmp_path / "crun"
     refuser.write_text("#!/bin/sh\necho first\necho 'hybrid hierarchies are not supported.' >&2\nexit 1\n")
     refuser.chmod(0o755)
+    (tmp_path / "disk").mkdir()
     with pytest.raises(
         PrepareFailed, match=r"crun refuses the container: hybrid .* supported\. Mend that or"
     ):
         await Binary(str(refuser), tmp_path / "state").run("c1", tmp_path)
     assert last_words(tmp_path / "nothing") == "no reason given"
+    # Who writes there may be anybody, and says where his words end.
+    with (tmp_path / "much").open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nat last")
+    assert last_words(tmp_path / "much") == "at last"
 
 
 async def test_no_binary_is_handed_dev_null(tmp_path: Path) -> None:
@@ -126,6 +138,7 @@ async def test_no_binary_is_handed_dev_null(tmp_path: Path) -> None:
         f"#!/bin/sh\nstat -L -c %F /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 >>{tmp_path}/seen\n"
     )
     looker.chmod(0o755)
+    (tmp_path / "disk").mkdir()
     binary = Binary(str(looker), tmp_path / "state")
     await binary.run("c1", tmp_path)
     await binary.exec("c1", tmp_path / "told", tmp_path / "pid", 10.0)
