@@ -25,11 +25,14 @@ class Slots:
 
     Several hosts may run on one machine: each takes blocks of ranges by locks on files in one directory.
     The kernel lets a lock go when its holder dies; the next holder ends whatever still runs there. A range
-    that was given back is used again as late as possible.
+    that was given back is used again as late as possible. So who uses other locks must use other ids, or they
+    end each other's containers: ``first`` is the first of them.
     """
 
-    def __init__(self, lock_dir: Path | None, slots: int = SLOTS, block: int = BLOCK) -> None:
-        self._dir = lock_dir or DEFAULT_LOCK_DIR
+    def __init__(
+        self, lock_dir: Path | None, slots: int = SLOTS, block: int = BLOCK, *, first: int = FIRST_ID
+    ) -> None:
+        self._dir, self._first = lock_dir or DEFAULT_LOCK_DIR, first
         self._block = block
         self._blocks = deque(range(0, slots - block + 1, block))
         self._locks: list[int] = []
@@ -49,11 +52,11 @@ class Slots:
         """The first of `ID_COUNT` host ids. Raises `PrepareFailed` when all are in use."""
         if not self._free:
             self._claim_block()
-        return FIRST_ID + self._free.popleft() * ID_COUNT
+        return self._first + self._free.popleft() * ID_COUNT
 
     def give_back(self, first: int) -> None:
         """The caller has seen that nothing runs under the range that begins with ``first`` any more."""
-        self._free.append((first - FIRST_ID) // ID_COUNT)
+        self._free.append((first - self._first) // ID_COUNT)
 
     def close(self) -> None:
         """Let the locks go."""
@@ -74,7 +77,7 @@ class Slots:
                 self._blocks.append(start)
                 continue
             self._locks.append(fd)
-            ids = range(FIRST_ID + start * ID_COUNT, FIRST_ID + (start + self._block) * ID_COUNT)
+            ids = range(self._first + start * ID_COUNT, self._first + (start + self._block) * ID_COUNT)
             procs.kill_until_gone(partial(_running, ids))
             self._free.extend(range(start, start + self._block))
             return

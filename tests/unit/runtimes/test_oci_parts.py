@@ -24,7 +24,6 @@ from headrace_runtimes.oci.seccomp import profile
 from headrace_runtimes.oci.slots import FIRST_ID, ID_COUNT, SLOTS, Slots
 from headrace_runtimes.spec import Network
 
-
 ELSEWHERE = FIRST_ID + SLOTS * ID_COUNT
 """Not what real hosts on this machine use: what runs under ids that are claimed is ended."""
 
