@@ -67,6 +67,11 @@ class Keyring:
         fresh = {f"k{secrets.token_hex(8)}": AESGCM.generate_key(KEY_BYTES * 8)}
         self._write(fresh | self._keys)
 
+    def restore(self) -> None:
+        """Write the file again when it has been taken away: what is sealed now must open after a restart."""
+        if not self.path.exists():
+            self._write(self._keys)
+
     def keep_first(self) -> None:
         """Forget all keys but the one that seals, in the file too."""
         first = next(iter(self._keys))

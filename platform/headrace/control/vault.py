@@ -179,6 +179,8 @@ class Vault:
                     hint="Put a copy of it back and restart, or delete those secrets and set them again.",
                 )
             await asyncio.to_thread(self._ring.make)
+        else:
+            await asyncio.to_thread(self._ring.restore)
 
 
 def size(value: str) -> int:

@@ -183,6 +183,15 @@ async def test_a_change_of_key_that_was_cut_short_is_finished(place: Place, cut:
     assert {r.key for r in await place.store.secrets.all()} == {lines[1].split()[0]}
 
 
+async def test_a_key_file_that_is_taken_away_meanwhile_is_back_with_the_next_secret(place: Place) -> None:
+    await place.vault.set("default", "A", CANARY)
+    (place.path / FILE).unlink()
+    await place.vault.set("default", "B", "other")
+    assert (place.path / FILE).stat().st_mode & 0o777 == 0o600
+    await place.again()
+    assert (place.value("A"), place.value("B")) == (CANARY, "other")
+
+
 async def test_a_lost_key_is_named_and_no_new_one_takes_its_place(place: Place) -> None:
     await place.vault.set("default", "A", "of A")
     copy = (place.path / FILE).read_bytes()
