@@ -32,7 +32,9 @@ async def test_a_failure_is_told_though_the_end_is_known_first(tmp_path: Path, s
     assignment = Assignment(
         id="i-1", endpoint="default/x", version=1, code_dir=tmp_path, entry="a:b", handler="class", token="t"
     )
-    frame = ProcessFrame(child, "warm", tmp_path, Path(short), memory=MemoryGuard(None), census=Census(), bury=buried)
+    frame = ProcessFrame(
+        child, "warm", tmp_path, Path(short), memory=MemoryGuard(None), census=Census(), bury=buried
+    )
     logs = LogStore(tmp_path / "logs", 1 << 20)
     sandbox = EngineSandbox("i-1", logs=logs, frame=frame, on_gone=lambda sandbox: None)
     starting = asyncio.create_task(sandbox.assign(assignment))
