@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import headrace
+import headrace.errors
 import pytest
 from headrace_runtimes import registry
 from headrace_runtimes.conformance import CHECKS, Check, workshop
@@ -39,6 +40,16 @@ def found(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_found_by_its_entry_point(found: Path) -> None:
     assert "unshare" in registry.names()
     assert type(registry.load("unshare")).__module__ == "unshare_runtime"
+
+
+def test_endpoints_name_it_where_it_is_installed(found: Path) -> None:
+    @headrace.endpoint(runtime="unshare")
+    def hello() -> str:
+        return "hello"
+
+    assert hello.spec.runtime == "unshare"
+    with pytest.raises(headrace.errors.SpecError, match='"unshare"'):
+        headrace.endpoint(runtime="unsare")(lambda: None)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

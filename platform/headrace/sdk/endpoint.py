@@ -171,7 +171,7 @@ def endpoint(
     cpu: float = ...,
     memory: int | str = ...,
     image: Image | None = ...,
-    runtime: RuntimeName = ...,
+    runtime: RuntimeName | str = ...,
     scaling: Scaling = ...,
     concurrency: int = ...,
     batch: Batch | None = ...,

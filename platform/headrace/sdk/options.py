@@ -185,6 +185,16 @@ def _choice(
     return check
 
 
+def _runtime(value: Any, fields: dict[str, Any]) -> None:
+    known = get_args(RuntimeName)
+    if isinstance(value, str) and value not in known:
+        # Costs 20 ms, which only those with a runtime of their own, or a mistake, pay.
+        from headrace_runtimes import registry  # noqa: PLC0415
+
+        known = tuple(dict.fromkeys((*known, *registry.names())))
+    _choice("runtime", known, {})(value, fields)
+
+
 def _batch(value: Any, fields: dict[str, Any]) -> None:
     if value is not None:
         _value_of("batch", Batch)(value, fields)
@@ -274,7 +284,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "cpu": _cpu,
     "memory": _memory,
     "image": _image,
-    "runtime": _choice("runtime", get_args(RuntimeName), {}),
+    "runtime": _runtime,
     "scaling": _value_of("scaling", Scaling),
     "concurrency": _whole("concurrency", 1, MAX_CONCURRENCY),
     "batch": _batch,

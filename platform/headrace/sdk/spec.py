@@ -25,6 +25,7 @@ GIB = 1 << 30
 
 HandlerKind = Literal["function", "async_function", "generator", "async_generator", "class", "asgi"]
 RuntimeName = Literal["process", "oci", "docker"]
+RUNTIME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
 Snapshot = Literal["imports", "loaded", "none"]
 Api = Literal["native", "openai"]
 Spot = Literal["prefer", "never", "only"]
@@ -219,7 +220,8 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
     cpu_limit: float | None = None
     """Cores that a runtime with limits holds it to: ``cpu`` when the user gave one, else none."""
     image: ImageSpec = ImageSpec()
-    runtime: RuntimeName = "process"
+    runtime: str = "process"
+    """A `RuntimeName`, or that of a plugin (docs/reference/runtimes.md)."""
     scaling: Scaling = Scaling()
     concurrency: int = 1
     batch: Batch | None = None
@@ -259,6 +261,8 @@ class EndpointSpec(_Value, frozen=True, kw_only=True):
                 hint='Give one with @headrace.endpoint(name="...").',
             )
         check_variables(self.secrets, self.env)
+        if not RUNTIME_PATTERN.match(self.runtime):
+            raise SpecError(f'runtime={self.runtime!r:.60}: use a name such as "oci".')
         check_network(self.network, self.runtime)
         if self.weights and self.snapshot == "loaded":
             raise SpecError(
