@@ -19,6 +19,7 @@ from headrace_runtimes.images import jail
 from headrace_runtimes.images.build import Builder, BuildSettings
 from headrace_runtimes.images.context import pack, unpack
 from headrace_runtimes.images.definition import Image
+from headrace_runtimes.images.interpreter import LABEL, find_python
 from headrace_runtimes.images.pack import write_tree
 from headrace_runtimes.images.prepare import prepare
 from headrace_runtimes.images.reference import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
@@ -377,6 +378,19 @@ async def test_a_hostile_dockerfile_finds_nothing_of_the_host(store, base, setti
         with pytest.raises(ImageFailed):
             await build(copy, 'RUN ["/usr/bin/cat", "/got"]', 'RUN ["/usr/bin/cat", "nothing"]')
     assert not any("of the host" in line for line in said)
+
+
+@pytest.mark.parametrize("place", ["proc/self/exe", "dev/python", "sys/python"])
+def test_no_interpreter_is_what_the_kernel_shows_in_its_place(tmp_path, place):
+    layer = tmp_path / "layer"
+    (layer / "usr/bin").mkdir(parents=True)
+    (layer / place).parent.mkdir(parents=True)
+    (layer / place).write_text("x")
+    (layer / place).chmod(0o755)
+    (layer / "usr/bin/python3").symlink_to(f"/{place}")
+    for env, labels in (({}, {}), ({}, {LABEL: f"/{place}"}), ({"PATH": f"/{os.path.dirname(place)}"}, {})):
+        with pytest.raises(ImageFailed, match="no python3"):
+            find_python([layer], env, labels, None)
 
 
 def test_looking_into_layers_sees_what_an_overlay_shows(tmp_path):
