@@ -337,6 +337,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     rss: dict[str, int] = {}
     use: dict[str, InstanceUse] = {}
     """Of those that were looked at since the last one."""
+    checkpoints: dict[str, int] = {}
+    """What became of those of this host, by outcome."""
 
 
 class InstanceEvent(Message, frozen=True, kw_only=True):

@@ -68,6 +68,7 @@ class Hosts:
         """A sign of life, with the load of its instances."""
         now = self._world.now()
         host.last_seen = now
+        host.checkpoints = message.checkpoints
         if host.state == "suspect":
             self._move(host, "ready")
             self._mark(host)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -115,6 +115,8 @@ class Host:
     used_memory: int = 0
     used_paused: int = 0
     """Of that by paused instances."""
+    checkpoints: Mapping[str, int] = field(default_factory=dict)
+    """What became of them since it began, by outcome."""
     used_gpu: dict[str, int] = field(default_factory=dict)
     leaving: dict[Instance, float] = field(default_factory=dict)
     """Instances that were idle when they were told to end, and when that was."""

@@ -256,6 +256,7 @@ class HostAgent:
                     in_flight=self._usage.in_flight,
                     rss=self._usage.rss,
                     use=self._usage.fresh(),
+                    checkpoints=self._runtimes.checkpoints(),
                 )
             )
             due = max(due + wire.HEARTBEAT_PERIOD_S, loop.time())

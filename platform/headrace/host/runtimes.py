@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from headrace_runtimes import registry
@@ -122,6 +123,14 @@ class Runtimes:
         """The support matrix: runtime -> capability -> empty, or why not."""
         found = {name: runtime.capabilities() for name, runtime in self._all.items()}
         return {name: {str(what): why for what, why in able.items()} for name, able in found.items()}
+
+    def checkpoints(self) -> dict[str, int]:
+        """What became of checkpoints, by outcome; empty where none are made."""
+        found: Counter[str] = Counter()
+        for runtime in self.opened().values():
+            # Of runtimes that can: it is no part of the contract.
+            found.update(getattr(runtime, "checkpoints", dict)())
+        return dict(found)
 
     def __contains__(self, name: str) -> bool:
         return name in self._all

@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from headrace.observe.use import of_instances
+from headrace.observe.use import of_checkpoints, of_instances
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Seconds: the buckets that OpenTelemetry recommends for request durations."""
@@ -166,6 +166,8 @@ class Facts:
     """``instances`` and ``hosts`` by state, as control knows them; None: it does not answer."""
     use: Sequence[Mapping[str, Any]] = ()
     """What instances use, as control knows it."""
+    checkpoints: Sequence[Mapping[str, Any]] = ()
+    """Of each host that makes them, what became of them."""
 
 
 def render(facts: Facts, accept: str) -> tuple[bytes, str]:
@@ -200,6 +202,7 @@ class _Facts(Collector):
         yield from _of_gateway(self._facts)
         yield from _of_platform(self._facts)
         yield from of_instances(self._facts.use)
+        yield from of_checkpoints(self._facts.checkpoints)
 
 
 Values = Mapping[str, int] | Mapping[str, Histogram]

@@ -38,6 +38,19 @@ _OF_INSTANCES = (
 )  # fmt: skip
 
 
+def of_checkpoints(hosts: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """The family; ``hosts``: of each its id as ``host`` and how many came to which end."""
+    family = CounterMetricFamily(
+        "headrace_checkpoints", "Checkpoints of loaded containers, by what became of them.",
+        labels=["host", "outcome"],
+    )  # fmt: skip
+    for told in hosts:
+        for outcome, count in told.items():
+            if outcome != "host":
+                family.add_metric([str(told["host"]), outcome], count)
+    yield family
+
+
 def of_instances(use: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     """The families; what is not known of an instance is left out."""
     for one in _OF_INSTANCES:

@@ -181,6 +181,10 @@ class Keeper(Protocol):
         """
         ...
 
+    def outcomes(self) -> Mapping[str, int]:
+        """How many came to which end since the driver was opened."""
+        ...
+
 
 class NotKept(PrepareFailed):
     """No checkpoint came of it. ``ended``: nor is the container there any more."""

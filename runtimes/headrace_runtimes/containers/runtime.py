@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from headrace_runtimes.base import Progress, Sandbox
 from headrace_runtimes.budget import Budget
-from headrace_runtimes.containers.driver import Container, Driver
+from headrace_runtimes.containers.driver import Container, Driver, Keeper
 from headrace_runtimes.containers.frame import ContainerFrame
 from headrace_runtimes.containers.held import HeldContainers
 from headrace_runtimes.containers.maker import Maker, Waiting
@@ -63,6 +63,11 @@ class ContainerRuntime:
     def capabilities(self) -> Mapping[Capability, str]:
         """See `base.Runtime.capabilities`."""
         return self._driver.capabilities()
+
+    def checkpoints(self) -> Mapping[str, int]:
+        """What became of the driver's checkpoints, by outcome; empty when it makes none."""
+        keeper: Keeper | None = getattr(self._driver, "keeper", None)
+        return {} if keeper is None else keeper.outcomes()
 
     async def open(self, settings: RuntimeSettings, on_base: Callable[[BaseStatus], None]) -> None:
         """See `base.Runtime.open`. Raises `PrepareFailed`."""

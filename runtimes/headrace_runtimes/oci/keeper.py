@@ -13,9 +13,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -92,6 +92,10 @@ class OciKeeper:
             raise NotKept(str(failed), ended=failed.ended) from failed
         finally:
             self._making.discard(identity.key)
+
+    def outcomes(self) -> Mapping[str, int]:
+        """See `Keeper.outcomes`."""
+        return asdict(self.checkpoints.counts)
 
     def _create(self, base: Base, directory: Path) -> Create:
         async def create(spec: ContainerSpec) -> Container:

@@ -48,7 +48,11 @@ async def status(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRe
             "history_dropped": parts.history.dropped,
         }
         # Of all projects: not for a client, whatever it asks.
-        | ({"use": in_use(world)} if call.query.get("use") and call.key_id == GATEWAY else {})
+        | (
+            {"use": in_use(world), "checkpoints": _checkpoints(world)}
+            if call.query.get("use") and call.key_id == GATEWAY
+            else {}
+        )
     )
 
 
@@ -61,6 +65,10 @@ def in_use(world: World) -> list[dict[str, Any]]:
         | (use_item(use) or {})
         for i, use in known
     ]
+
+
+def _checkpoints(world: World) -> list[dict[str, Any]]:
+    return [{"host": host.id} | dict(host.checkpoints) for host in world.living_hosts() if host.checkpoints]
 
 
 async def head_bundle(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:

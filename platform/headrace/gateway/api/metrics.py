@@ -79,7 +79,9 @@ class MetricsApi:
     async def _answer(self, exchange: TaskExchange) -> bytes:
         request = exchange.request
         record: wire.KeyRecord = request.target.record
-        (platform, use), stored = await asyncio.gather(self._platform(record), self._stored(record))
+        (platform, use, checkpoints), stored = await asyncio.gather(
+            self._platform(record), self._stored(record)
+        )
         facts = Facts(
             gateway=self._id,
             version=VERSION,
@@ -91,6 +93,7 @@ class MetricsApi:
             jobs=stored,
             platform=platform,
             use=use,
+            checkpoints=checkpoints,
         )
         accept = _ACCEPT.search(request.head.forward)
         prefers = accept[1].decode("latin-1") if accept else ""
@@ -118,10 +121,10 @@ class MetricsApi:
 
     async def _platform(
         self, record: wire.KeyRecord
-    ) -> tuple[dict[str, dict[str, int]] | None, list[dict[str, Any]]]:
-        """(instances and hosts by state, what instances use)."""
+    ) -> tuple[dict[str, dict[str, int]] | None, list[dict[str, Any]], list[dict[str, Any]]]:
+        """(instances and hosts by state, what instances use, what became of hosts' checkpoints)."""
         if record.endpoints:
-            return None, []  # it counts instances of all endpoints
+            return None, [], []  # it counts instances of all endpoints
         try:
             call = wire.ApiCall(
                 method="GET", path="/status", query={"use": "1"}, scopes=("deploy",), key_id="gateway"
@@ -130,10 +133,10 @@ class MetricsApi:
             if isinstance(reply, wire.ApiReply) and reply.status == 200:
                 found = msgspec.json.decode(reply.body)
                 states = {"instances": found["instance_states"], "hosts": found["host_states"]}
-                return states, found.get("use", [])
+                return states, found.get("use", []), found.get("checkpoints", [])
         except (RequestError, TimeoutError, KeyError):
             pass
-        return None, []
+        return None, [], []
 
     async def _stored(self, record: wire.KeyRecord) -> dict[tuple[str, str, str], int]:
         found: dict[tuple[str, str, str], int] = {}
