@@ -146,7 +146,7 @@ class Checkpoints:
         """
         if why := await self.why_not(identity):
             raise CheckpointFailed(f"No checkpoint is made now: the last one failed ({why}).")
-        staged = self._new / f"{identity.key}.{secrets.token_hex(4)}"
+        staged = self._new / f"{os.getpid()}.{secrets.token_hex(8)}"
         staged.mkdir(mode=0o700)
         try:
             await self._take(identity, container, staged, before, beside)
@@ -212,10 +212,13 @@ class Checkpoints:
             raise CheckpointFailed(why, ended=True) from error
 
     def _open(self, versions: Versions | None) -> None:
-        remove_tree(self._new)
         for made in (self._directory, self._good, self._bad, self._new):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
             made.chmod(0o700)
+        for path in list(self._new.iterdir()):
+            # Another host of this machine may just be making one.
+            if not _lives(path.name.partition(".")[0]):
+                remove_tree(path)
         for path in list(self._good.iterdir()):
             found = _read(path)
             if found is None or found.versions != versions:
@@ -264,6 +267,10 @@ class Checkpoints:
             if path != keep:
                 remove_tree(path)
                 left -= known.bytes if known else 0
+
+
+def _lives(pid: str) -> bool:
+    return pid.isdigit() and int(pid) != os.getpid() and Path("/proc", pid).exists()
 
 
 def _read(path: Path) -> Checkpoint | None:
