@@ -143,7 +143,7 @@ class ContainerChild(Child):
 
 
 def how_it_ended(told: bytes) -> tuple[int | None, int | None]:
-    """Exit code or signal, as the first process tells it, who may be anybody: what makes no sense was a kill."""
+    """Exit code or signal, as the first process (anybody) tells it; what makes no sense was a kill."""
     with contextlib.suppress(ValueError, RecursionError):
         match json.loads(told):
             case {"code": int(code), "signal": None} if type(code) is int and 0 <= code <= LAST_CODE:
