@@ -26,6 +26,8 @@ from headrace_runtimes.oci.criu import WORK, Versions
 from headrace_runtimes.trees import remove_tree
 
 TRIAL_TIMEOUT_S = 60.0
+RESTORE_TIMEOUT_S = 20.0
+"""Somebody may wait for it, and it takes about a second: what is not there by then is bad."""
 RETRY_S = 3600.0
 """A quarantined one is not made again before."""
 KEEP_BAD = 8
@@ -159,7 +161,7 @@ class Checkpoints:
             await asyncio.shield(asyncio.to_thread(remove_tree, staged))
 
     async def restore(
-        self, identity: Identity, start: Callable[[Path], Awaitable[_T]], timeout_s: float = TRIAL_TIMEOUT_S
+        self, identity: Identity, start: Callable[[Path], Awaitable[_T]], timeout_s: float = RESTORE_TIMEOUT_S
     ) -> _T | None:
         """What ``start`` makes of the published one; None without one, and when it fails: it is bad then."""
         found = await self.find(identity)
