@@ -36,7 +36,9 @@ class Daemon:
         (place / "config").write_text(json.dumps({"deprecated-key-path": str(place / "key")}))
         with words.open("ab") as file:
             self.process = subprocess.Popen(
-                ["dockerd", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none",
+                # It ends with who started it, also when that is killed.
+                ["setpriv", "--pdeathsig=TERM", "dockerd",
+                 "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none",
                  "--storage-driver=overlay2", f"--data-root={place}/d", f"--exec-root={place}/x",
                  f"--pidfile={place}/pid", f"--host=unix://{place}/s", f"--config-file={place}/config"],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
