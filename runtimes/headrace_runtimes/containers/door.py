@@ -80,21 +80,20 @@ class Door:
         return int(peer[0])
 
     async def _next(self, timeout_s: float, ended: asyncio.Future[Any] | None) -> socket.socket:
-        knock = asyncio.create_task(asyncio.get_running_loop().sock_accept(self._socket))
-        waiting: list[asyncio.Future[Any]] = [knock, *((ended,) if ended is not None else ())]
+        loop = asyncio.get_running_loop()
+        knocked: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._socket, _settle, knocked)
+        waiting: list[asyncio.Future[Any]] = [knocked, *((ended,) if ended is not None else ())]
         try:
             await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException:
-            knock.cancel()
-            await asyncio.wait([knock])
-            if not knock.cancelled() and knock.exception() is None:
-                knock.result()[0].close()
-            raise
-        if not knock.done():
-            knock.cancel()
-            await asyncio.wait([knock])
-        if not knock.cancelled():
-            return knock.result()[0]
+        finally:
+            loop.remove_reader(self._socket)
+            knocked.cancel()
+        # Not while we wait: who is cancelled then would lose a connection that is there already.
+        with contextlib.suppress(BlockingIOError):
+            conn, _ = self._socket.accept()
+            conn.setblocking(False)
+            return conn
         if ended is not None and ended.done():
             raise NobodyKnocked("ended in its container before it was up", ended=True)
         raise NobodyKnocked(f"did not come up within {timeout_s:.0f} s", ended=False)
@@ -103,3 +102,8 @@ class Door:
         """Nobody comes in any more."""
         self._socket.close()
         remove_tree(self.directory)
+
+
+def _settle(knocked: asyncio.Future[None]) -> None:
+    if not knocked.done():
+        knocked.set_result(None)
