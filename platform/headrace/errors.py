@@ -20,7 +20,7 @@
         ├── Conflict 409        ├── BodyTooLarge 413     ├── ValidationFailed 422
         ├── QueueFull, RateLimited 429
         ├── HandlerFailed 500    ├── InstanceDied 502 (InstanceKilled)
-        ├── IdempotencyConflict 422
+        ├── IdempotencyConflict 422                      ├── NotRunnable 422
         ├── StoreUnavailable 503 ├── BlobsUnavailable 503
         ├── EndpointFailed 503  ├── NoCapacity 503       ├── ControlAway 503
         ├── CircuitOpen 503      ├── GatewayStopping 503  ├── GatewayAway 503
@@ -193,9 +193,15 @@ class BodyTooLarge(RequestError):
 
 
 class ValidationFailed(RequestError):
-    """The input does not match the handler; ``errors`` lists field paths."""
+    """The input does not match the handler (``errors`` lists field paths), or a route of the platform."""
 
-    status, type, title = 422, "validation-failed", "Input does not match the handler"
+    status, type, title = 422, "validation-failed", "The input is not valid"
+
+
+class NotRunnable(RequestError):
+    """None of the hosts that are there could ever run it; the detail says what they lack."""
+
+    status, type, title = 422, "not-runnable", "No host can run it"
 
 
 class IdempotencyConflict(RequestError):

@@ -82,14 +82,16 @@ def error_tail(media: bytes, error: RequestError, request_id: str, last_byte: by
 Fate = Literal["began", "once", "retries", "budget", "killed"]
 """Why a request whose instance is lost is not sent to another: its answer had begun, it may run only once,
 it has been sent often enough, too many of its endpoint are being sent again, or it has killed alone."""
-_LOGS = "`headrace logs NAME` shows what was printed."
 
 
-def lost_error(detail: str, why: Fate, attempts: int = 1, deaths: int | None = None) -> RequestError:
-    """What the client is told then; ``detail``: why the instance died, or what was seen of it.
+def lost_error(
+    detail: str, why: Fate, attempts: int = 1, deaths: int | None = None, *, name: str
+) -> RequestError:
+    """What the client of endpoint ``name`` is told then; ``detail``: why the instance died, or what was seen.
 
     ``deaths``: so many of the ``attempts`` ended with the death of an instance; None: all of them.
     """
+    logs = f"`headrace logs {name}` shows what was printed."
     lost = "its instance, or the connection to it, was lost" if deaths == 0 else "the instance died"
     if why == "began":
         return InstanceDied(f"the answer broke off in the middle: {detail}.")
@@ -102,14 +104,14 @@ def lost_error(detail: str, why: Fate, attempts: int = 1, deaths: int | None = N
         return InstanceDied(
             f"{lost} at work on it ({detail}), and too many requests of this endpoint are "
             "being sent again already.",
-            hint="`headrace logs NAME` shows why its instances die.",
+            hint=f"`headrace logs {name}` shows why its instances die.",
             retry_after=1,
         )
     if why == "killed":
         return InstanceKilled(
             f"{deaths} instances died while they worked on this request, the last one while it ran there "
             f"alone: {detail}.",
-            hint=_LOGS,
+            hint=logs,
         )
     if attempts == 1:
         message = f"{lost} while it worked on the request: {detail}."
@@ -120,4 +122,4 @@ def lost_error(detail: str, why: Fate, attempts: int = 1, deaths: int | None = N
         )
     else:
         message = f"{attempts} instances died while they worked on the request; the last: {detail}."
-    return InstanceDied(message, hint=_LOGS)
+    return InstanceDied(message, hint=logs)

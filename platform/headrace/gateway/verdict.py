@@ -81,7 +81,7 @@ class Losses:
     def end(self, attempt: Attempt, fate: Fate, detail: str, *, known: bool) -> None:
         """No other instance may have it; its error waits a moment for the reason, unless that is known."""
         if known:
-            self._call.fail(lost_error(detail, fate))
+            self._call.fail(self._error(detail, fate))
             return
         self._fate = fate
         self._wait(attempt, detail, VERDICT_S)
@@ -90,7 +90,7 @@ class Losses:
         """Why the instance died; False: `end` did not wait for that."""
         if self._last is not attempt or not self._fate:
             return False
-        self._call.fail(lost_error(detail, self._fate))
+        self._call.fail(self._error(detail, self._fate))
         return True
 
     def go_on(self, last: Attempt, detail: str, *, settled: bool = False) -> None:
@@ -119,7 +119,7 @@ class Losses:
             return
         self._stop_waiting()
         if fate != "again":
-            call.fail(lost_error(detail, fate, call.attempt, deaths))
+            call.fail(self._error(detail, fate, call.attempt, deaths))
             return
         if last.loss:
             call.state.budget.take()
@@ -144,9 +144,13 @@ class Losses:
         if self._last is None or not (self._ends or self._fate):
             return None
         if self._fate:
-            return lost_error(self._detail, self._fate, deaths=0)
+            return self._error(self._detail, self._fate, deaths=0)
         told = sum(a.loss == "death" for a in self._call.attempts)
-        return lost_error(self._detail, "retries", self._call.attempt, told)
+        return self._error(self._detail, "retries", self._call.attempt, told)
+
+    def _error(self, detail: str, fate: Fate, attempts: int = 1, deaths: int | None = None) -> RequestError:
+        name = self._call.state.route.endpoint.partition("/")[2]
+        return lost_error(detail, fate, attempts, deaths, name=name)
 
     def stop(self) -> None:
         """The request has ended."""
@@ -208,7 +212,7 @@ class Losses:
         if last is None:
             return
         if self._fate:
-            call.fail(lost_error(self._detail, self._fate, deaths=0))
+            call.fail(self._error(self._detail, self._fate, deaths=0))
             return
         uncertain = call.dispatcher.uncertain
         if self._ends and uncertain(last.instance):

@@ -19,6 +19,7 @@ async def refusal(platform: Any, **options: Any) -> str:
     assert status in (202, 422), doc
     if status == 202:
         return ""
+    assert (status, doc["type"], doc["title"]) == (422, "urn:headrace:not-runnable", "No host can run it")
     assert "headrace runtimes" in doc["hint"]
     return str(doc["detail"])
 
@@ -95,7 +96,7 @@ async def test_a_version_that_no_host_can_run_any_more_is_no_way_back(platform: 
     await first.connect()
     await platform.until(lambda: platform.world.hosts[first.id].hello.runtimes == ("process",))
     status, doc = await platform.gateway.api("POST", "/endpoints/hello/rollback", {})
-    assert (status, doc["type"]) == (422, "urn:headrace:validation-failed")
+    assert (status, doc["type"]) == (422, "urn:headrace:not-runnable")
     assert 'no host has runtime "oci"' in doc["detail"]
 
 

@@ -121,7 +121,7 @@ def test_who_saw_two_deaths_waits_to_be_alone_whatever_it_takes():
     ],
 )
 def test_nobody_is_said_to_be_dead_who_is_not_known_to_be(fate, attempts, deaths, says):
-    assert lost_error("x", fate, attempts, deaths).message.startswith(says)
+    assert lost_error("x", fate, attempts, deaths, name="ocr").message.startswith(says)
 
 
 def test_control_has_announced_who_lives_before_its_silence_counts():

@@ -14,6 +14,6 @@ from headrace.gateway.answer import lost_error
     ],
 )
 def test_it_says_how_many_instances_died(attempts: int, says: str) -> None:
-    error = lost_error("exited: exit code 1", "retries", attempts)
+    error = lost_error("exited: exit code 1", "retries", attempts, name="ocr")
     assert error.message == says
-    assert "headrace logs" in error.hint
+    assert "`headrace logs ocr`" in error.hint

@@ -18,7 +18,7 @@ from headrace.control.parts import Parts
 from headrace.control.pins import pin_images
 from headrace.control.specs import checked, parse_deployment
 from headrace.control.support import HINT, matrix, refused
-from headrace.errors import NotFound, ValidationFailed
+from headrace.errors import NotFound, NotRunnable
 from headrace.sdk.spec import EndpointSpec
 
 Params = dict[str, str]
@@ -89,20 +89,20 @@ async def deploy(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiRe
     specs = checked(request.specs, call.project, parts.blobs.has)
     parts.vault.require(specs)
     require_hosts(parts, specs)
-    specs = await pin_images(parts.world, parts.blobs, specs)
+    specs = await pin_images(parts.world, parts.blobs, specs, parts.python_image)
     deployment = await parts.deployer.deploy(specs, call.project, verify=request.verify)
     return reply(deployment.to_json(), 202)
 
 
 def require_hosts(parts: Parts, specs: Sequence[EndpointSpec]) -> None:
-    """Raises `ValidationFailed` for what none of the hosts could ever run; without hosts nobody knows."""
+    """Raises `NotRunnable` for what none of the hosts could ever run; without hosts nobody knows."""
     if parts.reconciler.adopting:
         # Those that can may not have come back yet.
         return
     hosts = [host.hello for host in parts.world.living_hosts()]
     for spec in specs:
         if why := refused(spec, hosts):
-            raise ValidationFailed(f"endpoint {spec.name!r}: {why}.", hint=HINT)
+            raise NotRunnable(f"endpoint {spec.name!r}: {why}.", hint=HINT)
 
 
 async def runtimes(parts: Parts, call: wire.ApiCall, params: Params) -> wire.ApiReply:

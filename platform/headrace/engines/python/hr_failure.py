@@ -9,6 +9,8 @@ from typing import Tuple
 import hr_loader
 from hr_problem import Problem
 
+endpoint = "NAME"
+"""Whose instance this is, since its assignment: for hints."""
 _NOT_HEADER = re.compile(r"[^\x21-\x7e]+")
 
 
@@ -18,6 +20,6 @@ def handler_failed(error: BaseException) -> Tuple[Problem, bytes]:
     print(hr_loader.user_traceback(error), file=sys.stderr, end="", flush=True)
     text = str(error)[:4000]
     problem = Problem("handler-error", f"{name}: {text}" if text else name, exception=name)
-    problem.hint = "`headrace logs NAME` shows the traceback."
+    problem.hint = f"`headrace logs {endpoint}` shows the traceback."
     header = _NOT_HEADER.sub("?", name)[:200]
     return problem, b"X-Headrace-Exception: %b\r\n" % header.encode()

@@ -14,7 +14,7 @@ _KINDS: Dict[str, Tuple[int, str]] = {
     "method-not-allowed": (405, "Method not allowed"),
     "body-too-large": (413, "Body too large"),
     "unsupported-media-type": (415, "Unsupported content type"),
-    "validation-failed": (422, "Input does not match the handler"),
+    "validation-failed": (422, "The input is not valid"),
     "header-too-large": (431, "Request header too large"),
     "handler-error": (500, "The handler raised"),
     "output-invalid": (500, "The handler's output is not JSON"),

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any, Awaitable, Callable, Optional
 
+import hr_failure
 import hr_loader
 import hr_native
 import hr_secrets
@@ -91,7 +92,9 @@ def settle_in(message: Message) -> None:
     sys.argv = [str(message.get("entry", ""))]
     if message.get("nofile"):
         hr_sys.limit(resource.RLIMIT_NOFILE, int(message["nofile"]))
-    hr_sys.set_name("hr-" + str(message.get("endpoint", "")).rpartition("/")[2])
+    name = str(message.get("endpoint", "")).rpartition("/")[2]
+    hr_sys.set_name("hr-" + name)
+    hr_failure.endpoint = name or hr_failure.endpoint
 
 
 class _Instance:
