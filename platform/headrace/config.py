@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The program that makes containers for ``oci``, a name or a path; empty: runc, crun or youki."""
     criu: str = ""
     """The CRIU that keeps loaded containers on disk, a path; empty: the environment's, or the system's."""
+    python_image: str = "docker.io/library/python:{version}-slim"
+    """What ``Image.python`` starts from in containers where hosts' own is not enough; empty: refused."""
     build_allow: str = ""
     """Private hosts and networks that steps of image builds reach; ``host``: all that the host does."""
     allow_host_network: bool = False
@@ -178,7 +180,7 @@ def _take(
         known = name in Settings.__struct_fields__
         try:
             found = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
-            why = wrong_address(name, found)
+            why = wrong_address(name, found) or _wrong_template(name, found)
         except msgspec.ValidationError as error:
             why = _why_wrong(name, error)
         if why:
@@ -215,6 +217,12 @@ def wrong_address(name: str, value: str) -> str:
     if re.fullmatch(pattern, value):
         return ""
     return f"not an address like {example}; leave it empty for {default}"
+
+
+def _wrong_template(name: str, value: str) -> str:
+    if name != "python_image" or not value or "{version}" in value:
+        return ""
+    return "it does not hold {version}, as in docker.io/library/python:{version}-slim"
 
 
 def _why_wrong(name: str, error: msgspec.ValidationError) -> str:

@@ -319,6 +319,8 @@ class HostHello(Message, frozen=True, kw_only=True):
     """What each of its runtimes may be able to do: empty when it can, else why not."""
     missing: dict[str, str] = {}
     """Installed runtimes that it does not offer: why not."""
+    python: str = ""
+    """Version of its own Python, such as ``3.11.2``."""
     host_network: bool = False
     """Whether containers may have ``network="host"``."""
     weights_allow: tuple[str, ...] = ()

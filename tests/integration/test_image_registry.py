@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import sys
 import tarfile
 
@@ -31,6 +30,8 @@ from headrace_runtimes.images.reference import (
 from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.images.wire import Patience, Refused, Wire
+
+from tests.fixtures_registry import real_registry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers have owners and whiteouts")
 QUICK = Patience(attempts=3, pause_s=0.01, pause_max_s=0.05, stall_s=1.0, slow_s=0.3, slow_bytes_s=1 << 30)
@@ -81,41 +82,6 @@ async def store(tmp_path):
     store = Store(tmp_path / "images")
     await store.open()
     return store
-
-
-@contextlib.asynccontextmanager
-async def real_registry(tmp_path, htpasswd=None):
-    """Debian's docker-registry on loopback."""
-    binary = shutil.which("docker-registry")
-    assert binary, "apt-get install docker-registry"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = {
-        "version": "0.1", "log": {"level": "error", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
-        "http": {"addr": f"127.0.0.1:{port}"},
-    }  # fmt: skip
-    if htpasswd:
-        (tmp_path / "htpasswd").write_text(htpasswd)
-        config["auth"] = {"htpasswd": {"realm": "here", "path": str(tmp_path / "htpasswd")}}
-    (tmp_path / "registry.yml").write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(
-        binary, "serve", str(tmp_path / "registry.yml"),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(20):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.close()
-                    break
-                await asyncio.sleep(0.02)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def test_what_is_pushed_comes_back_and_is_unpacked_once(store, tmp_path):

@@ -21,11 +21,15 @@ from headrace.errors import EndpointFailed, ValidationFailed
 from headrace.sdk.client import Client
 from headrace.sdk.inspect import inspect_file
 
+from tests.fixtures_registry import push_python, real_registry
+
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="containers need root"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
+OTHER = "3.90"
+"""A Python that no host has; the registry's of that tag is the host's under another name."""
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 RUNTIMES = ("process", "oci", "docker")
 APP = """
@@ -50,9 +54,39 @@ def look() -> dict:
     }}
 """
 
+MORE = """
+import headrace
+
+image = headrace.Image.python("{other}").pip("tiny-greeter==1.0")
+
+@headrace.endpoint(runtime="{runtime}", name="other-{runtime}", image=image)
+def other() -> str:
+    from importlib.metadata import version
+    return version("tiny-greeter")
+
+image = headrace.Image().run("echo made > /made")
+
+@headrace.endpoint(runtime="{runtime}", name="made-{runtime}", image=image)
+def made() -> str:
+    with open("/made") as file:
+        return file.read()
+"""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(docker_daemon: str) -> AsyncIterator[LocalCluster]:
+async def registry() -> AsyncIterator[str]:
+    """Where pythons are."""
+    folder = Path(tempfile.mkdtemp(prefix="hrp-"))
+    try:
+        async with real_registry(folder) as host:
+            await push_python(folder / "made", f"{host}/python:{VERSION}", f"{host}/python:{OTHER}")
+            yield f"{host}/python"
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(docker_daemon: str, registry: str) -> AsyncIterator[LocalCluster]:
     folder = Path(tempfile.mkdtemp(prefix="hri-"))
     folder.chmod(0o711)
     settings = Settings(
@@ -60,6 +94,7 @@ async def cluster(docker_daemon: str) -> AsyncIterator[LocalCluster]:
         run_dir=str(folder / "r"),
         images_dir=str(folder / "i"),
         runtimes=",".join(RUNTIMES),
+        python_image=f"{registry}:{{version}}",
         port=0,
         control_port=0,
     )
@@ -130,6 +165,29 @@ async def test_an_image_that_cannot_be_made_says_why(
     # The working version goes on, and nothing of the failed one is retried.
     with Client(cluster.url, cluster.admin_key, timeout=60) as client:
         assert (await asyncio.to_thread(client.call, f"look-{runtime}"))["package"] == "1.0"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+async def test_a_registrys_python_where_the_hosts_own_is_not_enough(
+    cluster: LocalCluster, registry: str, runtime: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(MORE.format(runtime=runtime, other=OTHER))
+    doc = await deploy(cluster, file)
+    assert doc["state"] == "succeeded", doc
+    with Client(cluster.url, cluster.admin_key, timeout=60) as client:
+        assert await asyncio.to_thread(client.call, f"other-{runtime}") == "1.0"
+        assert await asyncio.to_thread(client.call, f"made-{runtime}") == "made\n"
+        for name, version in (("other", OTHER), ("made", VERSION)):
+            doc = await asyncio.to_thread(client.endpoint, f"{name}-{runtime}")
+            assert doc["versions"][0]["image"]["steps"][0].startswith(
+                f"from_registry {registry}:{version}@sha256:"
+            )
+    file.write_text(MORE.format(runtime=runtime, other="3.91"))
+    with pytest.raises(
+        ValidationFailed, match=rf"{registry}:3\.91 \(setting python_image\).*hosts have Python"
+    ):
+        await deploy(cluster, file)
 
 
 async def test_a_context_that_is_not_there_is_refused(cluster: LocalCluster, tmp_path: Path) -> None:

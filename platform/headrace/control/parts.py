@@ -38,3 +38,5 @@ class Parts:
     deployer: Deployer
     lifecycle: Lifecycle
     nodes: NodeManager | None
+    python_image: str = ""
+    """The setting of that name."""

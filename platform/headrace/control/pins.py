@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 from headrace_runtimes.errors import ImageFailed
 from headrace_runtimes.images import context
-from headrace_runtimes.images.pins import moving, pinned
-from headrace_runtimes.images.reference import Reference
+from headrace_runtimes.images.definition import STARTS, Image
+from headrace_runtimes.images.pins import moving, own_python, pinned, started_from
+from headrace_runtimes.images.reference import Reference, parse
 
 from headrace import wire
 from headrace.control.blobs import Blobs
 from headrace.control.model import Host, World
+from headrace.control.support import PROCESS
 from headrace.errors import LinkError, ValidationFailed
 from headrace.sdk.image import definition_of
 from headrace.sdk.spec import EndpointSpec
@@ -28,32 +31,84 @@ ANSWER_S = 25.0
 POLL_S = 0.1
 
 
-async def pin_images(world: World, blobs: Blobs, specs: Sequence[EndpointSpec]) -> list[EndpointSpec]:
-    """The specs with the digests of the tags they name. Raises `ValidationFailed` when one is not found."""
-    wanted = {reference for spec in specs if (reference := _moving(spec)) is not None}
-    if not wanted:
-        return list(specs)
+@dataclass(frozen=True)
+class _Start:
+    """Where the image of an endpoint starts."""
+
+    image: Image
+    base: str = ""
+    """The registry's Python that it starts from instead of the hosts' own; empty: as the endpoint says."""
+    why: str = ""
+    """Why that one."""
+
+    @property
+    def moving(self) -> Reference | None:
+        return moving(self.image)
+
+
+async def pin_images(
+    world: World, blobs: Blobs, specs: Sequence[EndpointSpec], python_image: str
+) -> list[EndpointSpec]:
+    """The specs with the digests of the tags they name, and of the Python that the hosts' own is not enough
+    for (``python_image``: the setting). Raises `ValidationFailed` when one is not found.
+    """
+    # What was not packed has been refused, and so has what is no reference.
+    starts = await asyncio.gather(*(_start(world, spec, python_image) for spec in specs))
     # One question for each, however many endpoints start from it: they get the same.
-    runtimes = {_moving(spec): spec.runtime for spec in specs}
-    names = sorted(wanted, key=str)
-    answers = await asyncio.gather(*(_find(world, runtimes[name], name) for name in names))
-    found = dict(zip(names, answers, strict=True))
+    runtimes = {
+        reference: spec.runtime
+        for spec, start in zip(specs, starts, strict=True)
+        if (reference := start.moving) is not None
+    }
+    answers = await asyncio.gather(*(_find(world, runtime, name) for name, runtime in runtimes.items()))
+    found = dict(zip(runtimes, answers, strict=True))
     result = []
-    for spec in specs:
-        reference = _moving(spec)
-        if reference is None:
+    for spec, start in zip(specs, starts, strict=True):
+        if (reference := start.moving) is None:
             result.append(spec)
             continue
         answer = found[reference]
         if answer.why:
-            raise ValidationFailed(f"endpoint {spec.name!r}: image: {answer.why.rstrip('.')}.")
-        result.append(await _with_digest(blobs, spec, answer.digest))
+            told = f"{start.why}: {answer.why}" if start.why else answer.why
+            raise ValidationFailed(f"endpoint {spec.name!r}: image: {told.rstrip('.')}.")
+        result.append(await _with_digest(blobs, spec, start.base, answer.digest))
     return result
 
 
-def _moving(spec: EndpointSpec) -> Reference | None:
-    # What was not packed has been refused, and so has what is no reference.
-    return moving(definition_of(spec.image)) if spec.image.digest else None
+async def _start(world: World, spec: EndpointSpec, template: str) -> _Start:
+    image = definition_of(spec.image)
+    if spec.runtime == PROCESS or not template or not spec.image.digest:
+        return _Start(image)
+    bare = own_python(image, ())
+    if (image.steps and image.steps[0][0] in STARTS) or (bare and image.python is None):
+        return _Start(image)
+    pythons = await _pythons(world, spec.runtime)
+    if not pythons or own_python(image, pythons):
+        # Without hosts nobody knows: the trial says what is missing.
+        return _Start(image)
+    version = image.python or ".".join(pythons[0].split(".")[:2])
+    base = template.replace("{version}", version)
+    if bare:
+        reason = f"hosts have Python {', '.join(pythons)}, not {version}"
+    else:
+        reason = "apt and run need more than the hosts' own Python"
+    try:
+        parse(base)
+    except ImageFailed as error:
+        raise ValidationFailed(f"setting python_image: {error}") from error
+    why = f"it starts from {base} (setting python_image), for {reason}"
+    return _Start(started_from(image, base), base, why)
+
+
+async def _pythons(world: World, runtime: str) -> list[str]:
+    """Versions of the Pythons of the hosts with this runtime, sorted; waits a while for the first host."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + HOST_WAIT_S
+    while True:
+        hosts = [host for host in world.living_hosts() if _can_ask(host, runtime)]
+        if hosts or loop.time() >= until:
+            return sorted({host.hello.python for host in hosts if host.hello.python})
+        await asyncio.sleep(POLL_S)
 
 
 async def _find(world: World, runtime: str, reference: Reference) -> wire.FoundImage:
@@ -80,15 +135,20 @@ def _can_ask(host: Host, runtime: str) -> bool:
     return host.usable and runtime in host.hello.runtimes
 
 
-async def _with_digest(blobs: Blobs, spec: EndpointSpec, digest: str) -> EndpointSpec:
+async def _with_digest(blobs: Blobs, spec: EndpointSpec, base: str, digest: str) -> EndpointSpec:
     """Its image under its new name, the files with it."""
     _, data = await blobs.read(spec.image.context, 0, context.MAX_BYTES * 2)
 
     def repack() -> tuple[EndpointSpec, bytes]:
-        image = pinned(context.definition_in(data), digest)
+        image = context.definition_in(data)
+        image = pinned(started_from(image, base) if base else image, digest)
         packed = context.with_definition(data, image)
         named = msgspec.structs.replace(
-            spec.image, layers=image.steps, digest=image.digest, context=hashlib.sha256(packed).hexdigest()
+            spec.image,
+            python=image.python,
+            layers=image.steps,
+            digest=image.digest,
+            context=hashlib.sha256(packed).hexdigest(),
         )
         return msgspec.structs.replace(spec, image=named), packed
 

@@ -205,6 +205,7 @@ class Control:
                 grace_s=grace,
             ),
             nodes=self._nodes,
+            python_image=settings.python_image,
         )
 
     async def _load(self, parts: Parts) -> None:

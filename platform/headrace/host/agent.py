@@ -231,6 +231,7 @@ class HostAgent:
             pauses_gpu=config.settings.pause_accelerators,
             capabilities=self._runtimes.capabilities(),
             missing=self._left_out,
+            python=".".join(map(str, sys.version_info[:3])),
             host_network=config.settings.allow_host_network,
             weights_allow=config.settings.weights_prefixes,
             weights_private=config.settings.weights_private,

@@ -185,8 +185,8 @@ class Builder:
         full = ".".join(str(n) for n in about["version"])
         if image.python and not f"{full}.".startswith(f"{image.python}."):
             raise ImageFailed(
-                f"The host's Python is {full}, not {image.python}: set the base of Python images to a "
-                "registry's, or start with from_registry."
+                f"The host's Python is {full}, not {image.python}: deploy again with the setting "
+                "python_image (HEADRACE_PYTHON_IMAGE), or start with from_registry."
             )
         made_at = (await asyncio.to_thread(Path(about["python"]).stat)).st_mtime_ns
         name = f"host/{_key(about['python'], full, made_at)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,18 @@ def moving(image: Image) -> Reference | None:
         return None
     reference = parse(image.steps[0][1][0])
     return None if reference.digest else reference
+
+
+def own_python(image: Image, pythons: Collection[str]) -> bool:
+    """Whether a root made of the host's Python alone is enough on hosts that have these (``3.11.2``)."""
+    if any(kind in ("apt", "run") for kind, _ in image.steps):
+        return False
+    return image.python is None or all(f"{own}.".startswith(f"{image.python}.") for own in pythons)
+
+
+def started_from(image: Image, reference: str) -> Image:
+    """The same steps on an image of a registry instead of a plain Python."""
+    return replace(image, python=None, steps=(("from_registry", (reference,)), *image.steps))
 
 
 def pinned(image: Image, digest: str) -> Image:

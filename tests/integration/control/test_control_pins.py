@@ -93,6 +93,67 @@ async def test_nobody_is_asked_for_what_is_named_by_its_digest(platform: Any, tm
     assert not [entry for entry in host.log if entry[0] == "find"]
 
 
+BASE = "docker.io/library/python:{}-slim"
+
+
+async def steps_of(platform: Any, root: Path, image: Image, runtime: str = "oci") -> list[str]:
+    """Steps of what is deployed; of a new endpoint, so that nothing is unchanged."""
+    name = f"e{len(platform.world.endpoints)}"
+    spec = platform.spec(name, runtime=runtime, image=await packed(platform, root, image))
+    doc = await platform.gateway.deploy(spec)
+    assert doc["state"] == "succeeded", doc
+    _, shown = await platform.gateway.api("GET", f"/endpoints/{name}")
+    return list(shown["versions"][0]["image"]["steps"])
+
+
+async def test_a_python_that_hosts_do_not_have_comes_from_a_registry(platform: Any, tmp_path: Path) -> None:
+    host = await platform.new_host(runtimes=("process", "oci"), python="3.11.2")
+    host.registry = {BASE.format(v): {"digest": NEW} for v in ("3.11", "3.12", "3.11.9")}
+    for image in (Image.python("3.11").pip("six"), Image().pip("six"), Image.python("3.11.2").pip("six")):
+        assert (await steps_of(platform, tmp_path, image))[-1:] == ["pip six"]
+    image = Image.python("3.12").pip("six")
+    assert await steps_of(platform, tmp_path, image, "process") == ["python 3.12", "pip six"]
+    assert not [entry for entry in host.log if entry[0] == "find"]
+    for image, version in (
+        (Image.python("3.12"), "3.12"),
+        (Image.python("3.11.9").pip("six"), "3.11.9"),
+        (Image.python("3.11").run("true"), "3.11"),
+        (Image().apt("curl").pip("six"), "3.11"),
+    ):
+        steps = await steps_of(platform, tmp_path, image)
+        assert steps[0] == f"from_registry {BASE.format(version)}@{NEW}"
+        assert len(steps) == 1 + len(image.spec.layers)
+    # What hosts fetch is that definition.
+    base = host.started[-1].spec.base
+    _, data = await platform.control.parts.blobs.read(base.context, 0, 1 << 20)
+    assert definition_in(data).digest == base.image
+    assert definition_in(data).python is None
+
+
+async def test_hosts_with_different_pythons_have_one_image(platform: Any, tmp_path: Path) -> None:
+    host = await platform.new_host("n1", runtimes=("process", "oci"), python="3.11.2")
+    image = Image.python("3.11").pip("six")
+    assert await steps_of(platform, tmp_path, image) == ["python 3.11", "pip six"]
+    other = await platform.new_host("n2", runtimes=("process", "oci"), python="3.13.1")
+    host.registry = other.registry = {BASE.format("3.11"): {"digest": NEW}}
+    assert (await steps_of(platform, tmp_path, image))[0] == f"from_registry {BASE.format('3.11')}@{NEW}"
+
+
+async def test_a_registry_that_cannot_be_reached_says_what_was_wanted_there(
+    platform: Any, tmp_path: Path
+) -> None:
+    host = await platform.new_host(runtimes=("process", "oci"), python="3.11.2")
+    host.registry = {BASE.format("3.12"): {"why": "registry-1.docker.io cannot be reached: no route"}}
+    image = await packed(platform, tmp_path, Image.python("3.12").pip("six"))
+    body = {"specs": msgspec.to_builtins([platform.spec(runtime="oci", image=image)])}
+    status, doc = await platform.gateway.api("POST", "/deployments", body)
+    assert status == 422
+    assert doc["detail"] == (
+        "endpoint 'hello': image: it starts from docker.io/library/python:3.12-slim (setting python_image), "
+        "for hosts have Python 3.11.2, not 3.12: registry-1.docker.io cannot be reached: no route."
+    )
+
+
 def test_the_name_of_the_pinned_image_is_that_of_its_definition(tmp_path: Path) -> None:
     found = pack_image(Image.from_registry("python:3.12").spec, tmp_path)
     assert found is not None
