@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import compileall
-import contextlib
 import hashlib
-import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any, ClassVar
 
 from headrace_runtimes.base import Progress
 from headrace_runtimes.containers.driver import ContainerSpec, Root
-from headrace_runtimes.containers.sweep import Plan, mounted_below, sweep
+from headrace_runtimes.containers.sweep import Plan, sweep
 from headrace_runtimes.containers.watchdog import Watchdog
 from headrace_runtimes.devices.machine import Machine
 from headrace_runtimes.devices.machine import find as find_devices
@@ -34,6 +31,7 @@ from headrace_runtimes.docker.probe import why_none
 from headrace_runtimes.docker.request import ID_LABEL, RUN_LABEL, Place, creation, disk_places
 from headrace_runtimes.docker.strays import Strays
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.finish import to_the_end
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.machine import machine_settings
@@ -41,7 +39,7 @@ from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.instance.uids import Uids
 from headrace_runtimes.network.egress import Egress
 from headrace_runtimes.network.rules import RESOLVER
-from headrace_runtimes.oci import disk, seccomp
+from headrace_runtimes.oci import seccomp
 from headrace_runtimes.oci.binary import find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
 from headrace_runtimes.oci.directory import Directory
@@ -49,8 +47,6 @@ from headrace_runtimes.oci.disk import Disk
 from headrace_runtimes.oci.network import Networks, for_builds
 from headrace_runtimes.spec import CAPABILITIES, Capability, Owned, RuntimeSettings
 from headrace_runtimes.trees import remove_tree
-
-log = logging.getLogger("headrace.runtimes")
 
 LOOK_AGAIN_S = 30.0
 QUIET_S = ("0", "0", "1.0")
@@ -229,10 +225,10 @@ class DockerDriver:
             netns = await self._networks.make(spec.id, uid, spec.network)
             if netns is not None:
                 place = replace(place, resolv=str(resolv))
-            await _to_the_end(asyncio.to_thread(lay_out, own, self._template, uid, place))
-            await _to_the_end(self._start(container, creation(spec, place)))
+            await to_the_end(asyncio.to_thread(lay_out, own, self._template, uid, place))
+            await to_the_end(self._start(container, creation(spec, place)))
             if netns is not None:
-                await _to_the_end(move_links(netns, container.pid))
+                await to_the_end(move_links(netns, container.pid))
         except OSError as error:
             await asyncio.shield(container.remove())
             raise PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
@@ -247,7 +243,7 @@ class DockerDriver:
         query = {"all": "1", "filters": f'{{"label":["{RUN_LABEL}={self._tag}"]}}'}
         told = await self._engine.call("GET", "/containers/json", query=query)
         found = [Owned("container", str(one["Labels"].get(ID_LABEL, one["Id"]))) for one in told or ()]
-        found += await asyncio.to_thread(self._owned)
+        found += await asyncio.to_thread(self._directory.owned, self._cgroups)
         return found + await self._networks.list_owned()
 
     async def _start(self, container: DockerContainer, request: dict[str, Any]) -> None:
@@ -289,17 +285,8 @@ class DockerDriver:
         self._machine = find_devices(self._devices)
         self._uids.open()
         self._images_dir.mkdir(0o711, parents=True, exist_ok=True)
-        for place in Cgroup(self._cgroups).places() if self._daemon and self._daemon.own_cgroups else ():
-            # Ours from now on: another host that closes must not remove what is above it under our hands.
-            with contextlib.suppress(OSError):
-                place.mkdir(parents=True, exist_ok=True)
-        # Containers see the engine read-only: what is not compiled here, each of them compiles anew.
-        compileall.compile_dir(str(self._settings.engine_dir), maxlevels=0, quiet=2)
-        try:
-            self._template = disk.make_template(self._directory.path / ".disk")
-        except PrepareFailed as failed:
-            self._template = None
-            log.warning("%s Containers write to memory instead, which counts for their limit.", failed)
+        own = self._daemon is not None and self._daemon.own_cgroups
+        self._template = self._directory.furnish(self._settings.engine_dir, self._cgroups if own else "")
 
     def _plan(self, quiet_s: Sequence[str]) -> Plan:
         run_dir = RunDir(self._settings.run_dir)
@@ -312,18 +299,7 @@ class DockerDriver:
         )
 
     def _sweep(self) -> None:
-        """What is left of all containers, ours or a predecessor's; the directory stays, empty."""
-        sweep(self._plan(QUIET_S[:1]))
-        for path in Cgroup(str(Path(self._cgroups).parent)).directories():
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        self._directory.make_again()
-
-    def _owned(self) -> list[Owned]:
-        found = [Owned("mount", where) for where in mounted_below(self._directory.path)]
-        for place in Cgroup(self._cgroups).directories():
-            found += [Owned("cgroup", str(p)) for p in place.iterdir() if p.is_dir()]
-        return found
+        self._directory.sweep(self._plan(QUIET_S[:1]), self._cgroups)
 
 
 def lay_out(own: Disk, template: Path | None, uid: int, place: Place) -> None:
@@ -340,13 +316,3 @@ def lay_out(own: Disk, template: Path | None, uid: int, place: Place) -> None:
         path.mkdir()
         os.chown(path, uid, uid)
         path.chmod(0o1777 if name.endswith("tmp") else 0o755)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Who is cancelled waits for it all the same: what it makes must be there to be removed."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -16,13 +16,14 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.finish import to_the_end
 from headrace_runtimes.network import blocks, ground, rules
 from headrace_runtimes.network.policy import How, Policy, policy_of
 from headrace_runtimes.network.resolver import Addresses, Asker, Resolver
@@ -170,7 +171,7 @@ class Egress:
             slot = self._spare(network) or await self._slot()
             self._slots[id] = slot
             if slot.group is None or slot.group is not self._groups.get(network):
-                await _to_its_end(self._join(slot, network, allowed))
+                await to_the_end(self._join(slot, network, allowed))
             self._likely = network
             self._refill()
         except OSError as error:
@@ -306,7 +307,7 @@ class Egress:
                 self._spares.append(slot)
                 # The next one will probably be like the last.
                 network = self._likely
-                await _to_its_end(self._join(slot, network, policy_of(network)))
+                await to_the_end(self._join(slot, network, policy_of(network)))
         except (OSError, PrepareFailed) as error:
             log.warning("A network for a sandbox could not be made ahead: %s", error)
 
@@ -336,16 +337,6 @@ class Egress:
 
 def _lent(settings: RuntimeSettings) -> Path:
     return (settings.uid_lock_dir or blocks.DEFAULT_LOCK_DIR) / "forwarding"
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Whoever is cancelled meanwhile: half a membership cannot be taken away."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 def _listen() -> tuple[socket.socket, socket.socket]:

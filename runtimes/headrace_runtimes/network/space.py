@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from headrace_runtimes.finish import to_the_end
+
 CLONE_NEWNET = 0x4000_0000
 COMMAND_S = 20.0
 P = ParamSpec("P")
@@ -49,12 +51,7 @@ class Space:
     async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do something in its thread, to its end also when the caller is cancelled."""
         loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            await asyncio.wait([done])
-            raise
+        return await to_the_end(loop.run_in_executor(self._thread, lambda: work(*args, **kwargs)))
 
     async def leave(self) -> None:
         """The thread ends, the namespace stays."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import compileall
 import contextlib
 import hashlib
 import logging
@@ -16,11 +15,12 @@ from typing import ClassVar
 
 from headrace_runtimes.base import Progress
 from headrace_runtimes.containers.driver import ContainerSpec, Root
-from headrace_runtimes.containers.sweep import Plan, mounted_below, sweep
+from headrace_runtimes.containers.sweep import Plan, sweep
 from headrace_runtimes.containers.watchdog import Watchdog
 from headrace_runtimes.devices.machine import Machine
 from headrace_runtimes.devices.machine import find as find_devices
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.finish import to_the_end
 from headrace_runtimes.images.build import BuildSettings
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.hostroot import host_root
@@ -30,7 +30,7 @@ from headrace_runtimes.images.store import Store
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.network.egress import Egress
 from headrace_runtimes.network.rules import RESOLVER
-from headrace_runtimes.oci import criu, disk, loopback, seccomp
+from headrace_runtimes.oci import criu, loopback, seccomp
 from headrace_runtimes.oci.binary import Binary, find
 from headrace_runtimes.oci.cgroup import Cgroup, inner_path
 from headrace_runtimes.oci.checkpoint import Checkpoints
@@ -180,7 +180,7 @@ class OciDriver:
         """See `Driver.create`."""
 
         async def start(own: Own, resolver: str) -> None:
-            await _to_the_end(lay_out, self._ground, spec, own, resolver)
+            await to_the_end(asyncio.to_thread(lay_out, self._ground, spec, own, resolver))
             await self._binary.run(spec.id, own.directory)
 
         return await self._create(spec, start)
@@ -188,9 +188,11 @@ class OciDriver:
     async def _restore(self, spec: ContainerSpec, checkpoint: Path) -> OciContainer:
         async def start(own: Own, resolver: str) -> None:
             first_id = await asyncio.to_thread(first_id_of, checkpoint)
-            await _to_the_end(lay_out_again, self._ground, spec, own, checkpoint / DISK, first_id)
+            await to_the_end(
+                asyncio.to_thread(lay_out_again, self._ground, spec, own, checkpoint / DISK, first_id)
+            )
             images = own.directory / "checkpoint"
-            await _to_the_end(image_for, checkpoint, images, own.first_id)
+            await to_the_end(asyncio.to_thread(image_for, checkpoint, images, own.first_id))
             await criu.restore(self._binary, spec.id, own.directory, images, checkpoint)
             if spec.network.mode != "host":
                 pid = int(await asyncio.to_thread((own.directory / "pid").read_text))
@@ -244,20 +246,9 @@ class OciDriver:
         self._slots.open()
         self._images.mkdir(0o711, parents=True, exist_ok=True)
         self._binary.state.mkdir(0o711)
-        for place in Cgroup(self._cgroups).places():
-            # Ours from now on: another host that closes must not remove what is above it under our hands.
-            with contextlib.suppress(OSError):
-                place.mkdir(parents=True, exist_ok=True)
-        # Containers see the engine read-only: what is not compiled here, each of them compiles anew.
-        compileall.compile_dir(str(self._settings.engine_dir), maxlevels=0, quiet=2)
-        template: Path | None = None
-        try:
-            template = disk.make_template(self._directory.path / ".disk")
-        except PrepareFailed as failed:
-            log.warning("%s Containers write to memory instead, which counts for their limit.", failed)
         self._ground = Ground(
             engine=self._settings.engine_dir,
-            template=template,
+            template=self._directory.furnish(self._settings.engine_dir, self._cgroups),
             seccomp=seccomp.profile(platform.machine()),
             idmap=can_map(self._images, self._directory.path / ".probe"),
             edits=self._machine.at_creation(),
@@ -292,33 +283,13 @@ class OciDriver:
         )
 
     def _sweep(self) -> None:
-        """What is left of all containers, ours or a predecessor's; the directory stays, empty."""
-        sweep(self._plan())
-        for path in Cgroup(str(Path(self._cgroups).parent)).directories():
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        self._directory.make_again()
+        self._directory.sweep(self._plan(), self._cgroups)
 
     def _owned(self) -> list[Owned]:
-        path = self._directory.path
         names = self._directory.containers()
-        found = [Owned("container", name) for name in names]
-        found += [Owned("mount", where) for where in mounted_below(path)]
-        for place in Cgroup(self._cgroups).directories():
-            found += [Owned("cgroup", str(p)) for p in place.iterdir() if p.is_dir()]
-        return found
+        return [*(Owned("container", name) for name in names), *self._directory.owned(self._cgroups)]
 
 
 def context_dir(images: Path, image: Image) -> Path:
     """Where the files that a definition names are, as `images.context.unpack` lays them out."""
     return images / "contexts" / image.digest
-
-
-async def _to_the_end(work: Callable[..., None], *arguments: object) -> None:
-    """In a thread; who is cancelled waits for it all the same: what it makes must be there to be removed."""
-    task = asyncio.create_task(asyncio.to_thread(work, *arguments))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
