@@ -1,16 +1,16 @@
-"""Locks between processes of one machine: whoever dies lets go."""
+"""Waits for locks between processes of one machine."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.locks import is_at, try_lock
 
 WAIT_S = 1800.0
 """The longest that one waits for another's download or build."""
@@ -36,7 +36,7 @@ async def _locked(path: Path, what: str, deadline: float) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             await _wait_for(file, what, deadline)
-            if _is_at(file, path):
+            if is_at(file, path):
                 return file
         except BaseException:
             os.close(file)
@@ -49,19 +49,3 @@ async def _wait_for(file: int, what: str, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise PrepareFailed(f"Another process has worked on {what} for too long: end it.")
         await asyncio.sleep(_POLL_S)
-
-
-def try_lock(file: int) -> bool:
-    """Take it if nobody has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
-from headrace_runtimes.images.locks import alone, try_lock
+from headrace_runtimes.images.locks import alone
 from headrace_runtimes.images.reference import (
     OCI_MANIFEST,
     Descriptor,
@@ -37,6 +37,7 @@ from headrace_runtimes.images.reference import (
 from headrace_runtimes.images.tarstream import Bounds
 from headrace_runtimes.images.tool import free
 from headrace_runtimes.images.unpack import CHECK_EVERY, SPARE_BYTES, unpack_layer
+from headrace_runtimes.locks import try_lock
 from headrace_runtimes.trees import remove_tree
 
 NAME = "org.opencontainers.image.ref.name"

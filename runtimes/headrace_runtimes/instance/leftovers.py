@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.cgroups import remove_cgroups
 from headrace_runtimes.instance.inmemory import secrets_place
+from headrace_runtimes.locks import take
 from headrace_runtimes.spec import Owned
 from headrace_runtimes.trees import remove_tree
 
@@ -209,22 +209,14 @@ class RunDir:
     def _take_lock(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
         path = self.root / "lock"
-        while True:
-            self.lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Its last holder may have removed the file meanwhile: then this lock guards nothing.
-                if os.path.samestat(os.fstat(self.lock), os.stat(path)):
-                    return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise PrepareFailed(
-                        f"{self.root} is in use by another host on this machine: "
-                        "end it or choose another run directory."
-                    ) from None
-            os.close(self.lock)
-            self.lock = -1
+        while (lock := take(path)) is None:
+            if time.monotonic() > deadline:
+                raise PrepareFailed(
+                    f"{self.root} is in use by another host on this machine: "
+                    "end it or choose another run directory."
+                )
             time.sleep(0.02)
+        self.lock = lock
 
 
 def sweep_dead(root: Path) -> bool:

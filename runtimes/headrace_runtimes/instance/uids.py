@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import deque
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance.procs import kill_until_gone, of_uids
+from headrace_runtimes.locks import MACHINE_DIR, take
 
 BLOCK = 250
-DEFAULT_LOCK_DIR = Path("/run/headrace/uids")
 
 
 class Uids:
@@ -23,7 +22,7 @@ class Uids:
     """
 
     def __init__(self, lock_dir: Path | None, first: int, count: int, *, root: bool | None = None) -> None:
-        self._dir = lock_dir or DEFAULT_LOCK_DIR
+        self._dir = lock_dir or MACHINE_DIR
         self._blocks = deque(range(first, first + max(count - BLOCK, 0) + 1, BLOCK))
         self._root = os.geteuid() == 0 if root is None else root
         self._locks: list[int] = []
@@ -65,11 +64,8 @@ class Uids:
     def _claim_block(self) -> None:
         for _ in range(len(self._blocks)):
             start = self._blocks.popleft()
-            fd = os.open(self._dir / f"{start}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(fd)
+            fd = take(self._dir / f"{start}.lock")
+            if fd is None:
                 self._blocks.append(start)
                 continue
             uids = range(start, start + BLOCK)

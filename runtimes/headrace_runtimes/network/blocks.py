@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.locks import MACHINE_DIR, take
 from headrace_runtimes.network.ranges import overlaps
 from headrace_runtimes.network.rules import Uplink
 
@@ -18,7 +17,6 @@ POOLS = ("198.19.0.0/16", "100.127.0.0/16", "172.31.0.0/16", "10.213.0.0/16", "1
 """The first is for measuring networks: nearly nobody routes it."""
 PREFIX = 29
 TRIED = 4096
-DEFAULT_LOCK_DIR = Path("/run/headrace/uids")
 
 
 def candidates(tag: str, taken: Sequence[str]) -> Iterator[IPv4Network]:
@@ -39,19 +37,14 @@ def lock_one(blocks: Iterable[IPv4Network], directory: Path | None) -> tuple[Upl
 
     The kernel lets it go when we die. Blocks for microseconds. Raises `PrepareFailed`.
     """
-    place = directory or DEFAULT_LOCK_DIR
+    place = directory or MACHINE_DIR
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o711)
         for block in itertools.islice(blocks, TRIED):
-            path = place / f"net-{block.network_address}.lock"
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(fd)
-                continue
-            first = block.network_address
-            return Uplink(first + 1, first + 2, first + 3), fd
+            fd = take(place / f"net-{block.network_address}.lock")
+            if fd is not None:
+                first = block.network_address
+                return Uplink(first + 1, first + 2, first + 3), fd
     except OSError as error:
         raise PrepareFailed(
             f"Cannot lock addresses in {place}: {error.strerror}. Make it writable or set uid_lock_dir."

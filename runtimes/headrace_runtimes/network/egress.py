@@ -24,6 +24,7 @@ from typing import Any
 
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.finish import to_the_end
+from headrace_runtimes.locks import MACHINE_DIR
 from headrace_runtimes.network import blocks, ground, rules
 from headrace_runtimes.network.policy import How, Policy, policy_of
 from headrace_runtimes.network.resolver import Addresses, Asker, Resolver
@@ -336,7 +337,7 @@ class Egress:
 
 
 def _lent(settings: RuntimeSettings) -> Path:
-    return (settings.uid_lock_dir or blocks.DEFAULT_LOCK_DIR) / "forwarding"
+    return (settings.uid_lock_dir or MACHINE_DIR) / "forwarding"
 
 
 def _listen() -> tuple[socket.socket, socket.socket]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import compileall
 import contextlib
-import fcntl
 import logging
 import os
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from headrace_runtimes.containers.sweep import Plan, mounted_below, sweep
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.locks import take
 from headrace_runtimes.oci import disk
 from headrace_runtimes.oci.cgroup import Cgroup
 from headrace_runtimes.spec import Owned
@@ -38,14 +38,10 @@ class Directory:
         self.path.parent.mkdir(0o711, parents=True, exist_ok=True)
         deadline = time.monotonic() + wait_s
         while True:
-            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Who has closed in between has removed the file that we opened.
-                if os.fstat(fd).st_ino == self._lock_path.stat().st_ino:
-                    self._lock = fd
-                    return fd
-            os.close(fd)
+            lock = take(self._lock_path)
+            if lock is not None:
+                self._lock = lock
+                return lock
             if time.monotonic() > deadline:
                 raise PrepareFailed(f"Another runtime uses {self.path}: choose another run directory.")
             time.sleep(0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import deque
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.instance import procs
+from headrace_runtimes.locks import MACHINE_DIR, take
 
 FIRST_ID = 0x4000_0000
 """Host ids of user namespaces begin here: far above those of users and of the process runtime."""
@@ -17,7 +17,6 @@ ID_COUNT = 65_536
 """Ids of one namespace: all that an image may name."""
 SLOTS = 16_000
 BLOCK = 250
-DEFAULT_LOCK_DIR = Path("/run/headrace/uids")
 
 
 class Slots:
@@ -32,7 +31,7 @@ class Slots:
     def __init__(
         self, lock_dir: Path | None, slots: int = SLOTS, block: int = BLOCK, *, first: int = FIRST_ID
     ) -> None:
-        self._dir, self._first = lock_dir or DEFAULT_LOCK_DIR, first
+        self._dir, self._first = lock_dir or MACHINE_DIR, first
         self._block = block
         self._blocks = deque(range(0, slots - block + 1, block))
         self._locks: list[int] = []
@@ -68,12 +67,8 @@ class Slots:
     def _claim_block(self) -> None:
         for _ in range(len(self._blocks)):
             start = self._blocks.popleft()
-            path = self._dir / f"range-{start}.lock"
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(fd)
+            fd = take(self._dir / f"range-{start}.lock")
+            if fd is None:
                 self._blocks.append(start)
                 continue
             self._locks.append(fd)

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from headrace_runtimes.finish import to_the_end
+from headrace_runtimes.locks import is_at, try_lock
 from headrace_runtimes.trees import remove_tree
 from headrace_runtimes.weights.fetch import FILES, fetch
 from headrace_runtimes.weights.http import HttpRemote
@@ -92,12 +94,12 @@ class WeightsCache:
         while True:
             lock = self._lock_file(item.key)
             try:
-                if _try(lock, fcntl.LOCK_SH):
+                if try_lock(lock, fcntl.LOCK_SH):
                     if self._is_at(lock, item.key) and await asyncio.to_thread(_whole, path):
                         os.utime(path / RECORD)
                         return Pin(item, path / FILES, lock)
                     fcntl.flock(lock, fcntl.LOCK_UN)
-                if _try(lock, fcntl.LOCK_EX) and self._is_at(lock, item.key):
+                if try_lock(lock) and self._is_at(lock, item.key):
                     if not await asyncio.to_thread(_whole, path):
                         await self._fetch(item, path, told)
                     # Shared from now on; had another removed it between, the next round fetches again.
@@ -129,7 +131,8 @@ class WeightsCache:
                 hashes = await fetch(item, remote, draft, self._settings, told=progress, room=room)
             finally:
                 await remote.close()
-            await asyncio.to_thread(self._publish, item, draft, path, hashes)
+            # Also when nobody waits: another fetch may begin in the same place as soon as the lock goes.
+            await to_the_end(asyncio.to_thread(self._publish, item, draft, path, hashes))
         finally:
             self._progress.pop(item.key, None)
 
@@ -191,7 +194,7 @@ class WeightsCache:
         """Remove what nobody uses; whether it is gone."""
         lock = self._lock_file(key)
         try:
-            if not _try(lock, fcntl.LOCK_EX) or not self._is_at(lock, key):
+            if not try_lock(lock) or not self._is_at(lock, key):
                 return False
             for path in (self._root / key, self._root / "drafts" / key):
                 self._remove(path)
@@ -239,10 +242,7 @@ class WeightsCache:
         return os.open(self._root / "locks" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _is_at(self, lock: int, key: str) -> bool:
-        try:
-            return os.path.samestat(os.fstat(lock), (self._root / "locks" / key).stat())
-        except FileNotFoundError:
-            return False
+        return is_at(lock, self._root / "locks" / key)
 
 
 def _local(item: Item) -> Path | None:
@@ -269,14 +269,6 @@ def _check_links(item: Item, path: Path) -> None:
                     f"weights {item.shown}: the link {shown} leads out of it, where instances see nothing: "
                     "name a directory that holds both, or copy it with its files (cp -rL)."
                 )
-
-
-def _try(lock: int, kind: int) -> bool:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _whole(path: Path) -> bool:
