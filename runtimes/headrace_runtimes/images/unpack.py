@@ -9,6 +9,7 @@ not there, endless things. Set-uid bits stay: the directory above is closed to e
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import stat
@@ -30,7 +31,14 @@ MAX_ID, NOBODY = 65_535, 65_534
 MAX_DEPTH, MAX_PATH = 512, 4096
 SPARE_BYTES = 256 << 20
 """A file system with less than this left is full."""
+SPARE_INODES = 8192
+"""So many files more it must be able to have; file systems that count none say 0 of 0."""
 CHECK_EVERY = 64 << 20
+INODE_BYTES = 16 << 10
+"""What a file, directory or name counts as beside its data: more than its inode, block and name take, so
+that 4096 of them are looked at like 64 MiB."""
+TIMES_BYTES = 64 << 20
+"""Names of directories that are remembered for their times; those after these keep the time of unpacking."""
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -85,7 +93,8 @@ class _Layer:
         self._stream, self._bounds = stream, bounds
         self._top = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._dev = os.fstat(self._top).st_dev
-        self._times: list[tuple[tuple[str, ...], float]] = []
+        self._times: list[tuple[str, float]] = []
+        self._times_bytes = self._inodes = 0
         self._apparent, self._unchecked = 0, CHECK_EVERY
         self.bytes = self.left_out = 0
 
@@ -106,13 +115,13 @@ class _Layer:
             elif member.isdir():
                 self._directory(parent, parts, member)
             elif member.issym():
-                self._clear(parent, name)
+                self._make_room(parent, name)
                 os.symlink(member.linkname, name, dir_fd=parent)
                 self._attributes(parent, name, member)
             elif member.islnk():
                 self._hard_link(parent, name, member)
             elif member.isfifo():
-                self._clear(parent, name)
+                self._make_room(parent, name)
                 os.mkfifo(name, 0o600, dir_fd=parent)
                 self._attributes(parent, name, member)
             elif member.isreg():
@@ -124,8 +133,8 @@ class _Layer:
 
     def finish(self) -> None:
         """Times of directories, last: each file made in them changed them."""
-        for parts, at in reversed(self._times):
-            with contextlib.suppress(OSError), self._parent((*parts, ""), make=False) as directory:
+        for name, at in reversed(self._times):
+            with contextlib.suppress(OSError), self._parent((*split(name), ""), make=False) as directory:
                 os.utime(f"/proc/self/fd/{directory}", (at, at))
 
     @contextlib.contextmanager
@@ -139,6 +148,7 @@ class _Layer:
                 except FileNotFoundError:
                     if not make:
                         raise
+                    self._count()
                     os.mkdir(part, 0o755, dir_fd=at)
                     below = os.open(part, _WALK, dir_fd=at)
                 except NotADirectoryError as error:
@@ -161,12 +171,15 @@ class _Layer:
         if there is None or not stat.S_ISDIR(there):
             self._make_directory(parent, name)
         self._attributes(parent, name, member)
-        self._times.append((parts, _time(member)))
+        path = "/".join(parts)
+        self._times_bytes += len(path)
+        if self._times_bytes <= TIMES_BYTES:
+            self._times.append((path, _time(member)))
 
     def _make_directory(self, parent: int, name: str) -> None:
         """A new directory; one in the place of a whiteout hides what is below it."""
         hides = self._is_whiteout(parent, name)
-        self._clear(parent, name)
+        self._make_room(parent, name)
         os.mkdir(name, 0o755, dir_fd=parent)
         if hides:
             self._make_opaque(parent, name)
@@ -184,14 +197,14 @@ class _Layer:
                 mine, its = os.fstat(parent), os.fstat(place)
                 if (mine.st_ino, mine.st_dev, name) == (its.st_ino, its.st_dev, link[-1]):
                     return
-                self._clear(parent, name)
+                self._make_room(parent, name)
                 os.link(link[-1], name, src_dir_fd=place, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError as error:
             raise missing from error
 
     def _file(self, parent: int, name: str, member: tarfile.TarInfo) -> None:
         self._grow(member.size)
-        self._clear(parent, name)
+        self._make_room(parent, name)
         file = os.open(name, _NEW, 0o600, dir_fd=parent)
         try:
             # A map of holes in the 1.0 form lies before the data: ``offset_data`` is behind it.
@@ -224,12 +237,29 @@ class _Layer:
         while view:
             view = view[os.write(file, view) :]
         self.bytes += len(piece)
-        self._unchecked += len(piece)
-        if self._unchecked >= CHECK_EVERY:
-            self._unchecked = 0
-            space = os.fstatvfs(file)
-            if space.f_bavail * space.f_frsize < SPARE_BYTES:
-                raise OSError(28, "No space left for images")
+        self._charge(len(piece))
+
+    def _count(self) -> None:
+        """One more inode or name, also of a directory that only others' names tell of."""
+        self._inodes += 1
+        if self._inodes > self._bounds.members:
+            raise _Refused(f"it makes more than {self._bounds.members} files and directories")
+        self._charge(INODE_BYTES)
+
+    def _charge(self, size: int) -> None:
+        """``size`` more bytes are taken: look now and then whether the file system has room for others."""
+        self._unchecked += size
+        if self._unchecked < CHECK_EVERY:
+            return
+        self._unchecked = 0
+        space = os.fstatvfs(self._top)
+        short = space.f_bavail * space.f_frsize < SPARE_BYTES
+        if short or (space.f_files and space.f_favail < SPARE_INODES):
+            raise OSError(
+                errno.ENOSPC,
+                f"No space left for images ({'bytes' if short else 'files'}; this layer has taken "
+                f"{self.bytes >> 20} MiB and {self._inodes} files and directories)",
+            )
 
     def _grow(self, size: int) -> None:
         self._apparent += size
@@ -247,6 +277,7 @@ class _Layer:
             raise _Refused(f"{name!r} hides nothing that has a name")
         there = _kind(parent, hidden)
         if there is None:
+            self._count()
             os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=parent)
         elif stat.S_ISDIR(there):
             self._make_opaque(parent, hidden)
@@ -271,6 +302,11 @@ class _Layer:
             raise _Refused(f"{name!r:.200} is a directory and then something else")
         os.unlink(name, dir_fd=parent)
 
+    def _make_room(self, parent: int, name: str) -> None:
+        """For one that is about to be made: in the place, and in the counts."""
+        self._count()
+        self._clear(parent, name)
+
     def _attributes(self, parent: int, name: str, member: tarfile.TarInfo) -> None:
         """Owner, then mode (a change of owner takes set-uid away), attributes, times."""
         uid, gid = (i if 0 <= i <= MAX_ID else NOBODY for i in (member.uid, member.gid))
@@ -287,6 +323,7 @@ class _Layer:
             for key, value in member.pax_headers.items():
                 attribute = key.removeprefix("SCHILY.xattr.")
                 if attribute != key and attribute.startswith(KEPT_XATTRS):
+                    self._charge(INODE_BYTES + len(value))
                     with contextlib.suppress(OSError):
                         os.setxattr(place, attribute, value.encode("utf-8", "surrogateescape"))
             if not member.isdir():

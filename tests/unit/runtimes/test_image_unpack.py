@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import stat
+import subprocess
 import tarfile
 import zlib
 
@@ -228,6 +229,32 @@ def test_what_has_no_end_is_refused(place, tmp_path):
     bomb.write_bytes(huge.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(ImageFailed):
         unpack_layer(bomb, place)
+
+
+def test_directories_that_only_names_tell_of_are_counted(place, tmp_path):
+    deep = [member(f"{i}/" + "a/" * 60 + "file") for i in range(20)]
+    blob = layer(tmp_path, *deep)
+    assert unpack_layer(blob, place, Bounds(members=2000)).bytes == 0
+    again = place.parent / "again"
+    again.mkdir()
+    with pytest.raises(ImageFailed, match="more than 1000 files and directories"):
+        unpack_layer(blob, again, Bounds(members=1000))
+    made = sum(len(names) + len(files) for _, names, files in os.walk(again))
+    assert made <= 1000
+
+
+def test_names_without_data_leave_the_file_system_room_for_others(tmp_path):
+    blob = layer(tmp_path, *(member(f"{i}/" + "a/" * 99 + "file") for i in range(200)), pack=gzip.compress)
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m,nr_inodes=15000", "none", small], check=True)
+    try:
+        (small / "layer").mkdir()
+        with pytest.raises(PrepareFailed, match=r"No space left for images \(files; .*Make room"):
+            unpack_layer(blob, small / "layer")
+        assert os.statvfs(small).f_favail > 4096
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def test_what_is_cut_off_or_damaged_is_refused(place, tmp_path):
