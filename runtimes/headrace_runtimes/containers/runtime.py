@@ -18,18 +18,17 @@ from headrace_runtimes.containers.driver import Container, Driver, Keeper
 from headrace_runtimes.containers.frame import ContainerFrame
 from headrace_runtimes.containers.held import HeldContainers
 from headrace_runtimes.containers.maker import Maker, Waiting
-from headrace_runtimes.errors import AssignFailed, PrepareFailed
+from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.instance.leftovers import RunDir
 from headrace_runtimes.instance.logs import LogStore
 from headrace_runtimes.instance.policy import Candidate, Held, nearest, over_budget
-from headrace_runtimes.instance.sandbox import EngineSandbox
+from headrace_runtimes.instance.roster import Roster
 from headrace_runtimes.spec import (
     Assignment,
     Base,
     BaseStatus,
     Capability,
-    Exit,
     LogLine,
     Owned,
     RuntimeSettings,
@@ -49,15 +48,13 @@ class ContainerRuntime:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._sandboxes: dict[str, EngineSandbox] = {}
+        self._roster = Roster()
         self._held: dict[str, HeldContainers] = {}
         self._order: list[tuple[Base, int]] = []
         self._evicted: dict[str, str] = {}
         self._reported: dict[str, BaseStatus] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._removing: set[asyncio.Task[None]] = set()
-        self._claims: set[asyncio.Task[Sandbox]] = set()
-        self._idle = asyncio.Event()
         self._closed = True
 
     def capabilities(self) -> Mapping[Capability, str]:
@@ -75,6 +72,8 @@ class ContainerRuntime:
         self._budget = settings.budget or Budget(settings.zygote_bytes)
         self._dir = RunDir(settings.run_dir)
         await asyncio.to_thread(self._dir.open)
+        # In it are the doors of containers, which see their own by a mount: nobody else shall knock.
+        self._dir.sandboxes.chmod(0o700)
         try:
             await self._driver.open(settings)
             self._logs = settings.logs or LogStore(settings.log_dir, settings.log_bytes)
@@ -83,7 +82,7 @@ class ContainerRuntime:
             )
             self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
             self._closed = False
-            self._idle.set()
+            self._roster.open()
             self._maker.roots[""] = await self._driver.prepare(Image(), None)
         except BaseException:
             await asyncio.shield(self._driver.close())
@@ -98,14 +97,15 @@ class ContainerRuntime:
         if self._closed:
             return
         self._closed = True
-        for task in [*self._claims, *self._tasks]:
+        for task in self._tasks:
             task.cancel()
-        if self._claims or self._tasks:
-            await asyncio.wait([*self._claims, *self._tasks])
+        await self._roster.end_claims()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await asyncio.gather(*(held.end() for held in self._held.values()))
         self._held.clear()
         self._budget.leave(self.name)
-        await asyncio.gather(*(s.stop(0.0) for s in list(self._sandboxes.values())))
+        await self._roster.stop_all()
         while self._removing:
             await asyncio.wait(self._removing)
         await self._driver.close()
@@ -123,17 +123,11 @@ class ContainerRuntime:
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """See `base.Runtime.create`."""
         self._check_open()
-        if spec.id in self._sandboxes:
-            raise PrepareFailed(f"There is a sandbox {spec.id} already: use a new id.")
 
         async def boot() -> ContainerFrame:
             return (await self._maker.make(spec.base, "cached", load=not spec.fresh)).frame
 
-        sandbox = EngineSandbox(
-            spec.id, logs=self._logs, boot=boot, on_gone=self._forget, on_assign=self._renamed
-        )
-        self._sandboxes[spec.id] = sandbox
-        return sandbox
+        return self._roster.new(spec.id, self._logs, boot)
 
     async def hold(self, bases: Sequence[tuple[Base, int]]) -> None:
         """See `base.Runtime.hold`."""
@@ -160,28 +154,11 @@ class ContainerRuntime:
     async def claim(self, base: Base, assignment: Assignment) -> Sandbox:
         """See `base.Runtime.claim`."""
         self._check_open()
-        if assignment.id in self._sandboxes:
-            raise PrepareFailed(f"There is an instance {assignment.id} already: use a new id.")
-        # A task of its own: `close` ends the start, not the caller.
-        task = asyncio.create_task(self._claim(base, assignment))
-        self._claims.add(task)
-        self._idle.clear()
-        try:
-            return await task
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if not self._closed or (caller and caller.cancelling()):
-                raise
-            exit = Exit("stopped", "the runtime was closed while it started")
-            raise AssignFailed(f"{assignment.endpoint}: {exit.detail}.", exit) from None
-        finally:
-            self._claims.discard(task)
-            if not self._claims:
-                self._idle.set()
+        return await self._roster.claim(assignment, lambda: self._claim(base, assignment))
 
     def sandboxes(self) -> list[Sandbox]:
         """See `base.Runtime.sandboxes`."""
-        return [s for s in self._sandboxes.values() if s.alive and s.endpoint]
+        return self._roster.instances()
 
     def bases(self) -> list[BaseStatus]:
         """See `base.Runtime.bases`."""
@@ -214,15 +191,7 @@ class ContainerRuntime:
             waiting = waiting or self._take(base)
         if waiting is None:
             waiting = await self._maker.make(base, "cached", load=not assignment.fresh)
-        sandbox = EngineSandbox(assignment.id, logs=self._logs, frame=waiting.frame, on_gone=self._forget)
-        self._sandboxes[assignment.id] = sandbox
-        try:
-            await sandbox.assign(assignment, claimed_at=claimed_at)
-        except BaseException:
-            waiting.frame.child.kill()
-            await asyncio.shield(sandbox.gone())
-            raise
-        return sandbox
+        return await self._roster.assign(assignment, waiting.frame, self._logs, claimed_at)
 
     def _waits(self, base: Base) -> bool:
         """Whether a spare of this very base does."""
@@ -254,11 +223,7 @@ class ContainerRuntime:
     async def _spare(self, base: Base) -> Waiting:
         """Ahead of a claim, two at once at most, and not while an instance starts."""
         async with self._starting:
-            try:
-                async with asyncio.timeout(QUIET_S):
-                    await self._idle.wait()
-            except TimeoutError:
-                pass
+            await self._roster.quiet(QUIET_S)
             return await self._maker.make(base, "warm")
 
     async def _remove(self, container: Container) -> None:
@@ -266,18 +231,6 @@ class ContainerRuntime:
         self._removing.add(task)
         task.add_done_callback(self._removing.discard)
         await asyncio.shield(task)
-
-    def _renamed(self, sandbox: EngineSandbox) -> None:
-        other = self._sandboxes.get(sandbox.id)
-        if other is not None and other is not sandbox:
-            raise PrepareFailed(f"There is an instance {sandbox.id} already: use a new id.")
-        for id in [id for id, known in self._sandboxes.items() if known is sandbox]:
-            del self._sandboxes[id]
-        self._sandboxes[sandbox.id] = sandbox
-
-    def _forget(self, sandbox: EngineSandbox) -> None:
-        if self._sandboxes.get(sandbox.id) is sandbox:
-            del self._sandboxes[sandbox.id]
 
     def _let_go(self, key: str) -> None:
         self._reported.pop(key, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import itertools
 import os
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from headrace_runtimes.base import Progress, Sandbox
 from headrace_runtimes.budget import Budget
-from headrace_runtimes.errors import AssignFailed, PrepareFailed
+from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.instance.census import Census
 from headrace_runtimes.instance.cgroups import open_cgroups
@@ -24,7 +23,7 @@ from headrace_runtimes.instance.inmemory import make_secrets
 from headrace_runtimes.instance.leftovers import RunDir, Undertaker
 from headrace_runtimes.instance.logs import LogStore, Stream
 from headrace_runtimes.instance.memory import MemoryGuard
-from headrace_runtimes.instance.sandbox import EngineSandbox
+from headrace_runtimes.instance.roster import Roster
 from headrace_runtimes.instance.uids import Uids
 from headrace_runtimes.process.environments import ImageOptions
 from headrace_runtimes.process.frame import ProcessFrame
@@ -37,7 +36,6 @@ from headrace_runtimes.spec import (
     Base,
     BaseStatus,
     Capability,
-    Exit,
     LogLine,
     Owned,
     RuntimeSettings,
@@ -47,7 +45,6 @@ from headrace_runtimes.trees import remove_tree
 
 ZYGOTE_LOG = "headrace/zygotes"
 """The endpoint under which `logs` has what zygotes print (those that load an endpoint: that endpoint)."""
-STOP_ALL_S = 0.0
 
 
 class ProcessRuntime:
@@ -61,10 +58,8 @@ class ProcessRuntime:
 
     def __init__(self, memory: Literal["auto", "poll"] = "auto") -> None:
         self._memory_mode = memory
-        self._sandboxes: dict[str, EngineSandbox] = {}
+        self._roster = Roster()
         self._ending: set[asyncio.Task[None]] = set()
-        self._assigning: set[asyncio.Task[Sandbox]] = set()
-        self._idle = asyncio.Event()
         self._closed = True
         self._numbers = itertools.count(1)
 
@@ -100,7 +95,7 @@ class ProcessRuntime:
         self._memory = MemoryGuard(cgroups)
         self._census = Census()
         self._logs = settings.logs or LogStore(settings.log_dir, settings.log_bytes)
-        self._idle.set()
+        self._roster.open()
         self._closed = False
         self._pool = Pool(settings.budget or Budget(settings.zygote_bytes), self, on_base)
         self._pool.open()
@@ -110,11 +105,8 @@ class ProcessRuntime:
         if self._closed:
             return
         self._closed = True
-        for task in list(self._assigning):
-            task.cancel()
-        if self._assigning:
-            await asyncio.wait(self._assigning)
-        await asyncio.gather(*(s.stop(STOP_ALL_S) for s in list(self._sandboxes.values())))
+        await self._roster.end_claims()
+        await self._roster.stop_all()
         await self._pool.close()
         while self._ending:  # the end of a zygote has its own aftermath
             await asyncio.wait(self._ending)
@@ -141,8 +133,6 @@ class ProcessRuntime:
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """See `base.Runtime.create`."""
         self._check_open()
-        if spec.id in self._sandboxes:
-            raise PrepareFailed(f"There is a sandbox {spec.id} already: use a new id.")
 
         async def boot() -> ProcessFrame:
             return self._frame(
@@ -153,11 +143,7 @@ class ProcessRuntime:
                 )
             )
 
-        sandbox = EngineSandbox(
-            spec.id, logs=self._logs, boot=boot, on_gone=self._forget, on_assign=self._renamed
-        )
-        self._sandboxes[spec.id] = sandbox
-        return sandbox
+        return self._roster.new(spec.id, self._logs, boot)
 
     async def list_owned(self) -> list[Owned]:
         """See `base.Runtime.list_owned`."""
@@ -171,28 +157,11 @@ class ProcessRuntime:
     async def claim(self, base: Base, assignment: Assignment) -> Sandbox:
         """See `base.Runtime.claim`."""
         self._check_open()
-        if assignment.id in self._sandboxes:
-            raise PrepareFailed(f"There is an instance {assignment.id} already: use a new id.")
-        # A task of its own: `close` ends the start, not the caller.
-        task = asyncio.create_task(self._claim(base, assignment))
-        self._assigning.add(task)
-        self._idle.clear()
-        try:
-            return await task
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if not self._closed or (caller and caller.cancelling()):
-                raise
-            exit = Exit("stopped", "the runtime was closed while it started")
-            raise AssignFailed(f"{assignment.endpoint}: {exit.detail}.", exit) from None
-        finally:
-            self._assigning.discard(task)
-            if not self._assigning:
-                self._idle.set()
+        return await self._roster.claim(assignment, lambda: self._claim(base, assignment))
 
     def sandboxes(self) -> list[Sandbox]:
         """See `base.Runtime.sandboxes`."""
-        return [s for s in self._sandboxes.values() if s.alive and s.endpoint]
+        return self._roster.instances()
 
     def bases(self) -> list[BaseStatus]:
         """See `base.Runtime.bases`."""
@@ -270,29 +239,18 @@ class ProcessRuntime:
 
     async def quiet(self) -> None:
         """Returns when no instance is starting, at the latest after `QUIET_S`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(QUIET_S):
-                await self._idle.wait()
+        await self._roster.quiet(QUIET_S)
 
     async def _claim(self, base: Base, assignment: Assignment) -> Sandbox:
         claimed_at = time.monotonic()
         # A zygote of another interpreter is no substitute: without one of its image it gets its own.
         fresh = assignment.fresh or not self._pool.holds(base.image)
         claimed = await (self._fresh(base) if fresh else self._pool.claim(base))
-        sandbox = EngineSandbox(
-            assignment.id, logs=self._logs, frame=self._frame(claimed), on_gone=self._forget
-        )
-        self._sandboxes[assignment.id] = sandbox
         try:
-            await sandbox.assign(assignment, claimed_at=claimed_at)
-        except BaseException:
-            claimed.child.kill()
-            await sandbox.gone()
-            raise
+            return await self._roster.assign(assignment, self._frame(claimed), self._logs, claimed_at)
         finally:
             if claimed.held:
                 claimed.held.refill()
-        return sandbox
 
     def _frame(self, claimed: Claimed) -> ProcessFrame:
         return ProcessFrame(
@@ -305,19 +263,6 @@ class ProcessRuntime:
             bury=self._clean_up,
             secrets=self._dir.secrets,
         )
-
-    def _renamed(self, sandbox: EngineSandbox) -> None:
-        """It has an instance's id from now on. Raises `PrepareFailed` when that is taken."""
-        other = self._sandboxes.get(sandbox.id)
-        if other is not None and other is not sandbox:
-            raise PrepareFailed(f"There is an instance {sandbox.id} already: use a new id.")
-        for id in [id for id, known in self._sandboxes.items() if known is sandbox]:
-            del self._sandboxes[id]
-        self._sandboxes[sandbox.id] = sandbox
-
-    def _forget(self, sandbox: EngineSandbox) -> None:
-        if self._sandboxes.get(sandbox.id) is sandbox:
-            del self._sandboxes[sandbox.id]
 
     async def _fresh(self, base: Base) -> Claimed:
         """A process of its own, that has imported nothing and is not forked a second time."""
@@ -336,7 +281,7 @@ class ProcessRuntime:
             return
         self._dir.erase(child.pid)
         self._pool.child_ended(child)
-        if not any(s.holds(child) for s in self._sandboxes.values()):
+        if not self._roster.holds(child):
             self._later(self._clean_up(child))
 
     async def _clean_up(self, child: Child) -> None:
