@@ -28,10 +28,11 @@ from headrace_runtimes.errors import ImageFailed, NotSupported, PrepareFailed
 from headrace_runtimes.images.build import find_uv
 from headrace_runtimes.images.definition import Image, check, refused_by_process
 from headrace_runtimes.images.hostroot import probe
-from headrace_runtimes.images.locks import alone, try_lock
+from headrace_runtimes.images.locks import alone
 from headrace_runtimes.images.reference import variables
 from headrace_runtimes.images.store import sync, write_whole
 from headrace_runtimes.images.tool import run_tool
+from headrace_runtimes.locks import try_lock
 from headrace_runtimes.trees import remove_tree
 
 WHOLE = "whole.json"
@@ -129,9 +130,7 @@ class Environments:
 
     def _share(self, file: int, name: str) -> bool:
         """Whether we hold it now, and it is still there."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file, fcntl.LOCK_SH):
             return False
         os.utime(file)
         return (self.directory / name / WHOLE).exists()
