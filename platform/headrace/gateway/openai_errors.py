@@ -77,7 +77,7 @@ def error_event(found: dict[str, Any]) -> bytes:
 
 def error_of_body(status: int, body: bytes) -> dict[str, Any]:
     """The ``error`` member for an answer of an instance that is none of success."""
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         doc = msgspec.json.decode(body)
         if isinstance(doc, dict):
             if isinstance(doc.get("error"), dict):

@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from headrace.errors import BadRequest, BodyTooLarge, MethodNotAllowed, ValidationFailed
+from headrace.gateway import depth
 from headrace.gateway.api.native import priority_of, timeout_of
 from headrace.gateway.head import Head
 from headrace.jobs.model import Priority
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 def decode(body: bytes, type: type[T], *, what: str = "the body", hint: str = "") -> T:
     """The body as a value of ``type``. Raises `ValidationFailed`, or `BadRequest` for what is no JSON."""
+    if depth.too_deep(body):
+        raise too_deep(what)
     try:
         return msgspec.json.decode(body, type=type)
     except msgspec.ValidationError as error:
@@ -30,8 +33,9 @@ def decode(body: bytes, type: type[T], *, what: str = "the body", hint: str = ""
 
 
 def too_deep(what: str = "the body") -> ValidationFailed:
-    """The error for JSON with more levels than the interpreter can follow."""
-    return ValidationFailed(f"{what} is nested too deeply.", hint="Send it flatter.")
+    """The error for JSON with more levels than `depth.MAX_LEVELS`, or than the interpreter can follow."""
+    hint = f"Send it flatter: at most {depth.MAX_LEVELS} levels."
+    return ValidationFailed(f"{what} is nested too deeply.", hint=hint)
 
 
 def wrong_method(known: Sequence[bytes], *, also: Sequence[str] = ()) -> MethodNotAllowed:
