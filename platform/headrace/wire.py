@@ -341,6 +341,9 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     """Of those that were looked at since the last one."""
     checkpoints: dict[str, int] = {}
     """What became of those of this host, by outcome."""
+    capabilities: dict[str, dict[str, str]] = {}
+    """As in `HostHello`, with ``pauses``, when a runtime has found out more since; else empty."""
+    pauses: tuple[str, ...] = ()
 
 
 class InstanceEvent(Message, frozen=True, kw_only=True):

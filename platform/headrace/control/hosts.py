@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
+
 from headrace import wire
 from headrace.control import state
 from headrace.control.claims import Claims
@@ -69,6 +71,10 @@ class Hosts:
         now = self._world.now()
         host.last_seen = now
         host.checkpoints = message.checkpoints
+        if message.capabilities:
+            host.hello = msgspec.structs.replace(
+                host.hello, capabilities=message.capabilities, pauses=message.pauses
+            )
         if host.state == "suspect":
             self._move(host, "ready")
             self._mark(host)

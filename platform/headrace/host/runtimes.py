@@ -105,6 +105,8 @@ class Runtimes:
         self._all, self._settings = dict(runtimes), settings
         self.on_base: Callable[[str, BaseStatus], None] = lambda name, status: None
         """Told of every change of a base, with its runtime."""
+        self.found_out = False
+        """Whether one was opened, and may know better what it can do, since somebody last set this back."""
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._closed = False
         self._limiting: set[str] = set()
@@ -178,3 +180,4 @@ class Runtimes:
         await runtime.open(self._settings(name), lambda status: self.on_base(name, status))
         if not runtime.capabilities()["limits"]:
             self._limiting.add(name)
+        self.found_out = True

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from headrace import wire
 from headrace.sdk.network import Network
 from headrace.sdk.probes import Probe, Probes
 from headrace.sdk.spec import Gpu
@@ -85,6 +86,22 @@ async def test_options_that_need_a_capability(platform: Any) -> None:
     assert await refusal(platform, runtime="oci", gpu=(Gpu(name="X1"),)) == ""
     # What nobody asked for is not refused: the host gives what it has.
     assert await refusal(platform, runtime="oci") == ""
+
+
+async def test_what_a_runtime_found_out_after_the_hello_counts(platform: Any) -> None:
+    host = await platform.new_host("n1", runtimes=BOTH, capabilities=ABLE)
+    assert await refusal(platform, runtime="oci", network=Network("none")) == ""
+    later = ABLE | {"oci": {"isolation": "", "networks": "nft is not installed"}}
+    host.send(wire.Heartbeat(at=0.0, capabilities=later, pauses=("oci",)))
+    hello = platform.world.hosts[host.id]
+    await platform.until(lambda: hello.hello.capabilities == later)
+    assert hello.hello.pauses == ("oci",)
+    assert "nft is not installed" in await refusal(platform, runtime="oci", network=Network("none"))
+    # Heartbeats without a word of it change nothing.
+    host.send(wire.Heartbeat(at=0.0, rss={"nobody": 1}))
+    await platform.until(lambda: "oci" in hello.hello.pauses)
+    _, doc = await platform.gateway.api("GET", "/runtimes")
+    assert doc["items"][0]["capabilities"]["networks"]["why_not"] == {host.id: "nft is not installed"}
 
 
 async def test_a_version_that_no_host_can_run_any_more_is_no_way_back(platform: Any) -> None:

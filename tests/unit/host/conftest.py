@@ -154,13 +154,14 @@ class FakeRuntime:
         self.fail: Exception | None = None
         self.cancelled = 0
         self.is_open = False
+        self.found_out: dict[str, str] = {}
         self.on_base: Callable[[BaseStatus], None] = lambda status: None
 
     async def open(self, settings: RuntimeSettings, on_base: Callable[[BaseStatus], None]) -> None:
         self.settings, self.on_base, self.is_open = settings, on_base, True
 
     def capabilities(self) -> dict[str, str]:
-        return {"isolation": "it is a fake", "limits": "it is a fake"}
+        return {"isolation": "it is a fake", "limits": "it is a fake"} | self.found_out
 
     async def close(self) -> None:
         self.is_open = False

@@ -259,6 +259,21 @@ async def test_heartbeats_carry_use(agent: HostAgent, control: RecordingControl)
     assert beats[-1].rss == {"i-1": 1000}
 
 
+async def test_what_a_runtime_finds_out_when_it_is_opened_is_told_once(
+    agent: HostAgent, control: RecordingControl, runtime: FakeRuntime
+) -> None:
+    def told() -> list[dict[str, dict[str, str]]]:
+        return [m.capabilities for m in control.messages if isinstance(m, wire.Heartbeat) and m.capabilities]
+
+    await until(told)
+    runtime.found_out = {"networks": "no nft here"}
+    agent._runtimes.found_out = True
+    await until(lambda: told()[-1]["process"].get("networks") == "no nft here")
+    count, beats = len(told()), len(control.messages)
+    await until(lambda: len(control.messages) > beats + 1)
+    assert len(told()) == count
+
+
 async def test_drain_ends_all_and_refuses_new(agent: HostAgent, control: RecordingControl) -> None:
     control.send(start("i-1"))
     await until(lambda: "ready" in control.states("i-1"))

@@ -95,10 +95,12 @@ async def test_a_runtime_is_opened_once_when_it_is_needed() -> None:
     oci = Plain("oci")
     runtimes = Runtimes({"process": Plain("process", "no"), "oci": oci}, lambda name: None)  # type: ignore[arg-type, return-value]
     assert runtimes.now("oci") is None
+    assert not runtimes.found_out
     assert "docker" not in runtimes
     found = await asyncio.gather(*(runtimes.get("oci") for _ in range(5)))
     assert set(map(id, found)) == {id(oci)}
     assert oci.opened == 1
+    assert runtimes.found_out
     assert list(runtimes.opened()) == ["oci"]
     assert runtimes.holds_limits("oci")
     assert not runtimes.holds_limits("process")
