@@ -25,7 +25,15 @@ from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.specs import packed, slim
 from headrace.control.store import Store
-from headrace.control.trial import ImageNotMade, TrialFailed, go_on, host_with_base, note, start
+from headrace.control.trial import (
+    ImageNotMade,
+    TrialFailed,
+    go_on,
+    host_with_base,
+    note,
+    note_unpinned,
+    start,
+)
 from headrace.control.warm import Warm
 from headrace.errors import Conflict, HeadraceError, NotFound
 from headrace.sdk.spec import EndpointSpec
@@ -306,6 +314,7 @@ class Deployer:
             death = await start(self._world, self._reconciler, endpoint, deployment, part)
             if death is None:
                 note(part, host.warm.get(base))
+                note_unpinned(self._world, spec, part)
                 break
             lost = death.reason in ("host-lost", "stopped")
             if not lost or attempt == TRIES - 1 or endpoint.deleting:

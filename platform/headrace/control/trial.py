@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from headrace_runtimes.images.pins import unpinned
+
 from headrace import wire
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.model import Endpoint, Host, Instance, World
@@ -12,6 +14,8 @@ from headrace.control.probing import start_s
 from headrace.control.progress import Deployment, Part
 from headrace.control.reconcile import Reconciler
 from headrace.errors import HeadraceError
+from headrace.sdk.image import definition_of
+from headrace.sdk.spec import EndpointSpec
 
 ROOM_TIMEOUT_S = 30.0
 """A trial waits this long for a host with room."""
@@ -155,3 +159,11 @@ def note(part: Part, report: wire.WarmReport | None) -> None:
         part.notes.append(report.detail)
     # An instance may have told the same already.
     part.notes[:] = dict.fromkeys(part.notes)
+
+
+def note_unpinned(world: World, spec: EndpointSpec, part: Part) -> None:
+    """Requirements of its image that another host may resolve otherwise, when there is another."""
+    loose = unpinned(definition_of(spec.image))
+    if loose and sum(_has(host, spec.runtime) for host in world.living_hosts()) > 1:
+        told = ", ".join(loose[:5]) + (" and more" if len(loose) > 5 else "")
+        part.notes.append(f"image: pip takes {told} as each host finds it when it builds: pin it with ==")

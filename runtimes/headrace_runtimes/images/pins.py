@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from headrace_runtimes.images.reference import Reference, parse
 from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.wire import Patience
 
+_EXACT = re.compile(r"==\s*[^\s*,]+\s*\)?\s*$")
+
 
 def moving(image: Image) -> Reference | None:
     """The image of a registry that it starts from, when only its tag is named. Raises `ImageFailed`."""
@@ -19,6 +22,12 @@ def moving(image: Image) -> Reference | None:
         return None
     reference = parse(image.steps[0][1][0])
     return None if reference.digest else reference
+
+
+def unpinned(image: Image) -> tuple[str, ...]:
+    """Its requirements that each build resolves anew; one by address is taken to say what it means."""
+    words = (word for kind, words in image.steps if kind == "pip" for word in words)
+    return tuple(word for word in words if "/" not in word and not _EXACT.search(word.partition(";")[0]))
 
 
 def own_python(image: Image, pythons: Collection[str]) -> bool:

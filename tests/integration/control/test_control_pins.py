@@ -139,6 +139,22 @@ async def test_hosts_with_different_pythons_have_one_image(platform: Any, tmp_pa
     assert (await steps_of(platform, tmp_path, image))[0] == f"from_registry {BASE.format('3.11')}@{NEW}"
 
 
+async def test_what_each_host_resolves_is_noted_where_there_are_several(
+    platform: Any, tmp_path: Path
+) -> None:
+    await platform.new_host("n1", runtimes=("process", "oci"))
+    loose = ("six", "numpy>=2", "torch==2.*", "idna ; python_version == '3.11'")
+    fixed = ("anyio==4.1", "rich[x] == 14.0 ; python_version > '3'", "https://example.org/a.whl")
+    image = await packed(platform, tmp_path, Image().pip(*loose, *fixed))
+    doc = await platform.gateway.deploy(platform.spec("one", runtime="oci", image=image))
+    assert doc["endpoints"][0]["notes"] == []
+    await platform.new_host("n2", runtimes=("process", "oci"))
+    doc = await platform.gateway.deploy(platform.spec("two", runtime="oci", image=image))
+    assert doc["endpoints"][0]["notes"] == [
+        f"image: pip takes {', '.join(loose)} as each host finds it when it builds: pin it with =="
+    ]
+
+
 async def test_a_registry_that_cannot_be_reached_says_what_was_wanted_there(
     platform: Any, tmp_path: Path
 ) -> None:
