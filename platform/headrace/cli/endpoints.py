@@ -17,6 +17,8 @@ from headrace.cli.use import USE, last_death, state_of, use_of, versions_of
 from headrace.errors import EndpointFailed
 
 COLUMNS = ("NAME", "STATE", "VERSION", "RUNTIME", "INSTANCES", "IN FLIGHT", "QUEUED", "REASON")
+BRIEF_CHARS = 60
+"""A reason in a table."""
 
 
 @click.command("deploy", help=SUMMARIES["deploy"])
@@ -94,13 +96,25 @@ def list_command(session: Session, limit: int, cursor: str | None) -> None:
         page = reply.json()
 
     def text() -> str:
-        fields = ("name", "state", "version", "runtime", "instances", "in_flight", "queued", "reason")
-        rows = [[_shown(item.get(field)) for field in fields] for item in page["items"]]
+        fields = ("name", "state", "version", "runtime", "instances", "in_flight", "queued")
+        rows = [
+            [_shown(item.get(field)) for field in fields] + [brief(item.get("reason"))]
+            for item in page["items"]
+        ]
         shown = table(COLUMNS, rows, "no endpoints; `headrace deploy FILE` makes some")
         more = f"\nmore: headrace list --cursor {page['next']}" if page.get("next") else ""
         return shown + more
 
     session.out.answer(page, text)
+
+
+def brief(reason: Any) -> str:
+    """What happened, without how: `describe` has all of it."""
+    line = next(iter(str(reason or "").splitlines()), "")
+    if len(line) > BRIEF_CHARS:
+        what = line.partition(": ")[0]
+        line = what if len(what) <= BRIEF_CHARS else f"{line[: BRIEF_CHARS - 3].rstrip()}..."
+    return line or "-"
 
 
 def _shown(value: Any) -> Any:

@@ -367,7 +367,7 @@ class Reconciler:
         if not told:
             self._routes.publish(dead={instance.id: failures.describe(death)})
         if not ours:
-            endpoint.note("died", failures.describe(death))
+            endpoint.note("died", f"{failures.describe(death)} ({instance.id})")
             runtime = instance.report.runtime if instance.report else endpoint.spec.runtime
             endpoint.last_death = Ended(time.time(), instance.id, runtime, death)
             log.info("instance %s of %s ended: %s", instance.id, endpoint.key, failures.describe(death))

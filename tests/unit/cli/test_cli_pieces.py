@@ -14,7 +14,7 @@ import pytest
 from headrace.cli import doctor, jobs, receipt
 from headrace.cli.call import joined, read_input
 from headrace.cli.dev import words
-from headrace.cli.endpoints import describe, report
+from headrace.cli.endpoints import brief, describe, report
 from headrace.cli.logs import line
 from headrace.cli.options import Session, is_loopback, open_session, read_up
 from headrace.cli.output import Output, duration, facts, moment, size, table
@@ -95,6 +95,20 @@ def test_a_receipt_is_read_in_order() -> None:
 @given(st.text(max_size=200))
 def test_no_header_breaks_the_receipt(header: str) -> None:
     receipt.show(receipt.parse(header))
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        (None, "-"),
+        ("waits for room", "waits for room"),
+        ("its image failed: " + "x" * 80, "its image failed"),
+        ("two\nlines", "two"),
+        ("y" * 80, "y" * 57 + "..."),
+    ],
+)
+def test_a_reason_in_a_table_is_one_short_line(reason: str | None, shown: str) -> None:
+    assert brief(reason) == shown
 
 
 @given(st.lists(st.tuples(st.text(max_size=9), st.integers(), st.none()), max_size=5))
