@@ -6,7 +6,9 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import hr_secrets
 import hr_server
 import pytest
 from engine_harness import request, until
@@ -155,6 +157,35 @@ async def test_whatever_a_handler_raises_is_500_with_its_type(serve, capfd, erro
     assert "raise error" in logged
     assert "hr_native" not in logged
     assert (await running.call()).status == 500
+
+
+async def test_a_failure_does_not_tell_callers_a_secret(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(hr_secrets, "_found", [])
+    given = {"TOKEN": "tok-0123456789", "PEM": "first line\nsecond line\n", "PIN": "123"}
+    kept = hr_secrets.keep({"secrets": given, "secrets_dir": str(tmp_path / "s")}, "")
+    token = (Path(kept[hr_secrets.VARIABLE]) / "TOKEN").read_text()
+
+    def fail(how: str) -> object:
+        if how == "key":
+            return {}[given["PEM"]]
+        if how == "exit":
+            raise SystemExit(f"with {token}")
+        if how == "cut":
+            raise ValueError("x" * 3995 + token)
+        if how == "output":
+            return Telling()
+        raise ValueError(f"{token}, {given['PIN']}")
+
+    class Telling:
+        def model_dump(self, mode: str) -> object:
+            raise ValueError(token)
+
+    running = await serve(fail)
+    for how in ("raise", "key", "exit", "cut", "output"):
+        told = (await running.call({"how": how})).body.decode()
+        assert "***" in told, told
+        assert not any(part in told for part in ("tok-0", "first line", "second line")), told
+        assert ("123" in told) is (how == "raise")
 
 
 def count(n: int = 3, fail_at: int = -1) -> Iterator[int]:

@@ -8,6 +8,7 @@ import json
 import urllib.parse
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
+import hr_secrets
 import hr_types
 from hr_http import Head, media_type
 from hr_problem import Problem
@@ -86,7 +87,7 @@ class _Parameter:
         except ValueError as error:
             listing = getattr(error, "errors", None)
             if listing is None:
-                errors.append({"loc": list(loc), "msg": str(error), "type": "value_error"})
+                errors.append({"loc": list(loc), "msg": hr_secrets.masked(str(error)), "type": "value_error"})
                 return None
             count = error.error_count() if hasattr(error, "error_count") else 0
             if count > _MANY:
@@ -96,7 +97,8 @@ class _Parameter:
                 )
                 return None
             for found in listing(include_url=False, include_context=False, include_input=False):
-                errors.append({"loc": [*loc, *found["loc"]], "msg": found["msg"], "type": found["type"]})
+                told = hr_secrets.masked(found["msg"])
+                errors.append({"loc": [*loc, *found["loc"]], "msg": told, "type": found["type"]})
             return None
 
 

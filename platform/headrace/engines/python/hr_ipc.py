@@ -7,6 +7,8 @@ import os
 import socket
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import hr_secrets
+
 MAX_PACKET = 128 << 10
 MAX_TEXT = 16_000
 """Longest message or traceback in a packet, characters: six bytes each in JSON at worst still fit."""
@@ -39,7 +41,7 @@ class Channel:
         """Send one packet. Raises `OSError` when the peer is gone."""
         for key in ("message", "traceback", "reason", "detail"):
             if isinstance(message.get(key), str):
-                message[key] = cut(message[key])
+                message[key] = cut(hr_secrets.masked(message[key]))
         data = json.dumps(message).encode()
         if len(data) > MAX_PACKET:
             slim = {k: v for k, v in message.items() if isinstance(v, (int, float)) or k in ("ev", "id")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Callable, Optional, Tuple
 
+import hr_secrets
 import hr_types
 from hr_problem import Problem
 
@@ -41,7 +42,7 @@ def to_json(value: Any) -> bytes:
 def _invalid(value: Any, reason: str) -> Problem:
     return Problem(
         "output-invalid",
-        f"the handler returned {hr_types.name_of(value)}: {reason}",
+        f"the handler returned {hr_types.name_of(value)}: {hr_secrets.masked(reason)}",
         "Return JSON values (dict, list, str, int, float, bool, None), bytes, or annotate the return type.",
         output_type=hr_types.name_of(value),
     )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Mapping
+import re
+from typing import Any, Dict, List, Mapping, Pattern
 
 DIRECTORY = "/run/secrets"
 """A file system in memory, in containers."""
+SHORTEST = 6
+"""Characters; what is shorter would be found in every other word."""
+COVER = "***"
 VARIABLE = "HEADRACE_SECRETS"
+_found: List[Pattern[str]] = []
 
 
 def keep(message: Mapping[str, Any], home: str) -> Dict[str, str]:
@@ -15,6 +20,7 @@ def keep(message: Mapping[str, Any], home: str) -> Dict[str, str]:
     values: Mapping[str, str] = message.get("secrets") or {}
     if not values:
         return {}
+    _remember(values)
     place = _place(message, home)
     os.makedirs(place, mode=0o700, exist_ok=True)
     for name, value in values.items():
@@ -22,6 +28,23 @@ def keep(message: Mapping[str, Any], home: str) -> Dict[str, str]:
         with open(fd, "w", encoding="utf-8", newline="") as file:
             file.write(value)
     return {VARIABLE: place, **{name: values[name] for name in message.get("secrets_env") or ()}}
+
+
+def masked(text: str) -> str:
+    """The text without the values: failures are told to callers, who have no right to them.
+
+    The host masks what is printed in the same way (`headrace_runtimes.instance.mask`); answers do not
+    pass there.
+    """
+    for pattern in _found:
+        text = pattern.sub(COVER, text)
+    return text
+
+
+def _remember(values: Mapping[str, str]) -> None:
+    parts = {part.strip() for value in values.values() for part in value.splitlines()}
+    found = sorted((part for part in parts if len(part) >= SHORTEST), key=len, reverse=True)
+    _found[:] = [re.compile("|".join(map(re.escape, found)))] if found else []
 
 
 def _place(message: Mapping[str, Any], home: str) -> str:
