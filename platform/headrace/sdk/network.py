@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, get_args
 import msgspec
 
 from headrace.errors import SpecError
-from headrace.sdk.values import Value
+from headrace.sdk.values import Value, ValueType
 
 NetworkMode = Literal["none", "host", "egress"]
 MAX_ALLOW = 200
@@ -16,12 +16,27 @@ _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?:\*\.)?(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
 
 
-class Network(Value, frozen=True, kw_only=False):
+class _NetworkType(ValueType):
+    """Refuses an empty list that somebody gives: it reads as "nothing" and would open everything."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        """Make a value. Raises `SpecError`."""
+        given = args[1:2] or [options[name] for name in ("allow",) if name in options]
+        mode = args[0] if args else options.get("mode", "egress")
+        if mode == "egress" and any(isinstance(part, list | tuple) and not part for part in given):
+            raise SpecError(
+                'Network("egress", allow=[]): the list is empty.',
+                hint='For nothing use "none"; for all public addresses leave allow out.',
+            )
+        return super().__call__(*args, **options)
+
+
+class Network(Value, frozen=True, kw_only=False, metaclass=_NetworkType):
     """``none``: nothing; ``egress``: out through the host; ``host``: the host's own, where it is allowed.
 
-    ``allow``, for ``egress``: host names, ``*.names``, addresses and networks that may be reached; ``*`` or
-    nothing: all public ones. Private addresses and the host's own are reached only when they, or the name
-    that leads to them, are in the list; metadata services of clouds never.
+    ``allow``, for ``egress``: host names, ``*.names``, addresses and networks that may be reached; ``*``, or
+    no list: all public ones; an empty list is refused. Private addresses and the host's own are reached only
+    when they, or the name that leads to them, are in the list; metadata services of clouds never.
     """
 
     mode: NetworkMode = "egress"
@@ -70,13 +85,24 @@ def _entry(item: Any) -> str:
         except ValueError:
             name = item.lower().rstrip(".")
             # Who means an address with a slip in it must not be taken for a name.
+            if name.rpartition(".")[2] == "localhost":
+                raise _never(item) from None
             if _NAME.match(name) and not name.rpartition(".")[2].isdecimal():
                 return name
         else:
+            if network.is_loopback or network.is_link_local or network.is_multicast or network.is_reserved:
+                raise _never(item)
             if network.version == 4:
                 return str(network) if "/" in item else item
             raise SpecError(f"Network(allow=[{item!r}]): instances have no IPv6: name the host instead.")
     raise SpecError(
         f"Network(allow=[{item!r:.100}]): use a host name, *.name, an IPv4 address or a network such as "
         '"10.1.0.0/16".'
+    )
+
+
+def _never(item: str) -> SpecError:
+    return SpecError(
+        f"Network(allow=[{item!r}]): instances never reach that.",
+        hint="The host's loopback and metadata services are closed: name an address that others reach too.",
     )

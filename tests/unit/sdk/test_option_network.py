@@ -54,6 +54,26 @@ def test_entries_that_are_none(entry: Any) -> None:
         headrace.Network("egress", allow=[entry])  # type: ignore[arg-type]
 
 
+def test_an_empty_list_is_not_everything() -> None:
+    for empty in ([], ()):
+        with pytest.raises(SpecError, match="empty"):
+            headrace.Network("egress", allow=empty)  # type: ignore[arg-type]
+        with pytest.raises(SpecError, match="empty"):
+            headrace.Network("egress", empty)  # type: ignore[arg-type]
+        with pytest.raises(SpecError, match="empty"):
+            headrace.Network(allow=empty)  # type: ignore[arg-type]
+    assert headrace.Network("none", allow=()) == headrace.Network("none")
+    stored = built(runtime="oci", network="egress")
+    assert load_spec(dump_spec(stored)) == stored
+
+
+@pytest.mark.parametrize("entry", ["127.0.0.1", "127.0.0.0/8", "localhost", "a.localhost", "169.254.169.254"])
+def test_what_is_never_reached_is_not_allowed_in_vain(entry: str) -> None:
+    with pytest.raises(SpecError, match="never reach"):
+        headrace.Network("egress", allow=[entry])
+    assert headrace.Network("egress", allow=["0.0.0.0/0"]).allow == ("0.0.0.0/0",)
+
+
 def test_a_list_needs_egress_and_has_no_ipv6() -> None:
     with pytest.raises(SpecError, match="IPv6"):
         headrace.Network("egress", allow=("2001:db8::/32",))
