@@ -87,8 +87,27 @@ async def test_who_knocks_from_inside_gets_what_is_handed_over(directory: Path) 
             os.close(fd)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as visitor:
         visitor.connect(str(directory / "door" / NAME))
-        with pytest.raises(PrepareFailed, match="knocked in the place of"):
-            await door.hand_over(os.getpid() + 1, [], 5.0, ended)
+        with pytest.raises(NobodyKnocked, match="within 0 s"):
+            await door.hand_over(os.getpid() + 1, [], 0.1, ended)
+        assert visitor.recv(10) == b"", "nothing is handed to him, and he is sent away"
+    door.close()
+
+
+async def test_who_is_not_meant_keeps_nobody_out(directory: Path) -> None:
+    door = Door(directory / "door")
+    place = str(directory / "door" / NAME)
+    come = f"import socket; s = socket.socket(1, 5); s.connect({place!r})"
+    knock = f"{come}; print(s.recv(10), flush=True); s.recv(1)"
+    for _ in range(5):
+        stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stranger.connect(place)
+        stranger.close()
+    meant = await asyncio.create_subprocess_exec(sys.executable, "-c", knock, stdout=asyncio.subprocess.PIPE)
+    assert meant.stdout is not None
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    assert await door.hand_over(meant.pid, [0], 30.0, ended) == meant.pid
+    assert (await meant.stdout.readline()).strip() == b"b'{}'"
+    await meant.wait()
     door.close()
 
 

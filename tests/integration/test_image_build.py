@@ -15,7 +15,7 @@ import zipfile
 
 import pytest
 from headrace_runtimes.errors import ImageFailed
-from headrace_runtimes.images import jail
+from headrace_runtimes.images import jail, limits
 from headrace_runtimes.images.build import Builder, BuildSettings
 from headrace_runtimes.images.context import pack, unpack
 from headrace_runtimes.images.definition import Image
@@ -229,6 +229,18 @@ async def test_a_step_that_is_cancelled_leaves_nothing(store, base, settings, tm
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not await running("sleep 600")
+
+
+async def test_a_dockerfile_has_no_more_memory_than_a_step(store, base, settings, tmp_path, monkeypatch):
+    image, context = made_of("dockerfile", base, tmp_path, 0)
+    monkeypatch.setattr(limits, "memory_limit", lambda: 200 << 20)
+    hog = "x=aaaaaaaa; while :; do x=$x$x; done"
+    text = (context / "Dockerfile").read_text().replace("echo up; sleep 0", hog)
+    (context / "Dockerfile").write_text(text)
+    # Who takes too much is killed, and the machine has no less meanwhile.
+    with pytest.raises(ImageFailed, match=r"Dockerfile failed with exit code"):
+        await shown(store, image, settings, context=context)
+    assert not await asyncio.to_thread(lambda: [*limits.ROOT.glob("**/headrace-build-*")])
 
 
 KILLED = """

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.trees import remove_tree
+
+log = logging.getLogger("headrace.runtimes")
 
 NAME = "door"
 
@@ -32,8 +36,17 @@ class NobodyKnocked(PrepareFailed):
 _UCRED = struct.Struct("3i")
 
 
+WAITING = 16
+"""So many may have knocked and not been looked at: one who is not meant keeps nobody out."""
+STRANGERS_S = 0.01
+"""After one who is not meant: whoever knocks again and again costs us little."""
+
+
 class Door:
-    """Open from its making until `close`. ``directory`` is what the container gets to see."""
+    """Open from its making until `close`. ``directory`` is what the container gets to see.
+
+    Nobody but its container shall get there: the directory above is closed to others.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -49,7 +62,7 @@ class Door:
             self._socket.bind(str(self.directory / NAME))
             # Whoever has the directory in sight may knock: only the container does.
             os.chmod(self.directory / NAME, 0o666)  # noqa: S103
-            self._socket.listen(1)
+            self._socket.listen(WAITING)
         except BaseException:
             self.close()
             raise
@@ -69,23 +82,28 @@ class Door:
         """Give the descriptors to who knocks from ``inside`` (the container's first process): its pid.
 
         ``ended``: done when that process has ended. Raises `NobodyKnocked`, at once when it has and after
-        ``timeout_s``; `PrepareFailed` when somebody else knocks; ``OSError``.
+        ``timeout_s``, whoever else has knocked meanwhile; ``OSError``.
         """
-        conn = await self._next(timeout_s, ended)
-        with contextlib.closing(conn):
-            peer = _UCRED.unpack(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            if peer[0] != inside:
-                raise PrepareFailed(f"Process {peer[0]} knocked in the place of {inside}.")
-            socket.send_fds(conn, [b"{}"], list(descriptors))
-        return int(peer[0])
+        deadline = time.monotonic() + timeout_s
+        while True:
+            conn = await self._next(max(0.0, deadline - time.monotonic()), timeout_s, ended)
+            with contextlib.closing(conn):
+                peer = _UCRED.unpack(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+                if peer[0] == inside:
+                    socket.send_fds(conn, [b"{}"], list(descriptors))
+                    return inside
+            log.warning("Process %d (user %d) knocked in the place of %d.", peer[0], peer[1], inside)
+            await asyncio.sleep(STRANGERS_S)
 
-    async def _next(self, timeout_s: float, ended: asyncio.Future[Any] | None) -> socket.socket:
+    async def _next(
+        self, left_s: float, timeout_s: float, ended: asyncio.Future[Any] | None
+    ) -> socket.socket:
         loop = asyncio.get_running_loop()
         knocked: asyncio.Future[None] = loop.create_future()
         loop.add_reader(self._socket, _settle, knocked)
         waiting: list[asyncio.Future[Any]] = [knocked, *((ended,) if ended is not None else ())]
         try:
-            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             loop.remove_reader(self._socket)
             knocked.cancel()

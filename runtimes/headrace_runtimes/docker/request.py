@@ -9,7 +9,8 @@ from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, HOME, SECRETS, ContainerSpec
 from headrace_runtimes.devices.edits import Edits, Node, into_docker, join_env
-from headrace_runtimes.oci.bundle import CORE_BYTES, MASKED, PATH, READ_ONLY
+from headrace_runtimes.images.limits import CORE_BYTES
+from headrace_runtimes.oci.bundle import MASKED, PATH, READ_ONLY
 
 RUN_LABEL = "headrace.run"
 ID_LABEL = "headrace.id"

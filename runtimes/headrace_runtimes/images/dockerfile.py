@@ -15,6 +15,7 @@ from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
 from headrace_runtimes.images import jail
 from headrace_runtimes.images.auth import Credentials
+from headrace_runtimes.images.limits import PREFIX, joined, make, remove
 from headrace_runtimes.images.reach import Reach, leashed
 from headrace_runtimes.images.reference import Descriptor, is_digest, manifest_of
 from headrace_runtimes.images.step import PATH
@@ -52,14 +53,18 @@ async def run_buildah(
         userns = user_namespace(jail.FIRST_ID, jail.ID_COUNT)
     except OSError as error:
         raise PrepareFailed(f"No user namespace can be made for buildah: {error}.") from error
+    cgroup = PREFIX + scratch.name
     try:
         await asyncio.to_thread(root.mkdir)
+        # What says that `step.sweep` has something to take away but files.
+        await asyncio.to_thread((scratch / "state").mkdir)
         await asyncio.to_thread(_lay_out, own, files, credentials, docker_config)
+        places = await asyncio.to_thread(make, cgroup)
         for argv in _commands(words):
             confined = jail.jailed(root, own, binary, userns, argv)
+            apart = await asyncio.to_thread(leashed, confined, reach, scratch)
             code, said = await run_tool(
-                await asyncio.to_thread(leashed, confined, reach, scratch), env=ENV, cwd=scratch,
-                what="dockerfile", timeout_s=timeout_s,
+                joined(apart, places), env=ENV, cwd=scratch, what="dockerfile", timeout_s=timeout_s,
                 progress=progress, room=scratch, pass_fds=(userns,),
             )  # fmt: skip
             if code != 0:
@@ -70,6 +75,7 @@ async def run_buildah(
         raise PrepareFailed(f"buildah cannot be run: {error!s:.300}. apt-get install buildah.") from error
     finally:
         os.close(userns)
+        await asyncio.shield(asyncio.to_thread(remove, cgroup))
     return own / "out"
 
 

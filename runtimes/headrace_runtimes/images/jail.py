@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from headrace_runtimes.images.limits import CORE_BYTES
+
 FIRST_ID, ID_COUNT = 0x3FFF_0000, 65_536
 """Host ids of builds: those just below the ones of containers (`oci.slots`)."""
 OWN, TOOL = "/build", "/tool"
@@ -19,13 +21,17 @@ PROCESSES = 4096
 OOM_SCORE = 300
 """When the machine runs out of memory, a build goes before instances do."""
 
-SCRIPT = r"""
+SCRIPT = (
+    r"""
 set -e
 umask 022
-J=$1 OWN=$2 TOOL=$3 SPACE=$4
-shift 4
+J=$1 OWN=$2 TOOL=$3 SPACE=$4 MORE=$5
+shift 5
 show() {
-    if [ -d "$1" ]; then mkdir -p "$J$2"; else mkdir -p "$J${2%/*}"; : > "$J$2"; fi
+    # What is there already may be the host's own, seen through a directory that was shown before.
+    if [ -e "$J$2" ]; then :
+    elif [ -d "$1" ]; then mkdir -p "$J$2"
+    else mkdir -p "$J${2%/*}"; : > "$J$2"; fi
     mount --bind "$1" "$J$2"
     mount -o "remount,bind,$3" "$J$2"
 }
@@ -47,6 +53,11 @@ ln -s /build/tmp "$J/var/tmp"
 mount -t tmpfs -o size=64m,mode=1777,nosuid,nodev shm "$J/dev/shm"
 show "$OWN" /build rw,nodev
 show "$TOOL" /tool ro,nosuid,nodev
+while [ "$MORE" -gt 0 ]; do
+    show "$2" "$2" "$1,nosuid,nodev"
+    shift 2
+    MORE=$((MORE - 1))
+done
 mount -t proc -o nosuid,nodev,noexec proc "$J/proc"
 echo OOM > /proc/self/oom_score_adj
 cd "$J"
@@ -55,17 +66,32 @@ umount -l old
 rmdir old
 mount -o remount,ro,nosuid /
 cd /build
-ulimit -c 0
+prlimit --core=CORE:CORE --pid $$
 nsenter --user="/proc/self/fd/$SPACE" --setuid 0 --setgid 0 -- \
     prlimit --nproc=PROCESSES -- unshare --mount --ipc --uts -- "$@"
-""".replace("OOM", str(OOM_SCORE), 1).replace("PROCESSES", str(PROCESSES))
+""".replace("OOM", str(OOM_SCORE), 1)
+    .replace("PROCESSES", str(PROCESSES))
+    .replace("CORE", str(CORE_BYTES))
+)
 
 
-def jailed(root: Path, own: Path, tool: str, userns: int, argv: Sequence[str]) -> list[str]:
+def jailed(
+    root: Path,
+    own: Path,
+    tool: str,
+    userns: int,
+    argv: Sequence[str],
+    *,
+    shown: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+) -> list[str]:
     """What to run in mount and process namespaces of its own (`tool.LEASH`), as root, for ``argv`` in a jail.
 
     ``root``: an empty directory to build it on; ``own``: belongs to `FIRST_ID`; ``tool``: path of the
-    program; ``userns``: an inherited descriptor of `userns.user_namespace`.
+    program; ``userns``: an inherited descriptor of `userns.user_namespace`; ``shown``, ``writable``: of the
+    host, at the same paths inside.
     """
+    more = [("rw", path) for path in writable] + [("ro", path) for path in shown]
+    words = [word for mode, path in more for word in (mode, str(path))]
     # The shell stays in between: who changes his ids loses the tie to his parent's death.
-    return ["sh", "-c", SCRIPT, "jail", str(root), str(own), tool, str(userns), *argv]
+    return ["sh", "-c", SCRIPT, "jail", str(root), str(own), tool, str(userns), str(len(more)), *words, *argv]

@@ -15,27 +15,35 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, NotSupported, PrepareFailed
+from headrace_runtimes.images import limits
 from headrace_runtimes.images.build import find_uv
+from headrace_runtimes.images.confined import Sight, give, run_confined, why_not
 from headrace_runtimes.images.definition import Image, check, refused_by_process
 from headrace_runtimes.images.hostroot import probe
 from headrace_runtimes.images.locks import alone
+from headrace_runtimes.images.reach import Lend
 from headrace_runtimes.images.reference import variables
-from headrace_runtimes.images.store import sync, write_whole
+from headrace_runtimes.images.store import dead_scratches, sync, write_whole
 from headrace_runtimes.images.tool import run_tool
 from headrace_runtimes.locks import try_lock
 from headrace_runtimes.trees import remove_tree
 
+log = logging.getLogger("headrace.runtimes")
+
 WHOLE = "whole.json"
+BUILD = "w-"
 KEPT = (
     "PATH",
     "HOME",
@@ -50,6 +58,10 @@ KEPT = (
 """What uv sees of our environment, beside ``UV_*`` and proxies in capitals."""
 
 
+PLACES = ("UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", *KEPT[-2:])
+"""Variables that may name files of the host for uv."""
+
+
 @dataclass(frozen=True)
 class PyEnvSettings:
     """How environments are made."""
@@ -60,6 +72,8 @@ class PyEnvSettings:
     timeout_s: float = 1800.0
     env: Mapping[str, str] = field(default_factory=dict)
     """For uv: indexes and their passwords. Never shown."""
+    lend: Lend | None = None
+    """What uv, and what packages start to be built, reach; None: the machine's network."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,7 @@ class Environments:
         gone = await asyncio.to_thread(self._collect, limit_bytes, max_age_s, frozenset(pins))
         if await asyncio.to_thread(_size, self.directory / "cache") > limit_bytes:
             await self._uv("cache clean", None, "cache", "clean")
+            await asyncio.to_thread(self._remove_old_cache)
         return gone
 
     def _name(self, image: Image) -> str:
@@ -165,12 +180,15 @@ class Environments:
         place = self.directory / name
         await asyncio.to_thread(remove_tree, place)
         place.mkdir(mode=0o755)
+        # The rest of its place is ours: what packages run while they are built writes nowhere else.
+        (place / "env").mkdir(mode=0o755)
         python = str(place / "env/bin/python")
         wanted = await asyncio.to_thread(self._interpreter, image.python)
         try:
             await self._uv(
-                f"python {wanted}", progress, "venv", "--no-config", "--python", wanted, str(place / "env")
-            )
+                f"python {wanted}", progress, "venv", "--no-config", "--python", wanted, str(place / "env"),
+                python=wanted,
+            )  # fmt: skip
         except ImageFailed as error:
             if wanted == self._settings.host_python:
                 raise
@@ -184,7 +202,7 @@ class Environments:
             if kind == "pip":
                 await self._uv(
                     f"pip {' '.join(words)}", progress, "pip", "install", "--no-config", "--compile-bytecode",
-                    "--python", python, "--", *words,
+                    "--python", python, "--", *words, python=wanted,
                 )  # fmt: skip
             elif kind == "env":
                 env |= variables(words)
@@ -197,34 +215,86 @@ class Environments:
         await asyncio.to_thread(write_whole, place / WHOLE, json.dumps(about).encode(), place / ".part")
 
     def _interpreter(self, version: str | None) -> str:
-        """What uv is asked for: our own interpreter when it is of that version."""
+        """What uv is asked for: our own interpreter when it is of that version, or one that is installed."""
         about: Any = probe(self._settings.host_python)
         own = ".".join(str(n) for n in about["version"])
         if version is None or f"{own}.".startswith(f"{version}."):
             return self._settings.host_python
+        found = shutil.which(f"python{version}")
+        # Many a tool puts scripts of such names there.
+        if found is not None and Path(found).read_bytes()[:4] == b"\x7fELF":
+            return found
         return version
 
-    async def _uv(self, what: str, progress: Progress | None, *arguments: str) -> None:
+    async def _uv(self, what: str, progress: Progress | None, *arguments: str, python: str = "") -> None:
+        """``python``: the interpreter below the environment, where it is not our own."""
         uv = find_uv(self._settings.uv)
         if uv is None:
             raise PrepareFailed("uv is not installed: pip install uv where the platform runs.")
         env = {
             k: v for k, v in os.environ.items() if k in KEPT or k.startswith("UV_") or k.endswith("_PROXY")
         }
-        env |= {"UV_CACHE_DIR": str(self.directory / "cache"), "UV_NO_PROGRESS": "1"}
         # Where sandboxes may read it, not below somebody's home.
-        env |= {"UV_PYTHON_INSTALL_DIR": str(self.directory / "pythons"), **self._settings.env}
+        env |= {
+            "UV_CACHE_DIR": str(self.directory / "cache/uv"), "UV_NO_PROGRESS": "1",
+            "UV_PYTHON_INSTALL_DIR": str(self.directory / "pythons"), **self._settings.env,
+        }  # fmt: skip
         try:
-            code, words = await run_tool(
-                [uv, *arguments], env=env, cwd=self.directory, what=what,
-                timeout_s=self._settings.timeout_s, progress=progress,
-            )  # fmt: skip
+            code, words = await self._run([uv, *arguments], python, env, what, progress)
         except TimeoutError as error:
             raise ImageFailed(f"{what!r:.200} took more than {self._settings.timeout_s:g} s.") from error
         except OSError as error:
             raise PrepareFailed(f"{uv} cannot be run: {error}.") from error
         if code != 0:
             raise ImageFailed(f"{what!r:.200} failed with exit code {code}: {words}")
+
+    async def _run(
+        self, argv: Sequence[str], python: str, env: Mapping[str, str], what: str, progress: Progress | None
+    ) -> tuple[int, str]:
+        """In a jail where the host is root. Raises `PrepareFailed`, ``TimeoutError``, ``OSError``."""
+        settings = self._settings
+        why = await asyncio.to_thread(why_not)
+        if why and os.geteuid() == 0 and settings.lend is not None:
+            raise PrepareFailed(
+                f"Environments cannot be built here apart from the host, as root: {why}. Mend that, run the "
+                "host as another user, or set build_allow to host."
+            )
+        if why:
+            log.info("%s is done as the host's own user, with its files and its network: %s.", what, why)
+            return await run_tool(
+                argv, env=env, cwd=self.directory, what=what, timeout_s=settings.timeout_s, progress=progress,
+            )  # fmt: skip
+        scratch = self.directory / f"{BUILD}{secrets.token_hex(8)}"
+        sight = await asyncio.to_thread(self._sight, env, python)
+        lend = settings.lend or contextlib.nullcontext
+        with _alone(scratch):
+            try:
+                async with lend() as reach:
+                    return await run_confined(
+                        argv[0], argv[1:], sight, scratch, env=env, what=what, timeout_s=settings.timeout_s,
+                        progress=progress, reach=reach,
+                    )  # fmt: skip
+            finally:
+                await asyncio.shield(asyncio.to_thread(remove_tree, scratch))
+
+    def _sight(self, env: Mapping[str, str], python: str) -> Sight:
+        """One mount for all of it: uv links from its cache. Blocks. Raises ``OSError``."""
+        for path in (self.directory / "cache", self.directory / "pythons"):
+            give(path)
+        for path in self._environments():
+            if not (path / WHOLE).exists() and (path / "env").is_dir():
+                give(path / "env")
+        shown = [Path(word) for name in PLACES for word in _paths(env.get(name, ""))]
+        for interpreter in {self._settings.host_python, python}:
+            if os.path.isabs(interpreter):
+                about: Any = probe(interpreter)
+                # A virtual environment says where it is by a file beside the directory of its programs.
+                shown += [Path(p) for p in (about["prefix"], *about["stdlib"])]
+                shown += [Path(interpreter).parent.parent, Path(about["python"]).parent]
+        apart = [
+            p for p in shown if not (self.directory.is_relative_to(p) or p.is_relative_to(self.directory))
+        ]
+        return Sight(tuple(apart), (self.directory,))
 
     def _collect(self, limit_bytes: int, max_age_s: float, pins: frozenset[str]) -> list[str]:
         now, found = time.time(), []
@@ -238,6 +308,12 @@ class Environments:
                 gone.append(name)
                 total -= size
         return gone
+
+    def _remove_old_cache(self) -> None:
+        """What uv kept here before it had a directory of its own below."""
+        for path in (self.directory / "cache").iterdir():
+            if path.name != "uv":
+                remove_tree(path)
 
     def _remove(self, name: str) -> bool:
         """Unless somebody holds it."""
@@ -260,6 +336,9 @@ class Environments:
 
     def _open(self) -> None:
         (self.directory / "locks").mkdir(parents=True, exist_ok=True)
+        for scratch in dead_scratches(self.directory):
+            limits.remove(limits.PREFIX + scratch.name)
+            remove_tree(scratch)
         for path in self._environments():
             if (path / WHOLE).exists():
                 continue
@@ -271,6 +350,24 @@ class Environments:
                     (self.directory / "locks" / path.name).unlink(missing_ok=True)
             finally:
                 os.close(lock)
+
+
+@contextlib.contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+    """Make it, locked for as long as we live: see `dead_scratches`."""
+    scratch.mkdir(mode=0o700)
+    lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _paths(value: str) -> list[str]:
+    """Absolute paths among the words of a variable, also in ``file://`` and ``name=file://``."""
+    words = (word.rpartition("file://")[2] for word in value.replace(",", " ").split())
+    return [word for word in words if word.startswith("/")]
 
 
 def _copy(context: Path | None, words: tuple[str, ...], target: Path) -> None:

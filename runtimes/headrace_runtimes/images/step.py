@@ -22,6 +22,7 @@ from typing import Any
 
 from headrace_runtimes.base import Progress
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
+from headrace_runtimes.images.limits import CORE_BYTES, PIDS_LIMIT, PREFIX, memory_limit, remove
 from headrace_runtimes.images.pack import write_tree
 from headrace_runtimes.images.reach import Reach, leashed
 from headrace_runtimes.images.store import dead_scratches
@@ -38,7 +39,6 @@ TOOLS = "headrace/build"
 """Where what a step needs of the host appears, read-only; never part of a layer."""
 HOST_FILES = ("etc/resolv.conf", "etc/hosts")
 MADE = ("proc", "dev", "sys", "run", "tmp", "headrace")
-PIDS_LIMIT = 4096
 CLEAN_S = 30.0
 _MASKED = (
     "/proc/acpi",
@@ -75,7 +75,7 @@ async def run_step(
     """The layer's file in ``scratch``, and its diff_id (hex). Raises `ImageFailed` with its last words."""
     if shutil.which(runc) is None or os.geteuid() != 0:
         raise PrepareFailed("Images are built by runc and root: apt-get install runc, run the host as root.")
-    name = f"headrace-build-{scratch.name}"
+    name = f"{PREFIX}{scratch.name}"
     try:
         await asyncio.to_thread(_lay_out, step, scratch)
         argv = [runc, "--root", str(scratch / "state"), "run", "--bundle", str(scratch), name]
@@ -120,7 +120,7 @@ def configuration(step: Step) -> dict[str, Any]:
             "env": [f"{k}={v}" for k, v in ({"PATH": PATH, "HOME": "/root"} | dict(step.env)).items()],
             "noNewPrivileges": True,
             "capabilities": {k: list(CAPABILITIES) for k in ("bounding", "effective", "permitted")},
-            "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}], "oomScoreAdj": 200,
+            "rlimits": [{"type": "RLIMIT_CORE", "soft": CORE_BYTES, "hard": CORE_BYTES}], "oomScoreAdj": 200,
         },
         "root": {"path": "root", "readonly": False},
         "mounts": [
@@ -142,11 +142,6 @@ def configuration(step: Step) -> dict[str, Any]:
             },
         },
     }  # fmt: skip
-
-
-def memory_limit() -> int:
-    """Bytes of memory, files in memory included, that one step may have: half of the machine's."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _without_audit(profile: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +186,7 @@ def _left_by_runc(step: Step, scratch: Path) -> set[str]:
 
 
 def _clean(scratch: Path, runc: str) -> None:
-    name = f"headrace-build-{scratch.name}"
+    name = f"{PREFIX}{scratch.name}"
     if (scratch / "state" / name).exists():
         with contextlib.suppress(subprocess.SubprocessError, OSError):
             subprocess.run(
@@ -199,6 +194,7 @@ def _clean(scratch: Path, runc: str) -> None:
                 capture_output=True, timeout=CLEAN_S, check=False,
             )  # fmt: skip
     _unmount(scratch / "root")
+    remove(name)
 
 
 def _unmount(path: Path) -> None:

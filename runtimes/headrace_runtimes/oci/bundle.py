@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, DOOR_DIR, ENGINE, SECRETS, ContainerSpec
 from headrace_runtimes.devices.edits import Edits, Node, into_oci, oci_rules
+from headrace_runtimes.images.limits import CORE_BYTES
 from headrace_runtimes.oci.slots import ID_COUNT
 
 CAPABILITY_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
@@ -22,8 +23,6 @@ TERMINALS = 256
 """Pseudo terminals: without a limit one sandbox takes those of the whole machine."""
 PIDS_LIMIT = 1024
 """Processes and threads, when nobody says otherwise."""
-CORE_BYTES = 1
-"""No dump, also where the kernel gives dumps to a program: 0 says nothing to that."""
 CRIU_CONFIG = "criu.conf"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

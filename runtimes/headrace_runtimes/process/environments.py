@@ -13,6 +13,7 @@ from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.images import context
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.pyenv import Environments, PyEnv, PyEnvSettings
+from headrace_runtimes.process.networks import BuildNetworks
 from headrace_runtimes.process.spawn import python_paths
 from headrace_runtimes.process.zygote import ZygoteOptions
 from headrace_runtimes.spec import RuntimeSettings
@@ -23,7 +24,9 @@ class ImageOptions:
 
     def __init__(self, settings: RuntimeSettings, plain: ZygoteOptions) -> None:
         self._images = settings.images_dir or settings.run_dir / "images"
-        self._environments = Environments(self._images / "envs", PyEnvSettings(settings.python))
+        self._networks = BuildNetworks(settings)
+        about = PyEnvSettings(settings.python, lend=self._networks.lend())
+        self._environments = Environments(self._images / "envs", about)
         self._plain = plain
         self._known: dict[str, ZygoteOptions] = {"": plain}
         self._held = contextlib.ExitStack()
@@ -53,8 +56,9 @@ class ImageOptions:
         expose = (*paths, *map(Path, env.paths), *self._plain.expose)
         self._known[image.digest] = replace(self._plain, python=env.python, env=variables, expose=expose)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of all environments: they may be collected."""
+        await self._networks.close()
         self._held.close()
         self._known = {"": self._plain}
 

@@ -111,7 +111,7 @@ class ProcessRuntime:
         while self._ending:  # the end of a zygote has its own aftermath
             await asyncio.wait(self._ending)
         await self._memory.close()
-        self._images.close()
+        await self._images.close()
         if self._settings.logs is None:
             self._logs.close()
         self._spawner.close()
