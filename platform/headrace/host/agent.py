@@ -41,10 +41,16 @@ ENGINE_DIR = Path(__file__).resolve().parent.parent / "engines" / "python"
 ENDED_IN_HELLO = 200
 MAX_LOG_LINES = 5000
 MAX_LOG_WAIT_S = 60.0
+_SHORT = {"process": "p", "oci": "o", "docker": "d"}
 
 
 def _new_host_id() -> str:
     return f"h-{secrets.token_hex(6)}"
+
+
+def directory_of(runtime: str) -> str:
+    """The name of a runtime's own directory: short, for the paths of its sockets, and nobody else's."""
+    return _SHORT.get(runtime, f"r-{runtime}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +212,7 @@ class HostAgent:
         )
 
     def _runtime_dir(self, name: str) -> Path:
-        # One letter: paths of sockets are short.
-        return self.run_dir / name[0]
+        return self.run_dir / directory_of(name)
 
     def _bundles_in_use(self) -> set[str]:
         return self.instances.bundles() | self._pool.bundles()
