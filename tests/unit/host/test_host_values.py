@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from headrace import wire
+from headrace.host.agent import directory_of
 from headrace.host.link import LAST_BACKOFF_S, next_backoff
 from headrace.host.pool import base_key
 from headrace.host.resources import cgroup_cores, cgroup_memory, detect
@@ -92,3 +93,10 @@ def test_backoff_is_bounded(current: float, dice: float) -> None:
     wait, after = next_backoff(current, dice)
     assert current / 2 <= wait <= current
     assert current <= after <= LAST_BACKOFF_S
+
+
+def test_runtimes_from_outside_share_no_directory_with_ours_or_with_each_other() -> None:
+    names = ("process", "oci", "docker", "podman", "oneapi", "wasm", "worker", "w", "bundles")
+    found = {directory_of(name) for name in names}
+    assert len(found) == len(names)
+    assert not found & {"w", "bundles"}, "the host has files there"
