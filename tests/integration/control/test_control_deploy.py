@@ -250,20 +250,23 @@ async def test_delete_takes_it_out_of_everything(platform):
 async def test_what_cannot_run_is_refused_before_anything_is_stored(platform):
     host = await platform.new_host()
     assert host.runtimes == ("process",)
-    bad = [
+    elsewhere = [
         platform.spec(runtime="oci"),
         platform.spec(weights=(Weights("http://127.0.0.1/model"),)),
+    ]
+    bad = [
         platform.spec(image=ImageSpec(layers=(("pip", ("torch",)),))),
         platform.spec(api="openai"),
         platform.spec(bundle="0" * 64),
         platform.spec(bundle=""),
         platform.spec(entry="nothing"),
     ]
-    for spec in bad:
+    for spec in (*elsewhere, *bad):
         status, doc = await platform.gateway.api(
             "POST", "/deployments", {"specs": [msgspec.to_builtins(spec)]}
         )
-        assert (status, doc["type"]) == (422, "urn:headrace:validation-failed"), doc
+        why = "not-runnable" if spec in elsewhere else "validation-failed"
+        assert (status, doc["type"]) == (422, f"urn:headrace:{why}"), doc
         assert "'hello'" in doc["detail"]
     for body in (b"{", b"{}", b'{"specs": []}', b'{"specs": [{"name": "UP"}]}', b"[1]"):
         status, doc = await platform.gateway.api("POST", "/deployments", body)
