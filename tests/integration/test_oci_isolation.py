@@ -573,6 +573,9 @@ async def test_the_hosts_network_is_all_that_is_shared(cell: Cell) -> None:
         assert await tell(sandbox, connect, listener.getsockname()[1]) == "connected"
         refused = str(await tell(cell.prisoner, connect, listener.getsockname()[1]))
         assert refused.startswith("ConnectionRefusedError"), "others have a loopback of their own"
+    names = "result = [open('/etc/' + n).read() for n in ('hosts', 'resolv.conf')]"
+    assert await tell(sandbox, names) == [Path("/etc", n).read_text() for n in ("hosts", "resolv.conf")]
+    assert await tell(sandbox, "result = socket.gethostbyname('localhost')") == "127.0.0.1"
     mounts = await tell(sandbox, "result = open('/proc/self/mountinfo').read()")
     below = [line.split() for line in mounts.splitlines() if line.split()[4].startswith("/sys")]
     assert below

@@ -152,6 +152,7 @@ async def test_out_by_name_and_nowhere_else(world: World, cell: Cell) -> None:
         assert await reach(public, address) == "ECONNREFUSED"
     alone = await cell.start(Network("none"))
     assert await reach(alone, SHOP) == "ENETUNREACH"
+    assert await reach(alone, "localhost") == "ECONNREFUSED", "its own, which has a name"
     # A mode that was not allowed is refused before anything is made.
     with pytest.raises(Exception, match="allow_host_network"):
         await cell.start(Network("host"), fresh=True)

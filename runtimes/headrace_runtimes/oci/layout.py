@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -64,9 +65,9 @@ def lay_out(ground: Ground, spec: ContainerSpec, own: Own, resolver: str = "") -
     upper, work = own.disk.path / "upper", own.disk.path / "work"
     for made in (upper, work, *(upper / name.lstrip("/") for name in OWN)):
         made.mkdir(parents=True, exist_ok=True)
-    if resolver:
-        (upper / "etc").mkdir()
-        (upper / "etc" / "resolv.conf").write_text(f"nameserver {resolver}\noptions timeout:3 attempts:3\n")
+    (upper / "etc").mkdir()
+    for name, text in _name_files(spec.network.mode == "host", resolver).items():
+        (upper / "etc" / name).write_text(text)
     for path in (upper, *upper.rglob("*")):
         os.chown(path, first_id, first_id)
         path.chmod(0o755)
@@ -81,6 +82,18 @@ def lay_out_again(ground: Ground, spec: ContainerSpec, own: Own, disk: Path, fir
     if first_id != own.first_id:
         _shift(own.disk.path / "upper", own.first_id - first_id)
     _finish(ground, spec, own)
+
+
+def _name_files(host: bool, resolver: str) -> dict[str, str]:
+    """Files of ``/etc`` by which names are found, whatever the image has there."""
+    own = {"hosts": "127.0.0.1\tlocalhost\n127.0.0.1\tsandbox\n"}
+    if host:
+        for name in ("hosts", "resolv.conf"):
+            with contextlib.suppress(OSError, UnicodeError):
+                own[name] = Path("/etc", name).read_text()
+    elif resolver:
+        own["resolv.conf"] = f"nameserver {resolver}\noptions timeout:3 attempts:3\n"
+    return own
 
 
 def _make(directory: Path) -> None:
