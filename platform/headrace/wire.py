@@ -342,7 +342,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     checkpoints: dict[str, int] = {}
     """What became of those of this host, by outcome."""
     capabilities: dict[str, dict[str, str]] = {}
-    """As in `HostHello`, with ``pauses``, when a runtime has found out more since; else empty."""
+    """Of all its runtimes, as in `HostHello`, with ``pauses``: when one has come or knows more."""
     pauses: tuple[str, ...] = ()
 
 

@@ -29,7 +29,7 @@ from headrace_runtimes.images.reference import (
 )
 from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.store import Store
-from headrace_runtimes.images.wire import Patience, Refused, Wire
+from headrace_runtimes.images.wire import Patience, Refused, Wire, seconds_of
 
 from tests.fixtures_registry import real_registry
 
@@ -284,6 +284,42 @@ async def test_a_download_that_stops_is_given_up_and_goes_on_the_next_time(store
     assert (await pull(bad, store)).digest == bad.manifest
     assert 500_000 in bad.ranges
     nothing_half(store)
+
+
+async def test_a_whole_pull_has_an_end_however_steadily_it_is_sent(store):
+    bad = Bad()
+
+    async def slowly(request, wanted):
+        if wanted != bad.big:
+            return None
+        response = web.StreamResponse()
+        response.content_length = len(bad.blobs[wanted])
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for start in range(0, len(bad.blobs[wanted]), 1000):
+                await response.write(bad.blobs[wanted][start : start + 1000])
+                await asyncio.sleep(0.05)
+        return response
+
+    bad.tricks["blobs"] = slowly
+    never_slow = Patience(slow_bytes_s=1, pull_s=0.5, least_bytes_s=4_000_000)
+    async with bad_registry(bad) as host, Registry(parse(f"{host}/x:v"), patience=never_slow) as registry:
+        with pytest.raises(RegistryFailed, match=r"has not sent the 1 MiB of .* within 1 s"):
+            await registry.pull(store)
+    nothing_half(store)
+    bad.tricks.clear()
+    assert (await pull(bad, store)).digest == bad.manifest
+
+
+def test_when_to_ask_again_is_told_in_seconds_or_as_a_date():
+    now = 784_111_777.0 - 30
+    date = "Sun, 06 Nov 1994 08:49:37 GMT"
+    assert seconds_of(date, now) == 30.0
+    assert seconds_of(date, now + 60) == 0.0
+    assert [seconds_of(text, now) for text in ("7", "", "soon", "-3", "inf", "nan")] == [7.0, 0, 0, 0, 0, 0]
+    patience = Patience(pause_s=0.01, pause_max_s=0.05)
+    assert patience.pause(0, "Fri, 31 Dec 9999 23:59:59 GMT") == pytest.approx(0.15)
+    assert Patience().whole_s(0) < Patience().whole_s(1 << 30)
 
 
 async def test_a_trickle_is_no_download(store):

@@ -72,9 +72,7 @@ class Hosts:
         host.last_seen = now
         host.checkpoints = message.checkpoints
         if message.capabilities:
-            host.hello = msgspec.structs.replace(
-                host.hello, capabilities=message.capabilities, pauses=message.pauses
-            )
+            self._found_out(host, message)
         if host.state == "suspect":
             self._move(host, "ready")
             self._mark(host)
@@ -85,6 +83,18 @@ class Hosts:
                 instance.last_used = now
             if (use := message.use.get(instance.id)) is not None:
                 instance.use = use
+
+    def _found_out(self, host: Host, message: wire.Heartbeat) -> None:
+        """What its runtimes can do has changed, or it has one more."""
+        able, before = message.capabilities, host.hello
+        host.hello = msgspec.structs.replace(
+            before, capabilities=able, pauses=message.pauses, runtimes=tuple(able),
+            missing={name: why for name, why in before.missing.items() if name not in able},
+        )  # fmt: skip
+        if set(able).difference(before.runtimes):
+            self._warm.push_to(host)
+            for endpoint in list(self._world.active.values()):
+                self._reconciler.again(endpoint)
 
     def event(self, host: Host, report: wire.InstanceReport) -> None:
         """An instance changed state."""

@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from headrace_runtimes.base import Runtime
 from headrace_runtimes.budget import Budget
+from headrace_runtimes.errors import RuntimeFailure
 from headrace_runtimes.instance.logs import LogStore
 from headrace_runtimes.spec import RuntimeSettings
 from headrace_runtimes.trees import remove_tree
@@ -25,6 +27,7 @@ from headrace.host.collect import collect_for_ever
 from headrace.host.gpus import find_reader
 from headrace.host.images import find_image
 from headrace.host.instances import Instances
+from headrace.host.latecomers import admit_latecomers
 from headrace.host.link import ControlLink
 from headrace.host.pool import Pool
 from headrace.host.resources import Accelerators, detect
@@ -105,6 +108,9 @@ class HostAgent:
         self._budget = Budget(int(self.resources.memory * settings.zygote_memory_share))
         self._runtimes = Runtimes(chosen, self._runtime_settings)
         self._left_out = left_out(wish, chosen, make)
+        self._latecomers = partial(
+            admit_latecomers, wish, self._left_out, self._runtimes, make, on_come=self._on_latecomer
+        )
         self._bundles = Bundles(self.run_dir / "bundles", self.link, self._bundles_in_use)
         self._pool = Pool(self._runtimes, self._bundles, settings.images, self._on_warm)
         self._runtimes.on_base = self._pool.on_base
@@ -148,6 +154,7 @@ class HostAgent:
         self._pool.want([(wire.BaseSpec(), self.config.settings.spares)])
         self.link.start()
         self._spawn(self._heartbeats())
+        self._spawn(self._latecomers())
         self._usage.start()
         self._watch.start()
         settings = self.config.settings
@@ -245,6 +252,17 @@ class HostAgent:
             instances=self.instances.inventory() + self.instances.ended()[-ENDED_IN_HELLO:],
             warm=self._pool.reports(),
         )
+
+    def _on_latecomer(self, name: str) -> None:
+        if self._runtime_dir(name).exists():
+            self._spawn(self._sweep(name))
+
+    async def _sweep(self, name: str) -> None:
+        """Open a runtime now: there is something of a predecessor."""
+        try:
+            await self._runtimes.get(name)
+        except RuntimeFailure as error:
+            log.warning("runtime %s cannot be opened yet: %s", name, error)
 
     def _on_instance(self, report: wire.InstanceReport) -> None:
         self.link.send(wire.InstanceEvent(instance=report))

@@ -149,6 +149,11 @@ class Runtimes:
         """Whether the open runtime has the kernel hold its instances' limits."""
         return name in self._limiting
 
+    def add(self, name: str, runtime: Runtime) -> None:
+        """Offer one more, unopened."""
+        self._all[name] = runtime
+        self.found_out = True
+
     async def get(self, name: str) -> Runtime:
         """The runtime, opened; one opening for all who wait. Raises what its ``open`` raises."""
         if name not in self._all:

@@ -24,6 +24,7 @@ from headrace_runtimes.images.reference import (
     MANIFESTS,
     OCI_MANIFEST,
     Descriptor,
+    Manifest,
     Reference,
     choose,
     diff_ids,
@@ -89,6 +90,23 @@ class Registry:
                 f"{self.reference} has a layer of more than {MAX_LAYER >> 30} GiB, or a configuration of "
                 f"more than {MAX_DOCUMENT >> 20} MiB: push it anew."
             )
+        size = sum(part.size for part in (manifest.config, *manifest.layers))
+        limit_s = self._patience.whole_s(size)
+        try:
+            async with asyncio.timeout(limit_s) as deadline:
+                return await self._bring(store, manifest, data, media_type, progress=progress)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise RegistryFailed(
+                f"{self._wire.base.authority} has not sent the {size >> 20} MiB of {self.reference} within "
+                f"{limit_s:.0f} s. What has come is kept: try again when the network is faster."
+            ) from error
+
+    async def _bring(
+        self, store: Store, manifest: Manifest, data: bytes, media_type: str, *, progress: Progress | None
+    ) -> Stored:
+        """What the manifest ``data`` names, and it. Raises as `pull`."""
         await self._blob(store, manifest.config, None)
         kept = await store.put(data, media_type)
         with store.pin(kept.digest):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -43,6 +45,10 @@ class Patience:
     slow_bytes_s: int = 2048
     """Less than this for ``slow_s``: as good as cut off."""
     slow_s: float = 60.0
+    pull_s: float = 900.0
+    """A whole image of no size; see `whole_s`."""
+    least_bytes_s: int = 128 << 10
+    """Of all layers together, over the whole pull, beyond ``pull_s``."""
     document_s: float = 60.0
     """The head of an answer, and a short one's body, however steadily their bytes come."""
     pause_s: float = 0.5
@@ -52,9 +58,21 @@ class Patience:
     def pause(self, attempt: int, retry_after: str | None = None) -> float:
         """Seconds to wait before the next attempt."""
         own: float = min(self.pause_s * 2.0**attempt, self.pause_max_s) * random.uniform(0.5, 1.0)  # noqa: S311
-        with contextlib.suppress(ValueError, TypeError):
-            return max(own, min(float(retry_after or 0), 3 * self.pause_max_s))
-        return own
+        return max(own, min(seconds_of(retry_after or "", time.time()), 3 * self.pause_max_s))
+
+    def whole_s(self, size: int) -> float:
+        """Seconds that the pull of an image of ``size`` bytes may take, however steadily they come."""
+        return self.pull_s + size / self.least_bytes_s
+
+
+def seconds_of(retry_after: str, now: float) -> float:
+    """What a ``Retry-After`` asks for: seconds, or the date until when. 0 for none and what is neither."""
+    with contextlib.suppress(ValueError):
+        wait = float(retry_after)
+        return wait if 0 <= wait < math.inf else 0.0
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - now)
+    return 0.0
 
 
 class Refused(Exception):

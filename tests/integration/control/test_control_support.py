@@ -104,6 +104,18 @@ async def test_what_a_runtime_found_out_after_the_hello_counts(platform: Any) ->
     assert doc["items"][0]["capabilities"]["networks"]["why_not"] == {host.id: "nft is not installed"}
 
 
+async def test_a_runtime_that_came_after_the_hello_is_offered(platform: Any) -> None:
+    host = await platform.new_host(
+        "n1", runtimes=("process",), capabilities={"process": {}}, missing={"oci": "no runc"}
+    )
+    assert "no runc" in await refusal(platform, runtime="oci")
+    host.send(wire.Heartbeat(at=0.0, capabilities=ABLE))
+    known = platform.world.hosts[host.id]
+    await platform.until(lambda: "oci" in known.hello.runtimes)
+    assert known.hello.missing == {}
+    assert await refusal(platform, runtime="oci") == ""
+
+
 async def test_a_version_that_no_host_can_run_any_more_is_no_way_back(platform: Any) -> None:
     first = await platform.new_host("n1", runtimes=BOTH)
     await platform.gateway.deploy(platform.spec(runtime="oci"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from headrace import wire
 from headrace.errors import SettingsError
 from headrace.host.images import Images
+from headrace.host.latecomers import admit_latecomers, pauses
 from headrace.host.limits import Limits, limits_of
 from headrace.host.runtimes import Runtimes, offered
+from headrace_runtimes.base import Runtime
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
 from headrace_runtimes.images.context import pack
 from headrace_runtimes.images.definition import Image
@@ -206,3 +209,43 @@ async def test_files_of_another_image_are_refused(tmp_path: Path) -> None:
         await images.ensure(wrong)
     assert not list((tmp_path / "images/contexts").iterdir())
     await runtimes.close()
+
+
+async def test_what_could_not_work_at_the_start_is_offered_when_it_can() -> None:
+    runtimes = Runtimes({"process": Plain("process", "no")}, lambda name: None)  # type: ignore[arg-type, return-value]
+    missing = {"docker": "it is down", "oci": "no runc"}
+    state = {"docker": "it is down", "oci": "no runc"}
+    came: list[str] = []
+    looks = 0
+
+    def make(name: str) -> Runtime:
+        nonlocal looks
+        looks += 1
+        if looks == 4:
+            raise PrepareFailed("broken for a moment")
+        if looks > 6:
+            state["docker"] = ""
+        if looks > 10:
+            state["oci"] = ""
+        return Plain(name, state[name])  # type: ignore[return-value]
+
+    waits = iter([0.0] * 50)
+    await asyncio.wait_for(
+        admit_latecomers("auto", missing, runtimes, make, on_come=came.append, waits=waits), 10
+    )
+    assert came == ["docker", "oci"]
+    assert missing == {}
+    assert runtimes.found_out
+    assert set(runtimes.capabilities()) == {"process", "docker", "oci"}
+    assert (await runtimes.get("docker")).name == "docker"
+    await runtimes.close()
+
+
+async def test_what_the_setting_leaves_out_stays_out_and_looks_become_seldom() -> None:
+    runtimes = Runtimes({"process": Plain("process", "no")}, lambda name: None)  # type: ignore[arg-type, return-value]
+    missing, came = {"oci": "left out"}, list[str]()
+    await admit_latecomers("process", missing, runtimes, makes(), on_come=came.append, waits=iter([0.0]))
+    assert missing == {"oci": "left out"}
+    assert came == []
+    assert runtimes.names == ("process",)
+    assert list(itertools.islice(pauses(), 6)) == [10.0, 20.0, 40.0, 80.0, 120.0, 120.0]
