@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 # The benchmarks run a Docker daemon of their own, too.
 sys.path.append(str(Path(__file__).parents[1]))
-pytest_plugins = ("fixtures_docker", "fixtures_postgres", "fixtures_world")
+pytest_plugins = ("fixtures_docker", "fixtures_postgres", "fixtures_s3", "fixtures_world")
 
 # Every process that the tests start inherits this, also through a supervisor or Ray (which drop names that
 # begin with HEADRACE_ or RAY_). What runs in a sandbox does not (its environment is allow-listed), so living

@@ -5,9 +5,6 @@ import contextlib
 import hashlib
 import os
 import socket
-import subprocess
-import sys
-import time
 
 import boto3
 import pytest
@@ -20,38 +17,6 @@ from headrace.jobs.open import open_blobs
 
 BUCKET = "jobs"
 DEADLINE_S = 30.0
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@pytest.fixture(scope="module")
-def s3_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + DEADLINE_S
-        while not _answers(port):
-            assert server.poll() is None, "the S3 server ended"
-            assert time.monotonic() < end, "the S3 server did not start in time"
-            time.sleep(0.05)
-        yield port
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(10)
 
 
 @pytest.fixture

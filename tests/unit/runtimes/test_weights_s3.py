@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,45 +14,16 @@ import pytest
 from headrace_runtimes.weights import Item, WeightsCache, WeightsFailed, WeightsSettings
 from headrace_runtimes.weights.values import PART_BYTES
 
-DEADLINE_S = 30.0
 DATA = random.Random(5).randbytes(2 * PART_BYTES + 99)
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + DEADLINE_S
-        while not _answers(port):
-            assert server.poll() is None, "the S3 server ended"
-            assert time.monotonic() < end, "the S3 server did not start in time"
-            time.sleep(0.05)
-        yield port
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
 @pytest.fixture
-def s3(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of the server; the environment leads there, as a host's would."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}", "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
