@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from headrace_runtimes.trees import remove_tree
 from headrace_runtimes.weights import Item, Keeper, Pin, WeightsCache, WeightsFailed, WeightsSettings
@@ -52,11 +53,6 @@ class HostWeights:
         self._pins: dict[str, list[Pin]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._refreshing: asyncio.Task[None] | None = None
-
-    @property
-    def held_bytes(self) -> int:
-        """Held in memory."""
-        return self._keeper.bytes
 
     async def show(
         self, id: str, specs: Sequence[wire.WeightsSpec], *, mounts: bool, told: Callable[[str], None]
@@ -113,11 +109,8 @@ class HostWeights:
             except OSError as error:
                 log.warning("weights %s are not held in memory: %s", pin.item.shown, error)
 
-    def _later(self, work: object) -> None:
-        async def run() -> None:
-            await work  # type: ignore[misc]
-
-        task = asyncio.get_running_loop().create_task(run())
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

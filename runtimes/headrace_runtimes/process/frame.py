@@ -95,6 +95,7 @@ class ProcessFrame:
         asked = {
             "cpu_limit": assignment.cpu_limit, "pids_limit": assignment.pids_limit,
             "disk_limit": assignment.disk_limit, "io_limit": assignment.io_limit,
+            "mounts": assignment.mounts or None,
         }  # fmt: skip
         unheld = [name for name, value in asked.items() if value is not None]
         if unheld:
