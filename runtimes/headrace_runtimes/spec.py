@@ -178,6 +178,8 @@ class Assignment:
     max_body: int = 32 << 20
     fresh: bool = False
     """``snapshot="none"``: a new process, nothing inherited."""
+    probed: bool = False
+    """Whoever assigns asks its ``health`` until it passes: a no right after ``load`` fails no start."""
     gpu_indices: tuple[int, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Files below ``$HEADRACE_SECRETS``, name -> content."""

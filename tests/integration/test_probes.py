@@ -94,6 +94,32 @@ async def test_a_start_waits_for_its_probes(platform: Platform, runtime: str) ->
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("role", ["startup", "readiness", ""])
+async def test_health_may_say_no_after_load_where_a_probe_of_the_start_asks_it(
+    platform: Platform, runtime: str, role: str
+) -> None:
+    name = f"warming-{role or 'alone'}-{runtime}"
+    probes = f"{role}=headrace.Probe(period=0.1, failure_threshold=50)" if role else ""
+    done = await platform.deploy(f"""
+        @headrace.endpoint(name="{name}", runtime="{runtime}", probes=headrace.Probes({probes}))
+        class Warming:
+            asked = 0
+            def __call__(self, x: int = 0) -> int:
+                return self.asked
+            def health(self) -> bool:
+                self.asked += 1
+                return self.asked > 3
+    """)
+    if not role:
+        assert done["state"] == "failed", done
+        death = (await platform.endpoint(name))["last_death"]
+        assert (death["reason"], death["detail"]) == ("load-failed", "health() returned False after load()")
+        return
+    assert done["state"] == "succeeded", done
+    assert await platform.call(name) > 3
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 async def test_a_start_that_fails_says_why_with_its_last_lines(platform: Platform, runtime: str) -> None:
     name = f"never-{runtime}"
     done = await platform.deploy(f"""

@@ -30,6 +30,7 @@ from headrace.host.given import variables
 from headrace.host.limits import limits_of
 from headrace.host.parking import Parking
 from headrace.host.pool import Pool
+from headrace.host.probes import asks_health
 from headrace.host.resources import Accelerators
 from headrace.host.runtimes import Runtimes
 from headrace.host.turns import Turn
@@ -362,6 +363,8 @@ class Instances:
             cpu_limit=limits.cpu,
             max_body=spec.max_body,
             fresh=spec.snapshot == "none",
+            # Without a gate nobody would ask.
+            probed=self.gate is not None and asks_health(spec.probes),
             gpu_indices=tuple(number for _, number in instance.accelerators),
             secrets=instance.secrets.values,
             secrets_env=variables(spec.secrets),

@@ -55,6 +55,11 @@ def begin(probes: wire.Probes, now: float) -> Health:
     return Health(began=now, started=probes.startup is None, ready=probes.readiness is None)
 
 
+def asks_health(probes: wire.Probes) -> bool:
+    """Whether a start ends only when ``health()`` has passed as often as a probe wants."""
+    return any(probe is not None and probe.kind == "health" for probe in (probes.startup, probes.readiness))
+
+
 def asked(probes: wire.Probes, health: Health) -> tuple[Role, ...]:
     """What is to be asked in this state."""
     if health.over:

@@ -183,6 +183,7 @@ class EngineSandbox:
             "concurrency": a.concurrency,
             "batch_max_size": a.batch_max_size, "batch_max_wait_ms": a.batch_max_wait_ms,
             "timeout": a.timeout_s, "load_timeout": a.load_timeout_s, "max_body": a.max_body,
+            "probed": a.probed,
             "nofile": NOFILE, "secrets": dict(a.secrets), "secrets_env": list(a.secrets_env),
             "secrets_dir": str(furnished.home.secrets or ""),
         }  # fmt: skip

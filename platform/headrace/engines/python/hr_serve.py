@@ -161,8 +161,9 @@ class _Instance:
             with hr_loader.time_limit(limit, "load()"):
                 self._loaded = hr_loader.make(target, handler, entry)
                 hr_loader.run_load(self._loaded, self._drive(limit))
-        with hr_loader.time_limit(limit, "health()"):
-            hr_loader.run_health(self._loaded, self._drive(limit))
+        if not message.get("probed"):
+            with hr_loader.time_limit(limit, "health()"):
+                hr_loader.run_health(self._loaded, self._drive(limit))
         self._loop.run_until_complete(self._open(self._loaded, limit))
         done = time.monotonic()
         self._channel.send(
