@@ -1,8 +1,6 @@
 """Images built step by step: what they hold, what is built again, what failed, and that nothing stays."""
 
 import asyncio
-import base64
-import hashlib
 import json
 import os
 import platform
@@ -11,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import zipfile
 
 import pytest
 from headrace_runtimes.errors import ImageFailed
@@ -27,29 +24,11 @@ from headrace_runtimes.images.store import Store
 from headrace_runtimes.images.view import look
 from headrace_runtimes.oci.seccomp import profile
 
+from tests.fixtures_wheels import wheel
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="builds need root")
 TOOLS = ("sh", "cat", "mkdir", "rm", "ln", "chmod", "ls", "mv", "id", "sleep")
 HERE = "127.0.0.1:1/tools@"
-
-
-def wheel(folder, name="tinything", version="1.0"):
-    """A wheel made by hand."""
-    folder.mkdir(parents=True, exist_ok=True)
-    about = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": b"ANSWER = 42\n",
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{about}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = [
-        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}"
-        for path, data in files.items()
-    ]
-    files[f"{about}/RECORD"] = "\n".join([*record, f"{about}/RECORD,,", ""]).encode()
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        for path, data in files.items():
-            archive.writestr(path, data)
-    return folder
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
 """Environments of the process runtime: made once by uv, whole or not there, removed when nobody uses them."""
 
 import asyncio
-import base64
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,27 +12,9 @@ from headrace_runtimes.errors import ImageFailed, NotSupported, PrepareFailed
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.pyenv import WHOLE, Environments, PyEnvSettings
 
+from tests.fixtures_wheels import wheel
+
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def wheel(folder, name="tinything", version="1.0"):
-    """A wheel made by hand."""
-    folder.mkdir(parents=True, exist_ok=True)
-    about = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": b"ANSWER = 42\n",
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{about}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = [
-        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}"
-        for path, data in files.items()
-    ]
-    files[f"{about}/RECORD"] = "\n".join([*record, f"{about}/RECORD,,", ""]).encode()
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        for path, data in files.items():
-            archive.writestr(path, data)
-    return folder
 
 
 @pytest.fixture
