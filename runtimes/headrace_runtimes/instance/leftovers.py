@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headrace_runtimes.containers.sweep import mounted_below, unmount_below
 from headrace_runtimes.errors import PrepareFailed
-from headrace_runtimes.instance import procs
+from headrace_runtimes.instance import procs, sysv
 from headrace_runtimes.instance.cgroups import remove_cgroups
 from headrace_runtimes.instance.inmemory import secrets_place
 from headrace_runtimes.locks import take
@@ -29,7 +29,8 @@ SHARED_DEADLINE_S = 5.0
 class Undertaker:
     """Kills all other processes of ended sandboxes; one look at ``/proc`` serves all that ended meanwhile.
 
-    What they left in ``shared`` directories goes as well: their uid will be another sandbox's.
+    What they left in ``shared`` directories and in System V's memory goes as well: their uid will be
+    another sandbox's.
     """
 
     def __init__(self, shared: Sequence[Path] = SHARED) -> None:
@@ -60,6 +61,7 @@ class Undertaker:
             gone = await asyncio.to_thread(_kill_all, frozenset(uids), frozenset(sessions))
             if uids:
                 await asyncio.to_thread(_remove_shared, self._shared, frozenset(uids), self._since)
+                await asyncio.to_thread(sysv.remove_of, frozenset(uids))
             for done in (*uids.values(), *sessions.values()):
                 if not done.done():
                     done.set_result(gone)

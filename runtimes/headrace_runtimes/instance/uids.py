@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 
 from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.instance import sysv
 from headrace_runtimes.instance.procs import kill_until_gone, of_uids
 from headrace_runtimes.locks import MACHINE_DIR, take
 
@@ -71,6 +72,7 @@ class Uids:
             uids = range(start, start + BLOCK)
             self._locks.append(fd)
             kill_until_gone(lambda uids=uids: of_uids(uids))  # type: ignore[misc]
+            sysv.remove_of(uids)
             self._free.extend(uids)
             return
         raise PrepareFailed(

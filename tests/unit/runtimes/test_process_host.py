@@ -310,3 +310,31 @@ async def test_what_a_uid_left_in_shared_places_is_not_the_next_ones(tmp_path):
     os.chown(tmp_path / "another", FIRST + 4, FIRST + 4)
     assert await undertaker.bury(1, FIRST + 3)
     assert {p.name for p in tmp_path.iterdir()} == {"before", "kept", "another"}
+
+
+MAKE_SYSV = """
+import ctypes, os, sys
+os.setresgid(*[int(sys.argv[1])] * 3)
+os.setresuid(*[int(sys.argv[1])] * 3)
+libc = ctypes.CDLL(None)
+made = (libc.shmget(0, 4096, 0o1666), libc.msgget(0, 0o1666), libc.semget(0, 1, 0o1666))
+assert -1 not in made, made
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+async def test_system_v_memory_of_a_uid_goes_with_it(tmp_path):
+    def of(uid):
+        lists = [Path("/proc/sysvipc", kind).read_text().splitlines()[1:] for kind in ("shm", "msg", "sem")]
+        return [sum(str(uid) in row.split() for row in rows) for rows in lists]
+
+    for uid in (FIRST + 5, FIRST + 6):
+        subprocess.run([sys.executable, "-c", MAKE_SYSV, str(uid)], check=True)
+    assert of(FIRST + 5) == of(FIRST + 6) == [1, 1, 1]
+    assert await Undertaker((tmp_path,)).bury(1, FIRST + 5)
+    assert (of(FIRST + 5), of(FIRST + 6)) == ([0, 0, 0], [1, 1, 1])
+    # And of what a host that was killed has left: whoever claims its block takes it away.
+    uids = Uids(tmp_path, FIRST, BLOCK, root=True)
+    uids.open()
+    uids.close()
+    assert of(FIRST + 6) == [0, 0, 0]
