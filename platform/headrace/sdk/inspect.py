@@ -27,6 +27,8 @@ from headrace.sdk.spec import EndpointSpec
 
 TIMEOUT_S = 120.0
 """An import that takes longer is given up."""
+_HEADRACE = Path(__file__).parents[1]
+_PACKAGES = {"site-packages", "dist-packages"}
 
 
 class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,15 +194,23 @@ def _user_line(error: BaseException, root: str) -> str:
     """``app.py, line 3``: where in the user's code a refused option is; empty when it is nowhere there."""
     where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename.startswith(root):
+        if _is_users(frame.f_code.co_filename, root):
             where = f"{os.path.relpath(frame.f_code.co_filename, root)}, line {line}"
     return where
+
+
+def _is_users(file: str, root: str) -> bool:
+    """Whether a frame's file is the project's own: Headrace and other packages may lie below it, too."""
+    path = Path(file)
+    if not path.is_relative_to(root) or path.is_relative_to(_HEADRACE):
+        return False
+    return not _PACKAGES & set(path.relative_to(root).parts)
 
 
 def _user_traceback(error: BaseException, root: str) -> str:
     """The traceback from the first frame of the user's code on; all of it when there is none."""
     step = error.__traceback__
-    while step is not None and not step.tb_frame.f_code.co_filename.startswith(root):
+    while step is not None and not _is_users(step.tb_frame.f_code.co_filename, root):
         step = step.tb_next
     return "".join(traceback.format_exception(type(error), error, step or error.__traceback__))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import headrace
 import pytest
 from headrace.errors import BundleError, SpecError
 from headrace.sdk.inspect import InspectionFailed, inspect_file, inspect_fresh
@@ -120,6 +122,32 @@ def test_failures_say_why(tmp_path: Path, source: str, says: str, traced: str) -
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert traced in caught.value.traceback
+
+
+def test_where_it_is_wrong_is_said_of_the_projects_own_files(tmp_path: Path) -> None:
+    """Headrace and other packages may lie below the project: a clone, or an environment in it."""
+    packages = tmp_path / "env" / "site-packages"
+    shutil.copytree(
+        Path(headrace.__file__).parent, tmp_path / "clone" / "headrace",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )  # fmt: skip
+    packages.mkdir(parents=True)
+    (packages / "thing.py").write_text(
+        "import headrace\ndef wrong():\n    headrace.endpoint(cpus=1)\ndef fails():\n    1 / 0\n"
+    )
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path / 'clone'}:{packages}"}
+
+    def said(source: str) -> dict[str, str]:
+        (tmp_path / "an_app.py").write_text(f"import headrace, thing\n\n{source}\n")
+        command = [sys.executable, "-m", "headrace.sdk.inspect", "an_app.py", "--out", str(tmp_path / "o")]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=False, timeout=60)
+        found: dict[str, str] = json.loads(done.stdout)
+        return found
+
+    for source in ("headrace.endpoint(cpus=1)", "thing.wrong()", "headrace.endpoint(memory='12')"):
+        assert said(source)["error"].startswith("an_app.py, line 3: "), source
+    first = said("thing.fails()")["traceback"].splitlines()[1]
+    assert first.endswith('an_app.py", line 3, in <module>')
 
 
 def test_errors_here_have_their_own_types(tmp_path: Path) -> None:
