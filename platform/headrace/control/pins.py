@@ -28,6 +28,8 @@ from headrace.sdk.spec import EndpointSpec
 HOST_WAIT_S = 15.0
 """A deployment waits so long for a host that can ask the registry (its credentials are there)."""
 ANSWER_S = 25.0
+AT_ONCE = 16
+"""Questions of one deployment: each is one to a registry, with the rights of a host."""
 POLL_S = 0.1
 
 
@@ -60,7 +62,13 @@ async def pin_images(
         for spec, start in zip(specs, starts, strict=True)
         if (reference := start.moving) is not None
     }
-    answers = await asyncio.gather(*(_find(world, runtime, name) for name, runtime in runtimes.items()))
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def find(runtime: str, reference: Reference) -> wire.FoundImage:
+        async with gate:
+            return await _find(world, runtime, reference)
+
+    answers = await asyncio.gather(*(find(runtime, name) for name, runtime in runtimes.items()))
     found = dict(zip(runtimes, answers, strict=True))
     result = []
     for spec, start in zip(specs, starts, strict=True):
