@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace_runtimes.containers.driver import CODE, HOME, Container
-from headrace_runtimes.errors import PrepareFailed
+from headrace_runtimes.errors import PrepareFailed, RuntimeFailure
 from headrace_runtimes.instance import procs
 from headrace_runtimes.instance.channel import Packet
 from headrace_runtimes.instance.child import Child
@@ -21,9 +22,12 @@ from headrace_runtimes.instance.home import make_door
 from headrace_runtimes.instance.sandbox import Furnished
 from headrace_runtimes.spec import Assignment, Ran, Stats, Tier
 
+log = logging.getLogger("headrace.runtimes")
+
 REPORT_BYTES = 256
 LAST_CODE, LAST_SIGNAL = 255, 64
 PARK_POLL_S = 0.002
+LOOK_S, DIES_WITHIN_S = 1.0, 2.0
 
 
 class ContainerChild(Child):
@@ -153,6 +157,26 @@ def how_it_ended(told: bytes) -> tuple[int | None, int | None]:
     return None, int(signal.SIGKILL)
 
 
+def killed(first: int) -> bool:
+    """Whether a SIGKILL waits for the first process of a container, or for one of its own children, to go on.
+
+    One of those is the engine. Blocks for less than a millisecond.
+    """
+    found = [first]
+    with contextlib.suppress(OSError, ValueError):
+        found += map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())
+    return any(_killed(pid) for pid in found)
+
+
+def _killed(pid: int) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            name, _, mask = line.partition(":")
+            if name in {"SigPnd", "ShdPnd"} and int(mask, 16) & 1 << (signal.SIGKILL - 1):
+                return True
+    return False
+
+
 class ContainerFrame:
     """See `instance.sandbox.Frame`."""
 
@@ -171,6 +195,7 @@ class ContainerFrame:
         """The bundle that it sees at `CODE` already."""
         self._sockets = sockets
         self._bury = bury
+        self._watching: asyncio.Task[None] | None = None
 
     async def furnish(self, assignment: Assignment) -> Furnished:
         """See `Frame.furnish`."""
@@ -205,10 +230,34 @@ class ContainerFrame:
     async def freeze(self) -> None:
         """See `Frame.freeze`."""
         await self.container.pause()
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._let_the_killed_die())
 
     async def thaw(self) -> None:
         """See `Frame.thaw`."""
+        await self._unwatched()
         await self.container.resume()
+
+    async def _let_the_killed_die(self) -> None:
+        """While it is frozen. On cgroups of version 1 the frozen do not die before they go on."""
+        while self.child.alive:
+            await asyncio.sleep(LOOK_S)
+            if not await asyncio.to_thread(killed, self.child.pid):
+                continue
+            try:
+                await self.container.resume()
+                await asyncio.wait([self.child.exited], timeout=DIES_WITHIN_S)
+                if self.child.alive:
+                    # Not one that it cannot live without.
+                    await self.container.pause()
+            except (RuntimeFailure, OSError) as error:
+                log.warning("What is killed in %s cannot die: %s", self.container.id, error)
+
+    async def _unwatched(self) -> None:
+        task, self._watching = self._watching, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def exec(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> Ran:
         """See `Frame.exec`."""
@@ -216,4 +265,5 @@ class ContainerFrame:
 
     async def bury(self) -> None:
         """Destroy the container: it is used once."""
+        await self._unwatched()
         await self._bury(self.container)
