@@ -21,7 +21,7 @@ import headrace
 import pytest
 from headrace.cli.support import in_words, support
 from headrace_runtimes.conformance_bench import Bench, Harness, call, opened, until
-from headrace_runtimes.docker import DockerRuntime, sweeper
+from headrace_runtimes.docker import DockerRuntime, api, sweeper
 from headrace_runtimes.docker.api import Engine
 from headrace_runtimes.docker.collect import collect
 from headrace_runtimes.docker.probe import why_none
@@ -118,6 +118,34 @@ async def answers_again(bench: Bench) -> None:
             assert (await call(sandbox, {}))[0] == 200
             await sandbox.stop(0.0)
             return
+
+
+@pytest.mark.timeout(200)
+async def test_it_hangs(directory: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "CALL_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(api, "READ_TIMEOUT_S", 2.0)
+    async with opened(harness(directory, daemon.address)) as bench:
+        await bench.base("plain", lambda status: status.spares > 0)
+        one, two = await bench.start(), await bench.start()
+        assert daemon.process is not None
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            # What runs needs no daemon, and whoever waits for it is told.
+            async with asyncio.timeout(60):
+                assert (await call(two, {}))[0] == 200
+                await two.pause()
+                await two.resume()
+                assert bench.runtime.capabilities()["isolation"] == ""
+                with pytest.raises(PrepareFailed, match=r"has not answered POST .* within 3 s"):
+                    await bench.start(fresh=True)
+                with pytest.raises(PrepareFailed, match=r"has not answered GET .* within 2 s"):
+                    await bench.runtime.list_owned()
+                assert (await one.stop(1.0)).reason == "stopped"
+        finally:
+            os.kill(daemon.process.pid, signal.SIGCONT)
+        await answers_again(bench)
+        await until(lambda: len(containers(daemon.address)) <= 3, "what was left to be removed", 60)
+    assert containers(daemon.address) == []
 
 
 @pytest.mark.timeout(200)

@@ -23,6 +23,8 @@ NEWEST = (1, 47)
 """What we speak of the API, when the daemon does."""
 OLDEST = (1, 41)
 CALL_TIMEOUT_S = 60.0
+READ_TIMEOUT_S = 20.0
+"""Of what makes nothing: who waits longer for that waits for a daemon that hangs."""
 LOAD_TIMEOUT_S = 900.0
 CONNECTIONS = 64
 _ERROR_BYTES = 2000
@@ -94,9 +96,11 @@ class Engine:
         body: object = None,
         *,
         query: Mapping[str, str] | None = None,
-        timeout_s: float = CALL_TIMEOUT_S,
+        timeout_s: float | None = None,
     ) -> Any:
-        """The decoded answer, None when there is none."""
+        """The decoded answer, None when there is none. ``timeout_s`` None: what such a call may take."""
+        if timeout_s is None:
+            timeout_s = READ_TIMEOUT_S if method == "GET" else CALL_TIMEOUT_S
         async with self._asked(method, path, query, timeout_s, json=body) as answer:
             text = await answer.text()
         return json.loads(text) if text.startswith(("{", "[")) else None
@@ -122,7 +126,7 @@ class Engine:
 
     async def text(self, path: str, query: Mapping[str, str]) -> bytes:
         """GET bytes."""
-        async with self._asked("GET", path, query, CALL_TIMEOUT_S) as answer:
+        async with self._asked("GET", path, query, READ_TIMEOUT_S) as answer:
             return await answer.read()
 
     @contextlib.asynccontextmanager
