@@ -43,7 +43,14 @@ class Images:
 
     def has(self, spec: wire.BaseSpec) -> bool:
         """Whether the image of a base is prepared here; no image always is."""
-        return not spec.image or (spec.runtime, spec.image) in self._ready
+        if not spec.image:
+            return True
+        key = spec.runtime, spec.image
+        has_image = getattr(self._runtimes.now(spec.runtime), "has_image", None)
+        if key in self._ready and has_image is not None and not has_image(spec.image):
+            # Nobody used it for long: its runtime has let go of it.
+            self._ready.discard(key)
+        return key in self._ready
 
     async def ensure(self, spec: wire.BaseSpec) -> None:
         """Have the image prepared; one preparation for all who wait.

@@ -140,6 +140,10 @@ class Driver(Protocol):
         """Have the image as a root here. Raises `PrepareFailed` and its kin."""
         ...
 
+    def release(self, root: Root) -> None:
+        """Nothing uses it: from now on it may be collected, until it is prepared again."""
+        ...
+
     async def create(self, spec: ContainerSpec) -> Container:
         """Make it and start its first process. Raises `PrepareFailed`; nothing is left then."""
         ...

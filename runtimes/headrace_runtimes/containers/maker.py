@@ -26,6 +26,7 @@ from headrace_runtimes.containers.driver import (
     Root,
 )
 from headrace_runtimes.containers.frame import ContainerChild, ContainerFrame
+from headrace_runtimes.containers.roots import Roots
 from headrace_runtimes.errors import PrepareFailed, SandboxGone
 from headrace_runtimes.instance.channel import ChannelError
 from headrace_runtimes.instance.logs import LogStore, Stream
@@ -84,8 +85,7 @@ class Maker:
         self._forget = forget
         self._numbers = itertools.count(1)
         self._tag = secrets.token_hex(4)
-        self.roots: dict[str, Root] = {}
-        """Prepared images by digest."""
+        self.roots = Roots(driver)
 
     async def make(self, base: Base, tier: Tier, *, load: bool = True) -> Waiting:
         """A new one. Raises `PrepareFailed` and its kin; nothing is left then."""
@@ -142,6 +142,7 @@ class Maker:
                 )
             )  # fmt: skip
             frame = ContainerFrame(child, container, order.tier, self._sockets, self._forget)
+            self.roots.used_by(frame, base.image)
             child.entered(container)
             await _knock(door, child, container)
             child.handed_over()
@@ -231,6 +232,7 @@ class Maker:
             raise
         made.frame = ContainerFrame(child, container, old.tier, self._sockets, self._forget)
         made.frame.code = old.code
+        self.roots.used_by(made.frame, made.base.image)
         return made
 
     async def _prepare(self, made: Waiting, *, load: bool) -> None:

@@ -83,7 +83,7 @@ class ContainerRuntime:
             self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
             self._closed = False
             self._roster.open()
-            self._maker.roots[""] = await self._driver.prepare(Image(), None)
+            await self._maker.roots.prepare(Image(), None)
         except BaseException:
             await asyncio.shield(self._driver.close())
             self._dir.remove()
@@ -116,9 +116,12 @@ class ContainerRuntime:
     async def prepare(self, image: Image, progress: Progress | None = None) -> str:
         """See `base.Runtime.prepare`."""
         self._check_open()
-        if image.digest not in self._maker.roots:
-            self._maker.roots[image.digest] = await self._driver.prepare(image, progress)
+        await self._maker.roots.prepare(image, progress)
         return image.digest
+
+    def has_image(self, digest: str) -> bool:
+        """Whether an image is here, and stays for minutes; what nothing uses is let go and prepared anew."""
+        return self._maker.roots.get(digest) is not None
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """See `base.Runtime.create`."""
@@ -245,6 +248,7 @@ class ContainerRuntime:
     async def _measure_for_ever(self) -> None:
         while True:
             await asyncio.sleep(MEASURE_S)
+            self._maker.roots.let_go({base.image for base, _ in self._order})
             for held in list(self._held.values()):
                 used = await asyncio.gather(*(w.frame.use() for w in list(held.spares)))
                 held.bytes = sum(stats.rss for stats in used if stats is not None)

@@ -195,6 +195,11 @@ class DockerDriver:
             build = for_builds(self._networks, self._settings, build)
         return await self._images.built(image, progress, build)
 
+    def release(self, root: Root) -> None:
+        """See `Driver.release`."""
+        if self._images is not None:
+            self._images.release(root)
+
     async def create(self, spec: ContainerSpec) -> DockerContainer:
         """See `Driver.create`."""
         assert self._watchdog is not None

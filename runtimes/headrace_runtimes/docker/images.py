@@ -40,7 +40,7 @@ class Images:
         self._suffix = f"-{tag}" if tag else ""
         self._labels = {IMAGE_LABEL: "1"} | ({RUN_LABEL: tag} if tag else {})
         self._store: Store | None = None
-        self._pins = contextlib.ExitStack()
+        self._pins: dict[str, contextlib.ExitStack] = {}
         self._touched: dict[str, float] = {}
         self._bringing = asyncio.Lock()
         self.again: dict[str, Callable[[], Awaitable[object]]] = {}
@@ -76,10 +76,13 @@ class Images:
             self._store = Store(self._directory)
             await self._store.open()
         context = context_directory(self._directory, image.digest)
+        pin = contextlib.ExitStack()
         made = await prepare(
-            self._store, image, progress, settings=settings, hold=self._pins,
+            self._store, image, progress, settings=settings, hold=pin,
             context=context if await asyncio.to_thread(context.is_dir) else None,
         )  # fmt: skip
+        with self._pins.pop(image.digest, contextlib.nullcontext()):
+            self._pins[image.digest] = pin
         tag = made.digest.removeprefix("sha256:") + self._suffix
         name = f"{BUILT}:{tag}"
         if not await self._has(name):
@@ -117,9 +120,17 @@ class Images:
             await again()
         return True
 
+    def release(self, root: Root) -> None:
+        """Nothing uses it here: who collects may take it, from the daemon too."""
+        self.again.pop(root.reference, None)
+        self._touched.pop(root.reference, None)
+        self._pins.pop(root.digest, contextlib.ExitStack()).close()
+
     def close(self) -> None:
         """Let go of what is kept on this machine."""
-        self._pins.close()
+        for pin in self._pins.values():
+            pin.close()
+        self._pins.clear()
         self._store = None
 
     async def _has(self, name: str) -> bool:

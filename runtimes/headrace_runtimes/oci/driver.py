@@ -78,7 +78,7 @@ class OciDriver:
         self._why_no_checkpoints = ""
         self._opened = False
         self._store: Store | None = None
-        self._pins = contextlib.ExitStack()
+        self._pins: dict[str, contextlib.ExitStack] = {}
         self._chosen = binary
         self._networks: Networks = networks or Egress()
         self._watchdog: Watchdog | None = None
@@ -138,7 +138,9 @@ class OciDriver:
         if self._watchdog is not None:
             await self._watchdog.close()
             self._watchdog = None
-        self._pins.close()
+        for pin in self._pins.values():
+            pin.close()
+        self._pins.clear()
         self._store = None
         self._slots.close()
         self._directory.close()
@@ -169,12 +171,19 @@ class OciDriver:
             )  # fmt: skip
             settings = for_builds(self._networks, self._settings, settings)
         context = context_dir(self._images, image)
+        pin = contextlib.ExitStack()
         made = await prepare(
-            self._store, image, progress, settings=settings, hold=self._pins,
+            self._store, image, progress, settings=settings, hold=pin,
             context=context if await asyncio.to_thread(context.is_dir) else None,
         )  # fmt: skip
+        with self._pins.pop(image.digest, contextlib.nullcontext()):
+            self._pins[image.digest] = pin
         reference = ":".join(map(str, made.layers))
         return Root(image.digest, made.python, env=dict(made.env), reference=reference)
+
+    def release(self, root: Root) -> None:
+        """See `Driver.release`."""
+        self._pins.pop(root.digest, contextlib.ExitStack()).close()
 
     async def create(self, spec: ContainerSpec) -> OciContainer:
         """See `Driver.create`."""

@@ -33,6 +33,10 @@ class Plain:
         self.opened = self.closed = 0
         self.prepared: list[Image] = []
         self.fail: Exception | None = None
+        self.gone: set[str] = set()
+
+    def has_image(self, digest: str) -> bool:
+        return digest not in self.gone
 
     def capabilities(self) -> Mapping[str, str]:
         return {"isolation": self.why, "limits": self.why}
@@ -176,6 +180,11 @@ async def test_an_image_is_fetched_and_prepared_once(tmp_path: Path) -> None:
     assert (root / "contexts" / image.digest / "words.txt").read_text() == "first"
     assert {what[:2] for what in told} == {("oci", image.digest)}
     assert any("pip x" in far for _, _, far in told)
+    oci.gone.add(image.digest)
+    assert not images.has(base), "its runtime has let go of it"
+    await images.ensure(base)
+    assert oci.prepared == [image, image]
+    oci.prepared.pop()
     # Another host of the machine, or this one after a restart, finds the files.
     await Images(root, runtimes, blobs, lambda *_: None).ensure(base)  # type: ignore[arg-type]
     assert blobs.asked == 1
