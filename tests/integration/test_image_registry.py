@@ -34,7 +34,7 @@ from headrace_runtimes.images.wire import Patience, Refused, Wire, seconds_of
 from tests.fixtures_registry import real_registry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers have owners and whiteouts")
-QUICK = Patience(attempts=3, pause_s=0.01, pause_max_s=0.05, stall_s=1.0, slow_s=0.3, slow_bytes_s=1 << 30)
+QUICK = Patience(attempts=3, pause_s=0.01, pause_max_s=0.05, stall_s=1.0, slow_s=0.3, slow_bytes_s=1 << 17)
 PASSWORD = "open sesame"
 HTPASSWD = "ali:$2b$05$y4a1nFs4NTXS.Ht8U31h/epdFF5CWO896bwudlwoIrjLTPcUVjM1W\n"
 
@@ -322,22 +322,28 @@ def test_when_to_ask_again_is_told_in_seconds_or_as_a_date():
     assert Patience().whole_s(0) < Patience().whole_s(1 << 30)
 
 
-async def test_a_trickle_is_no_download(store):
+async def test_a_trickle_is_no_download_even_if_it_goes_on_where_it_was(store):
     bad = Bad()
 
     async def trickle(request, wanted):
-        response = web.StreamResponse()
-        response.content_length = len(bad.blobs[wanted])
+        start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        bad.ranges.append(start)
+        response = web.StreamResponse(
+            status=206 if start else 200, headers={"Content-Range": f"bytes {start}-/*"} if start else {}
+        )
+        response.content_length = len(bad.blobs[wanted]) - start
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):
-            for byte in bad.blobs[wanted][:30]:
+            for byte in bad.blobs[wanted][start : start + 30]:
                 await response.write(bytes([byte]))
                 await asyncio.sleep(0.1)
         return response
 
     bad.tricks["blobs"] = trickle
-    with pytest.raises(RegistryFailed, match="bytes a second"):
+    with pytest.raises(RegistryFailed, match="bytes a second after 3 attempts"):
         await pull(bad, store)
+    assert len(bad.ranges) == 3
+    assert 0 == bad.ranges[0] < bad.ranges[1] < bad.ranges[2]
     nothing_half(store)
 
 

@@ -36,7 +36,7 @@ class Patience:
     """How long and how often to try. Seconds."""
 
     attempts: int = 6
-    """In a row without any progress."""
+    """In a row that bring less than ``slow_bytes_s``."""
     total_s: float = 3600.0
     """One blob, all attempts together."""
     connect_s: float = 15.0
@@ -191,11 +191,13 @@ class Wire:
     ) -> T:
         """Call ``attempt`` until it succeeds, or it makes no sense any more. Raises `RegistryFailed`.
 
-        ``progress`` is a number that grows: attempts that bring something forward are not counted.
+        ``progress`` is a number of bytes that grows: attempts that bring it forward, and not only at a
+        trickle, are not counted.
         """
         count, before = 0, progress() if progress else 0
         end = time.monotonic() + self.patience.total_s
         while True:
+            began = time.monotonic()
             try:
                 return await attempt()
             except Refused as error:
@@ -209,8 +211,10 @@ class Wire:
                     else "cannot be reached"
                 )
                 failed = Refused(f"{why} ({type(error).__name__})", again=True)
-            if progress and progress() > before:
-                count, before = 0, progress()
+            brought = progress() - before if progress else 0
+            if brought > self.patience.slow_bytes_s * (time.monotonic() - began):
+                count = 0
+            before += max(0, brought)
             count += 1
             pause = self.patience.pause(count - 1, failed.after)
             if not failed.again or count >= self.patience.attempts or time.monotonic() + pause > end:
