@@ -20,6 +20,10 @@ from headrace_runtimes.images.reference import parse
 from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.store import Store
 
+PASSWORD = "open sesame"
+HTPASSWD = "ali:$2b$05$y4a1nFs4NTXS.Ht8U31h/epdFF5CWO896bwudlwoIrjLTPcUVjM1W\n"
+"""Of ``ali``, with that password."""
+
 
 @contextlib.asynccontextmanager
 async def real_registry(tmp_path: Path, htpasswd: str | None = None) -> AsyncIterator[str]:

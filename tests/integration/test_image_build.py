@@ -1,6 +1,7 @@
 """Images built step by step: what they hold, what is built again, what failed, and that nothing stays."""
 
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -9,21 +10,26 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from headrace_runtimes.errors import ImageFailed
 from headrace_runtimes.images import jail, limits
+from headrace_runtimes.images.auth import Credentials
 from headrace_runtimes.images.build import Builder, BuildSettings
 from headrace_runtimes.images.context import pack, unpack
 from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.interpreter import LABEL, find_python
 from headrace_runtimes.images.pack import write_tree
 from headrace_runtimes.images.prepare import prepare
-from headrace_runtimes.images.reference import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from headrace_runtimes.images.reach import Reach
+from headrace_runtimes.images.reference import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, parse
+from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.store import Store
 from headrace_runtimes.images.view import look
 from headrace_runtimes.oci.seccomp import profile
 
+from tests.fixtures_registry import HTPASSWD, PASSWORD, real_registry
 from tests.fixtures_wheels import wheel
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="builds need root")
@@ -321,6 +327,34 @@ async def test_a_dockerfile_is_built_by_buildah(store, settings, tmp_path):
     unpack(data, context)
     with pytest.raises(ImageFailed, match="nothing"):
         await shown(store, image, settings, context=context)
+
+
+async def test_a_dockerfile_from_a_registry_on_loopback(store, base, settings, tmp_path):
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "python3").write_text("#!")
+    (context / "python3").chmod(0o755)
+    image = Image(steps=(("from_dockerfile", ("Dockerfile", ".")),))
+    login = Credentials("ali", PASSWORD)
+    async with real_registry(tmp_path, HTPASSWD) as host:
+        async with Registry(parse(f"{host}/team/tools:1"), credentials=login) as registry:
+            await registry.push(store, base.partition("@")[2])
+        (context / "Dockerfile").write_text(
+            f"FROM {host}/team/tools:1 AS a\nFROM a\nCOPY python3 /usr/bin/\nENV A=1\n"
+        )
+        known = replace(settings, credentials={host: login})
+        found = await shown(store, image, known, context=context)
+        assert (found.env["A"], found.env["OLD"]) == ("1", "1")
+
+    @contextlib.asynccontextmanager
+    async def apart():
+        yield Reach("/proc/self/ns/net", "127.0.0.1")
+
+    # Where builds have a network of their own nothing is tried.
+    (context / "Dockerfile").write_text(f"from --platform=linux/amd64 {host}/team/tools:2\n")
+    image = Image(steps=(("from_dockerfile", ("Dockerfile", ".")), ("env", ("B=2",))), files="other")
+    with pytest.raises(ImageFailed, match=rf"FROM {host}, this host's own loopback, .* build_allow = host"):
+        await shown(store, image, replace(settings, lend=apart), context=context)
 
 
 PROBE = r"""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from headrace_runtimes.images import jail
 from headrace_runtimes.images.auth import Credentials
 from headrace_runtimes.images.limits import PREFIX, joined, make, remove
 from headrace_runtimes.images.reach import Reach, leashed
-from headrace_runtimes.images.reference import Descriptor, is_digest, manifest_of
+from headrace_runtimes.images.reference import Descriptor, is_digest, is_loopback, manifest_of
 from headrace_runtimes.images.step import PATH
 from headrace_runtimes.images.store import Store, Stored
 from headrace_runtimes.images.tool import run_tool
@@ -25,6 +26,19 @@ from headrace_runtimes.userns import user_namespace
 
 ENV = {"PATH": PATH, "HOME": jail.OWN, "TMPDIR": f"{jail.OWN}/tmp"}  # noqa: S108
 AUTH, FILES = "auth.json", f"{jail.OWN}/files"
+REGISTRIES = ".config/containers/registries.conf.d/loopback.conf"
+"""Below `jail.OWN`, its home: what is said there is added to what the host's own says."""
+_LOOPBACK = ('location = "127.0.0.1"', 'location = "localhost"', 'prefix = "*.localhost"')
+INSECURE = "".join(f"[[registry]]\n{which}\ninsecure = true\n" for which in _LOOPBACK)
+"""Plain http with this machine's own loopback, as `Registry` speaks it."""
+_FROM = re.compile(r"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*([^\s/$]+)/\S+", re.IGNORECASE | re.MULTILINE)
+_BEYOND = (
+    "Builds reach public addresses and what the setting build_allow names; with build_allow = host all that "
+    "the host reaches, its loopback too."
+)
+_UNREACHED = re.compile(
+    r"connection refused|i/o timeout|no route to host|network is unreachable|no such host"
+)
 NOT_FOR_STEPS = ("CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_CHROOT")
 """Rights that buildah would give to a step. With the last it would leave its root, and find `AUTH`."""
 
@@ -48,6 +62,8 @@ async def run_buildah(
     binary = shutil.which(buildah)
     if binary is None:
         raise PrepareFailed(f"{buildah} is not installed, which builds Dockerfiles: apt-get install buildah.")
+    if reach is not None:
+        await asyncio.to_thread(_refuse_loopback, files / words[0])
     own, root = scratch / "build", scratch / "root"
     try:
         userns = user_namespace(jail.FIRST_ID, jail.ID_COUNT)
@@ -68,7 +84,8 @@ async def run_buildah(
                 progress=progress, room=scratch, pass_fds=(userns,),
             )  # fmt: skip
             if code != 0:
-                raise ImageFailed(f"The Dockerfile failed with exit code {code}: {said}")
+                hint = f" {_BEYOND}" if reach is not None and _UNREACHED.search(said) else ""
+                raise ImageFailed(f"The Dockerfile failed with exit code {code}: {said}{hint}")
     except TimeoutError as error:
         raise ImageFailed(f"The Dockerfile took more than {timeout_s:g} s.") from error
     except OSError as error:
@@ -77,6 +94,20 @@ async def run_buildah(
         os.close(userns)
         await asyncio.shield(asyncio.to_thread(remove, cgroup))
     return own / "out"
+
+
+def _refuse_loopback(dockerfile: Path) -> None:
+    """Raises `ImageFailed` for a ``FROM`` that builds cannot reach: else that takes tries and seconds."""
+    try:
+        text = dockerfile.read_text(errors="replace")
+    except OSError:
+        # buildah says so.
+        return
+    for host in _FROM.findall(text):
+        if is_loopback(host):
+            raise ImageFailed(
+                f"The Dockerfile is FROM {host}, this host's own loopback, which builds do not see. {_BEYOND}"
+            )
 
 
 def _commands(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -103,6 +134,8 @@ def _lay_out(
     # A copy: the host's own may be closed to others, and what a step of it leaves there is nobody's.
     shutil.copytree(files, own / "files", symlinks=True)
     _write_auth(own / AUTH, credentials, docker_config)
+    (own / REGISTRIES).parent.mkdir(parents=True)
+    (own / REGISTRIES).write_text(INSECURE)
     for path in (own, *own.rglob("*")):
         os.chown(path, jail.FIRST_ID, jail.FIRST_ID, follow_symlinks=False)
 
