@@ -44,10 +44,18 @@ class Warm:
         return base
 
     def forget(self, endpoint: str, keep: int | None = None) -> None:
-        """An endpoint is gone, or only its version ``keep`` is wanted: let its loaded bases go."""
+        """An endpoint is gone, or only its version ``keep`` is wanted: let its loaded bases go.
+
+        So do waiting containers that no version of any endpoint is for any more; zygotes of Python alone
+        serve whoever comes next.
+        """
         stale = [
             b for b in self._recent if b.loaded and b.loaded.endpoint == endpoint and b.loaded.version != keep
         ]
+        dear = [b for b in self._recent if b.loaded is None and (b.image or b.runtime != "process")]
+        if dear:
+            used = self._used()
+            stale += [base for base in dear if base not in used]
         for base in stale:
             del self._recent[base]
         if stale:
@@ -86,6 +94,19 @@ class Warm:
     def push_to(self, host: Host) -> None:
         """Tell one host, if it does not know yet."""
         self._claims.warm(host, self._wanted)
+
+    def _used(self) -> set[wire.BaseSpec]:
+        """Of all versions that are current or on trial."""
+        return {
+            base_of(spec, 0, ())
+            for endpoint in self._world.endpoints.values()
+            if not endpoint.deleting
+            for spec in (
+                *([endpoint.spec] if endpoint.version is not None else []),
+                *endpoint.trials.values(),
+            )
+            if spec.snapshot != "loaded"
+        }
 
     def _use(self, base: wire.BaseSpec) -> None:
         if base.loaded is not None:

@@ -130,3 +130,26 @@ async def test_the_files_of_images_are_kept_as_long_as_a_version_needs_them(plat
     needed = await platform.control.parts.store.bundles()
     assert {SHA, platform.sha} <= needed
     assert "" not in needed
+
+
+async def test_waiting_containers_are_for_versions_that_somebody_may_call(platform: Any) -> None:
+    host = await platform.new_host(runtimes=("process", "oci"))
+    await upload(platform)
+    other = msgspec.structs.replace(IMAGE, digest="b" * 64)
+    for name, image in (("one", IMAGE), ("two", IMAGE), ("plain", ImageSpec())):
+        runtime = "oci" if image.digest else "process"
+        doc = await platform.gateway.deploy(platform.spec(name, runtime=runtime, image=image))
+        assert doc["state"] == "succeeded", doc
+
+    def held() -> list[str]:
+        return sorted(base.image[:1] for base, _ in host.warm[-1].bases)
+
+    await platform.until(lambda: held() == ["", "a"])
+    await platform.gateway.deploy(platform.spec("one", runtime="oci", image=other))
+    await platform.until(lambda: held() == ["", "a", "b"])
+    await platform.gateway.deploy(platform.spec("two", runtime="oci", image=other))
+    await platform.until(lambda: held() == ["", "b"])
+    for name in ("two", "plain", "one"):
+        assert held() == ["", "b"]
+        assert (await platform.gateway.api("DELETE", f"/endpoints/{name}"))[0] < 300
+    await platform.until(lambda: held() == [""])
