@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from headrace_runtimes.instance.channel import Channel, Packet, pair
 from headrace_runtimes.instance.logs import Stream
+from headrace_runtimes.instance.mask import Mask
 from headrace_runtimes.instance.pipes import LinePipe
 from headrace_runtimes.instance.procs import identity, signal_group
 
@@ -87,9 +88,14 @@ class Child:
         """Send to the process. Raises `ChannelError`."""
         self._channel.send(packet, [s.fileno() for s in sockets])
 
-    def listen(self, sink: Sink) -> None:
-        """Its output goes here from now on, beginning with what it said as a spare."""
+    def listen(self, sink: Sink, mask: Mask | None = None) -> None:
+        """Its output goes here from now on, beginning with what it said as a spare.
+
+        Lines too long are cut where that leaves the values of ``mask`` whole; to cover them is the sink's.
+        """
         self._sink = sink
+        for pipe in self._pipes:
+            pipe.mask = mask or pipe.mask
         for stream, lines in self._backlog:
             sink(stream, lines)
         self._backlog.clear()

@@ -6,6 +6,8 @@ import asyncio
 import os
 from collections.abc import Callable
 
+from headrace_runtimes.instance.mask import Mask
+
 MAX_LINE = 16 << 10
 READ_BYTES = 64 << 10
 BURST_BYTES = 256 << 10
@@ -24,6 +26,8 @@ class LinePipe:
         self._on_lines = on_lines
         self._loop = asyncio.get_running_loop()
         self._rest = b""
+        self.mask = Mask()
+        """Of values that no cut of a long line may have in two."""
         self._spent = 0
         self._since = self._loop.time()
         self._resume: asyncio.TimerHandle | None = None
@@ -66,7 +70,10 @@ class LinePipe:
         if not data:
             self._shut()
             return 0
-        lines, self._rest = split_lines(self._rest + data)
+        read = self._rest + data
+        if len(read) > MAX_LINE:
+            read = self.mask.data(read)
+        lines, self._rest = split_lines(read, self.mask.longest)
         if lines:
             self._on_lines(lines)
         return len(data)
@@ -80,15 +87,18 @@ class LinePipe:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
         if self._rest:
-            self._on_lines([_text(self._rest)])
+            self._on_lines(_pieces(self.mask.data(self._rest)))
             self._rest = b""
 
 
-def split_lines(data: bytes) -> tuple[list[str], bytes]:
-    """Complete lines and the unfinished rest, which is always shorter than `MAX_LINE`."""
+def split_lines(data: bytes, back: int = 0) -> tuple[list[str], bytes]:
+    """Complete lines and the unfinished rest, which is always shorter than `MAX_LINE` and ``back``.
+
+    Of an unfinished line, nothing of its last ``back`` bytes is given out: more of a value may follow.
+    """
     *complete, rest = data.split(b"\n")
     lines = [piece for line in complete for piece in _pieces(line)]
-    while len(rest) >= MAX_LINE:
+    while len(rest) >= MAX_LINE + back:
         lines.append(_text(rest[:MAX_LINE]))
         rest = rest[MAX_LINE:]
     return lines, rest

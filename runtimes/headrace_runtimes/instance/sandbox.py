@@ -197,7 +197,7 @@ class EngineSandbox:
         # From here on the process works, and so may we.
         self._logs.attach(self.endpoint)
         self._attached = True
-        self.child.listen(self._printed)
+        self.child.listen(self._printed, self._mask)
         answer = await self._first(ready, a.load_timeout_s + START_SLACK_S)
         if answer is None and self.child.alive:
             limit_s = a.load_timeout_s + START_SLACK_S

@@ -116,7 +116,7 @@ class Zygote:
             os.close(their_out)
             os.close(their_err)
         self.pid = self._process.pid
-        pipes = (
+        self._pipes = pipes = (
             LinePipe(out, lambda x: self._said("stdout", x)),
             LinePipe(err, lambda x: self._said("stderr", x)),
         )
@@ -145,6 +145,8 @@ class Zygote:
     async def load(self, loaded: LoadedEndpoint) -> None:
         """Run the endpoint's ``load`` in it. Raises `LoadRefused`, `LoadFailed`, `ZygoteFailed`."""
         mask = self._mask = Mask(loaded.secrets)
+        for pipe in self._pipes:
+            pipe.mask = mask
         answer = await self._ask(
             {
                 "op": "load", "endpoint": loaded.endpoint, "version": loaded.version,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from headrace_runtimes.instance import logs
 from headrace_runtimes.instance.logs import KEEP_SEGMENTS, MIN_SEGMENT, LogStore, decode_line, encode_line
+from headrace_runtimes.instance.mask import Mask
 from headrace_runtimes.instance.pipes import BURST_BYTES, MAX_LINE, LinePipe, split_lines
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,31 @@ def test_a_line_without_end_is_given_out_in_pieces():
     lines, rest = split_lines(b"x" * (3 * MAX_LINE + 5))
     assert [len(line) for line in lines] == [MAX_LINE] * 3
     assert rest == b"x" * 5
+
+
+@pytest.mark.parametrize("ends", [b"\n", b""])
+async def test_no_cut_of_a_long_line_has_a_secret_in_two(ends):
+    value = "tok-" + "v" * 600
+    for before in (MAX_LINE - 300, MAX_LINE, 2 * MAX_LINE - 1, 64 * 1024 - 5):
+        lines = []
+        read, write = os.pipe()
+        pipe = LinePipe(read, lines.extend)
+        pipe.mask = Mask({"T": value})
+        written = b"x" * before + value.encode() + b"y" * (3 * MAX_LINE) + ends
+        for at in range(0, len(written), 50_000):
+            os.write(write, written[at : at + 50_000])
+            await asyncio.sleep(0.01)
+        os.close(write)
+        await until_closed(pipe)
+        told = pipe.mask.lines(lines)
+        assert "".join(told) == "x" * before + "***" + "y" * (3 * MAX_LINE)
+        assert max(map(len, told)) <= MAX_LINE
+
+
+async def until_closed(pipe):
+    async with asyncio.timeout(10):
+        while not pipe.closed:
+            await asyncio.sleep(0.01)
 
 
 async def test_pages_filters_and_other_endpoints(tmp_path):
