@@ -89,6 +89,11 @@ async def test_the_command_sets_lists_and_deletes(platform: Platform, work: Path
     (work / "value").write_bytes(b"of a file\r\n\n")
     code, out = await headrace(platform, "secrets", "set", "FROM_STDIN", "--file", str(work / "value"))
     assert (code, out) == (0, "FROM_STDIN is set, version 2\n")
+    longer = "is longer than 32 KiB"
+    for wrong, why in ((b"\n", "is empty"), (b"x" * 32769, longer), ("ä".encode() * 10**5, longer)):
+        code, out = await headrace(platform, "secrets", "set", "FROM_STDIN", stdin=wrong)
+        assert code == 2
+        assert out.startswith(f"headrace: the value {why}."), out
     code, out = await headrace(platform, "secrets", "list")
     assert code == 0
     assert "FROM_STDIN" in out
