@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 
@@ -125,10 +126,11 @@ async def test_passwords_are_given_or_found_where_docker_keeps_them(store, tmp_p
         reference = parse(f"{host}/closed:v1")
         for wrong in (None, Credentials("ali", "wrong")):
             async with Registry(reference, credentials=wrong, patience=QUICK) as registry:
-                with pytest.raises(RegistryFailed, match="Log in") as failed:
+                told = "is wrong: run `docker login`" if wrong else "Log in"
+                with pytest.raises(RegistryFailed, match=f"asked for {host}/closed:v1[.] .*{told}") as failed:
                     await registry.pull(store)
                 assert failed.value.status == 401
-                assert "wrong" not in str(failed.value)
+                assert "ali" not in str(failed.value)
         async with Registry(reference, credentials=Credentials("ali", PASSWORD)) as registry:
             await registry.push(store, manifest)
         word = "YWxpOm9wZW4gc2VzYW1l"
@@ -417,6 +419,65 @@ async def test_no_download_fills_the_disk(store, monkeypatch):
     with pytest.raises(PrepareFailed, match="no room"):
         await pull(Bad(), store)
     assert sum(path.stat().st_size for path in (store.directory / "part").iterdir()) < 1000
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB, and how to give it another size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def resize(size, *more):
+        options = ",".join([*more, f"size={size}"])
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+
+    resize("4m")
+    try:
+        yield place, lambda size: resize(size, "remount")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_a_disk_that_fills_during_a_pull_is_no_fault_of_the_registry(small_disk, monkeypatch):
+    monkeypatch.setattr("headrace_runtimes.images.store.SPARE_BYTES", 0)
+    monkeypatch.setattr("headrace_runtimes.images.unpack.SPARE_BYTES", 0)
+    place, resize = small_disk
+    store, bad = Store(place / "images"), Bad(12_000_000)
+    await store.open()
+    with pytest.raises(PrepareFailed, match=r"No space left on device\. Make room") as failed:
+        await pull(bad, store)
+    assert not isinstance(failed.value, RegistryFailed)
+    assert bad.asked.count(("blobs", bad.big)) == 1
+    assert sum(path.stat().st_size for path in (store.directory / "part").iterdir()) == 0
+    nothing_half(store)
+    resize("64m")
+    assert (await pull(bad, store)).digest == bad.manifest
+    nothing_half(store)
+
+
+async def test_whatever_a_full_disk_does_not_take_is_told_as_that(small_disk, monkeypatch):
+    monkeypatch.setattr("headrace_runtimes.images.store.SPARE_BYTES", 0)
+    place, _ = small_disk
+    store = Store(place / "images")
+    await store.open()
+    kept = await store.put(b"{}", OCI_CONFIG)
+    blobs, manifest = made_image(1000)
+    await fill(store, blobs, manifest)
+    stored = store.load(manifest)
+    with contextlib.suppress(OSError), open(place / "others", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    said = r"No space left on device\. Make room"
+    with pytest.raises(PrepareFailed, match=said):
+        await store.put(b"more", OCI_CONFIG)
+    with pytest.raises(PrepareFailed, match=said):
+        await store.name("yours", kept.digest)
+    with pytest.raises(PrepareFailed, match="No space left"):
+        await store.layer(stored.manifest.layers[0], stored.config["rootfs"]["diff_ids"][0])
+    assert store.references() == {"mine": manifest}
+    nothing_half(store)
+    (place / "others").unlink()
+    assert store.has(await store.put(b"more", OCI_CONFIG))
 
 
 async def test_a_layer_that_is_not_what_the_configuration_says_is_not_used(store):

@@ -28,6 +28,7 @@ from headrace_runtimes.images.reference import (
     Reference,
     choose,
     diff_ids,
+    is_digest,
     manifest_of,
 )
 from headrace_runtimes.images.store import MAX_DOCUMENT, Blob, Store, Stored
@@ -146,7 +147,8 @@ class Registry:
 
     async def _manifest(self, wanted: str) -> tuple[bytes, str]:
         accept = ", ".join((*INDEXES, *MANIFESTS))
-        what = f"{self.reference.registry}/{self.reference.repository}@{wanted}"
+        between = "@" if is_digest(wanted) else ":"
+        what = f"{self.reference.registry}/{self.reference.repository}{between}{wanted}"
 
         async def attempt() -> tuple[bytes, str]:
             url, scope = self._url(f"manifests/{wanted}"), self._scope("pull")

@@ -220,7 +220,8 @@ class Wire:
             if not failed.again or count >= self.patience.attempts or time.monotonic() + pause > end:
                 tried = f" after {count} attempts" if count > 1 else ""
                 raise RegistryFailed(
-                    f"{self.base.authority} {failed.why}{tried}, asked for {what}. {_advice(failed.status)}",
+                    f"{self.base.authority} {failed.why}{tried}, asked for {what}. "
+                    f"{_advice(failed.status, known=self._credentials is not None)}",
                     failed.status,
                 )
             await asyncio.sleep(pause)
@@ -306,7 +307,9 @@ def _proxy(url: URL) -> str | None:
     return urllib.request.getproxies().get(url.scheme)
 
 
-def _advice(status: int) -> str:
+def _advice(status: int, *, known: bool) -> str:
+    if status == 401 and known:
+        return "The name or the password that this host has for it is wrong: run `docker login` anew."
     return {
         0: "Check the network and the registry, then try again.",
         401: "Log in: give credentials, or run `docker login` on this host.",
