@@ -19,9 +19,17 @@ _POLL_S = 0.05
 
 @contextlib.asynccontextmanager
 async def alone(path: Path, what: str, wait_s: float = WAIT_S) -> AsyncIterator[None]:
-    """Nobody else is in here with the same ``path``. Raises `PrepareFailed` when that takes ``wait_s``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = await _locked(path, what, time.monotonic() + wait_s)
+    """Nobody else is in here with the same ``path``.
+
+    Raises `PrepareFailed` when that takes ``wait_s``, or the disk takes no lock.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = await _locked(path, what, time.monotonic() + wait_s)
+    except OSError as error:
+        raise PrepareFailed(
+            f"{path.parent} takes no lock: {error.strerror or error}. Make room or give rights there."
+        ) from error
     try:
         yield
     finally:

@@ -16,13 +16,14 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import io
 import json
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from headrace_runtimes.errors import ImageFailed, PrepareFailed
 from headrace_runtimes.images.locks import alone
@@ -62,7 +63,7 @@ class Stored:
 class Blob:
     """A blob that is being written: verified, then named. See `Store.write`."""
 
-    def __init__(self, path: Path, file: BinaryIO, descriptor: Descriptor) -> None:
+    def __init__(self, path: Path, file: io.FileIO, descriptor: Descriptor) -> None:
         self._path, self._file, self._descriptor = path, file, descriptor
         self._hash = hashlib.sha256()
         self._unchecked = CHECK_EVERY
@@ -86,10 +87,10 @@ class Blob:
     def add(self, piece: bytes) -> None:
         """Append. Blocks.
 
-        Raises `ImageFailed` when it becomes longer than was said, `PrepareFailed` before the disk is full.
+        Raises `ImageFailed` when it becomes longer than was said, `PrepareFailed` before the disk is full, or
+        when it does not take it: all of it is gone then.
         """
-        self.size += len(piece)
-        if self.size > self._descriptor.size:
+        if self.size + len(piece) > self._descriptor.size:
             raise ImageFailed(f"{self._descriptor.digest} is longer than its manifest says: push it again.")
         self._unchecked += len(piece)
         if self._unchecked >= CHECK_EVERY:
@@ -97,18 +98,29 @@ class Blob:
             if free(self._path.parent) < SPARE_BYTES:
                 self.restart()
                 raise PrepareFailed(f"{self._path.parent} has no room for the image: make some there.")
+        rest = memoryview(piece)
+        try:
+            with kept_in(self._path.parent):
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+        except PrepareFailed:
+            with contextlib.suppress(OSError):
+                self.restart()
+            raise
+        # Not before it is written: what they say is so of the file.
         self._hash.update(piece)
-        self._file.write(piece)
+        self.size += len(piece)
 
     def whole(self) -> bool:
         """Whether it is what was asked for."""
         found = f"sha256:{self._hash.hexdigest()}"
         return self.size == self._descriptor.size and found == self._descriptor.digest
 
-    def flush(self) -> None:
-        """Blocks until it is on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def keep(self, target: Path) -> None:
+        """Blocks until it is on disk, then gives it its name. Raises `PrepareFailed`."""
+        with kept_in(target.parent):
+            os.fsync(self._file.fileno())
+            self._path.rename(target)
 
 
 class Store:
@@ -122,10 +134,8 @@ class Store:
 
     async def open(self) -> None:
         """Make the directories and remove what was left half-made. Raises `PrepareFailed`."""
-        try:
+        with kept_in(self.directory):
             await asyncio.to_thread(self._open)
-        except OSError as error:
-            raise PrepareFailed(f"Images cannot be kept in {self.directory}: {error}.") from error
 
     def blob(self, digest: str) -> Path:
         """Where a blob is, or would be."""
@@ -145,7 +155,8 @@ class Store:
         """A blob to fill; None when it is here, maybe since another process has just brought it.
 
         It gets its name when the block ends and it is whole. What a broken download has left stays for
-        `Blob.resume`. Raises `ImageFailed` when what was written is something else.
+        `Blob.resume`. Raises `ImageFailed` when what was written is something else, `PrepareFailed` when the
+        disk does not take it.
         """
         target = self.blob(descriptor.digest)
         async with alone(self.directory / "locks" / target.name, f"blob {descriptor.digest}"):
@@ -153,7 +164,10 @@ class Store:
                 yield None
                 return
             path = self._part / target.name
-            with open(path, "a+b") as file:  # noqa: ASYNC230 - opening is quick
+            with kept_in(self._part):
+                # Not buffered: what the disk does not take is known at once, and of no later piece.
+                file = open(path, "a+b", buffering=0)  # noqa: ASYNC230, SIM115 - opening is quick
+            with file:
                 blob = Blob(path, file, descriptor)
                 yield blob
                 if not blob.whole():
@@ -161,8 +175,7 @@ class Store:
                     raise ImageFailed(
                         f"{descriptor.digest} is not what its digest says: push or pull it again."
                     )
-                await asyncio.to_thread(blob.flush)
-                path.rename(target)
+                await asyncio.to_thread(blob.keep, target)
 
     async def put(self, data: bytes, media_type: str) -> Descriptor:
         """Keep a small document."""
@@ -219,12 +232,12 @@ class Store:
         return Stored(digest, manifest, config)
 
     async def name(self, reference: str, digest: str) -> None:
-        """From now on ``reference`` is this manifest."""
+        """From now on ``reference`` is this manifest. Raises `PrepareFailed`."""
         async with alone(self.directory / "locks/index", "the index of images"):
             await asyncio.to_thread(self._save, self._index() | {reference: digest})
 
     async def forget(self, references: list[str]) -> None:
-        """Take names away; `gc.collect` removes what no name leads to."""
+        """Take names away; `gc.collect` removes what no name leads to. Raises `PrepareFailed`."""
         async with alone(self.directory / "locks/index", "the index of images"):
             left = {k: v for k, v in self._index().items() if k not in references}
             await asyncio.to_thread(self._save, left)
@@ -252,11 +265,15 @@ class Store:
 
     @contextlib.contextmanager
     def pin(self, digest: str) -> Iterator[None]:
-        """While this lasts, and this process lives, the manifest and its layers stay."""
+        """While this lasts, and this process lives, the manifest and its layers stay.
+
+        Raises `PrepareFailed`.
+        """
         if not is_digest(digest):
             raise ImageFailed(f"{digest!r:.100} is no SHA-256 digest.")
         path = self.directory / "pins" / f"{digest.removeprefix('sha256:')}.{os.urandom(8).hex()}"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with kept_in(self.directory):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Waits for `pinned`, which may hold it for a moment to see whether we live.
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -315,7 +332,7 @@ class Store:
         return (self._layers / short).is_dir()
 
     def _unpack(self, descriptor: Descriptor, diff_id: str, target: Path) -> None:
-        with self.scratch() as part:
+        with kept_in(self.directory), self.scratch() as part:
             inner = part / "l"
             inner.mkdir(mode=0o755)
             blob = self.blob(descriptor.digest)
@@ -353,7 +370,8 @@ class Store:
             if self.blob(digest).exists()
         ]  # fmt: skip
         data = json.dumps({"schemaVersion": 2, "manifests": entries}, indent=1).encode()
-        write_whole(self.directory / "index.json", data, self._part / f"i-{os.urandom(8).hex()}")
+        with kept_in(self.directory):
+            write_whole(self.directory / "index.json", data, self._part / f"i-{os.urandom(8).hex()}")
 
     def _media_type(self, digest: str) -> str:
         try:
@@ -380,6 +398,18 @@ class Store:
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > KEEP_PART_S:
                     remove_tree(path)
+
+
+@contextlib.contextmanager
+def kept_in(directory: Path) -> Iterator[None]:
+    """Something is written there. Raises `PrepareFailed` for an ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise PrepareFailed(
+            f"Images cannot be kept in {directory}: {why}. Make room or give rights there."
+        ) from error
 
 
 def sync(directory: Path) -> None:
