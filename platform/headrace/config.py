@@ -16,12 +16,15 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from headrace.errors import SettingsError
+from headrace.errors import SettingsError, SpecError
+from headrace.sdk.network import Network
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Amount = Annotated[int, msgspec.Meta(ge=0)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 DEFAULT_URL = "http://127.0.0.1:8700"
+Check = Callable[["Settings"], tuple[str, str] | None]
+"""The first setting that cannot work here, and why; None: all can. Blocks."""
 UNIX_PATH_BOUND = 104
 """Bytes of a unix socket's path that work everywhere (Linux takes 107)."""
 
@@ -132,13 +135,15 @@ def load_settings(
     *,
     starting: bool = False,
     finding: bool = False,
+    check: Check | None = None,
 ) -> Settings:
     """Merge the sources. Raises `SettingsError` naming the source and the setting.
 
     ``cli`` values that are None were not given. ``toml`` defaults to ``headrace.toml`` in the
     current directory, when there is one. ``starting``: files that the platform reads at its start must be
     there. ``finding``: the caller only looks for a platform (`headrace down`, a client): a wrong value that
-    does not say where it is counts as not given, and what starts with it is told.
+    does not say where it is counts as not given, and what starts with it is told. ``check`` finds the first
+    setting that cannot work on this machine, and why.
     """
     environ = os.environ if environ is None else environ
     merged: dict[str, Any] = {}
@@ -164,7 +169,11 @@ def load_settings(
     merged["data_dir"] = str(data)
     if not merged.get("run_dir"):
         merged["run_dir"] = str(default_run_dir(data))
-    return msgspec.convert(merged, Settings)
+    settings = msgspec.convert(merged, Settings)
+    if check is not None and (wrong := check(settings)) is not None:
+        name, why = wrong
+        raise _refused(sources.get(name, name), getattr(settings, name), why)
+    return settings
 
 
 def _take(
@@ -180,7 +189,7 @@ def _take(
         known = name in Settings.__struct_fields__
         try:
             found = getattr(msgspec.convert({name: value}, Settings, strict=False), name)
-            why = wrong_address(name, found) or _wrong_template(name, found)
+            why = wrong_address(name, found) or _wrong_template(name, found) or _wrong_form(name, found)
         except msgspec.ValidationError as error:
             why = _why_wrong(name, error)
         if why:
@@ -188,11 +197,13 @@ def _take(
             if finding and known and name not in _PLACE:
                 continue
             # Addresses may hold a password.
-            shown = f"={str(value)[:80]}" if known and name not in _ADDRESSES else ""
-            raise SettingsError(
-                f"{source(name)}{shown}: {why}.", hint="`headrace up --help` lists the settings."
-            )
+            raise _refused(source(name), value if known and name not in _ADDRESSES else "", why)
         merged[name], sources[name] = found, source(name)
+
+
+def _refused(source: str, value: object, why: str) -> SettingsError:
+    shown = f"={str(value)[:80]}" if value != "" else ""
+    return SettingsError(f"{source}{shown}: {why}.", hint="`headrace up --help` lists the settings.")
 
 
 _PLACE = ("data_dir", "run_dir")
@@ -202,6 +213,8 @@ _ADDRESSES = {
     "blobs": (r"s3://[^/?#@]+(/[^?#]*)?", "s3://bucket/prefix", "a directory in the data directory"),
 }
 """Setting -> what its values look like, an example, and what an empty one means."""
+_LISTS = ("build_allow", "weights_allow")
+_SOURCES = ("/", "s3://", "http://", "https://")
 EXTRAS = {"store": ("asyncpg", "postgres"), "blobs": ("boto3", "s3")}
 """Setting -> the package that any value of it needs, and the extra that has it."""
 
@@ -223,6 +236,23 @@ def _wrong_template(name: str, value: str) -> str:
     if name != "python_image" or not value or "{version}" in value:
         return ""
     return "it does not hold {version}, as in docker.io/library/python:{version}-slim"
+
+
+def _wrong_form(name: str, value: Any) -> str:
+    """Why lists and directories cannot be meant so; what is in their places is seen when they are used."""
+    if name in {"images_dir", "weights_dir"} and value and not Path(value).is_absolute():
+        return "use an absolute path"
+    parts = [part for part in map(str.strip, value.split(",")) if part] if name in _LISTS else []
+    if name == "weights_allow" and (wrong := [part for part in parts if not part.startswith(_SOURCES)]):
+        return f"{wrong[0]!r:.60} is no absolute path and does not begin with s3://"
+    if name == "build_allow" and parts != ["host"]:
+        if "host" in parts:
+            return "host is all that the host reaches: name nothing beside it"
+        try:
+            Network("egress", tuple(parts) or ("*",))
+        except SpecError as error:
+            return error.message.partition("]): ")[2].rstrip(".")
+    return ""
 
 
 def _why_wrong(name: str, error: msgspec.ValidationError) -> str:

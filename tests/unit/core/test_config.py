@@ -45,6 +45,11 @@ def test_a_wrong_value_names_its_source_and_setting(tmp_path: Path) -> None:
         ("store", "jobs.db", "SQLite"),
         ("blobs", "ftp://geheim@x", "s3://bucket/prefix"),
         ("blobs", "s3://", "s3://bucket/prefix"),
+        ("build_allow", "http://x", "http://x: use a host name"),
+        ("build_allow", "a.corp,host", "nothing beside it"),
+        ("build_allow", "127.0.0.1", "never reach that"),
+        ("weights_allow", "/srv/models,models", "'models' is no absolute path"),
+        ("images_dir", "rel/dir", "use an absolute path"),
         ("webhook_ca", "/nope.pem", "No such file or directory"),
         ("webhook_ca", "headrace.toml", "it holds no certificate"),
     ],
@@ -125,6 +130,8 @@ def test_values_that_are_right_are_taken(tmp_path: Path) -> None:
         "store": "postgresql://u:p@h/d?sslmode=require",
         "blobs": "s3://bucket/a/prefix",
         "log_level": "error",
+        "build_allow": "mirror.corp, 10.1.0.0/16,*.b.corp",
+        "weights_allow": "/srv/models,s3://models/",
     }
     settings = load_settings(given, {}, tmp_path / "none.toml", starting=True)
     assert {name: getattr(settings, name) for name in given} == given
