@@ -245,6 +245,29 @@ async def test_a_stopped_process_is_given_up(platform: Platform, runtime: str) -
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+async def test_one_that_stops_itself_is_given_up(platform: Platform, runtime: str) -> None:
+    name = f"itself-{runtime}"
+    done = await platform.deploy(f"""
+        import os, signal, threading
+        @headrace.endpoint(name="{name}", runtime="{runtime}")
+        def itself(stop: bool = False) -> str:
+            if stop:
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+            return "done"
+    """)
+    assert done["state"] == "succeeded", done
+    assert await platform.call(name, {"stop": True}) == "done"
+    await asyncio.sleep(0.6)
+    assert await platform.call(name) == "done"
+
+    async def told() -> Any:
+        return (await platform.endpoint(name))["last_death"]
+
+    death = await until(told)
+    assert (death["reason"], death["detail"]) == ("unhealthy", "its process was stopped by a signal")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 async def test_a_crash_loop_backs_off_and_is_called_one(platform: Platform, runtime: str) -> None:
     name = f"loop-{runtime}"
     platform.work.chmod(0o777)

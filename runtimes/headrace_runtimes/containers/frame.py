@@ -157,15 +157,30 @@ def how_it_ended(told: bytes) -> tuple[int | None, int | None]:
     return None, int(signal.SIGKILL)
 
 
+def stopped(first: int) -> bool:
+    """Whether a signal has stopped the first process of a container, or the engine, its oldest child.
+
+    Its other children are those whose parents have ended: what has stopped one of them is the user's affair.
+    Blocks for less than a millisecond.
+    """
+    seen = [procs.stat(pid) for pid in (first, *_children(first))]
+    init, children = seen[0], [child for child in seen[1:] if child is not None]
+    engine = min(children, key=lambda child: (child.start, child.pid), default=None)
+    return any(one is not None and one.stopped for one in (init, engine))
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError, ValueError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
 def killed(first: int) -> bool:
     """Whether a SIGKILL waits for the first process of a container, or for one of its own children, to go on.
 
     One of those is the engine. Blocks for less than a millisecond.
     """
-    found = [first]
-    with contextlib.suppress(OSError, ValueError):
-        found += map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())
-    return any(_killed(pid) for pid in found)
+    return any(_killed(pid) for pid in (first, *_children(first)))
 
 
 def _killed(pid: int) -> bool:
@@ -224,8 +239,9 @@ class ContainerFrame:
     async def use(self) -> Stats | None:
         """See `Frame.use`."""
         used = await self.container.use()
-        seen = procs.stat(self.child.pid) if self.child.pid else None
-        return used if used is None or seen is None else replace(used, stopped=seen.stopped)
+        if used is None or not self.child.pid:
+            return used
+        return replace(used, stopped=stopped(self.child.pid))
 
     async def freeze(self) -> None:
         """See `Frame.freeze`."""
