@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 @json_option
 def dev_command(out: Output, file: Path, port: int | None, data_dir: str | None) -> None:
     """Serve FILE until Ctrl-C. With --json one event per line."""
-    settings = load_settings({"port": port, "data_dir": data_dir}, starting=True)
+    # Imported now: help needs none of it.
+    from headrace.cli.start import wrong_here  # noqa: PLC0415
+
+    settings = load_settings({"port": port, "data_dir": data_dir}, starting=True, check=wrong_here)
     kept = Path(settings.data_dir) if data_dir is not None else None
     asyncio.run(_serve(out, file, settings, kept))
 

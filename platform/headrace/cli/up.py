@@ -55,9 +55,11 @@ def _address(_ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @json_option
 def up_command(out: Output, **options: Any) -> int:
     """Run the platform until Ctrl-C. Addresses with a password belong into HEADRACE_STORE."""
-    settings = load_settings(options, starting=True)
-    # Imported once the options are known to be good; the supervisor never imports Ray.
+    # Imported now: help needs none of it. The supervisor never imports Ray.
+    from headrace.cli.start import wrong_here  # noqa: PLC0415
     from headrace.cluster import supervisor  # noqa: PLC0415
+
+    settings = load_settings(options, starting=True, check=wrong_here)
 
     with UpProgress(out, str(settings.data)) as show:
         return asyncio.run(supervisor.up(settings, show)) or DONE

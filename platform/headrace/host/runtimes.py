@@ -46,20 +46,10 @@ def offered(wish: str, make: Make, installed: tuple[str, ...] | None = None) -> 
     a name that is not installed or cannot work here.
     """
     if wish != AUTO:
-        names = tuple(dict.fromkeys(name.strip() for name in wish.split(",") if name.strip()))
-        if not names:
-            raise SettingsError(
-                f"runtimes={wish!r}: name at least one.", hint='Use "auto", or "process,oci".'
-            )
-        found = {}
-        for name in names:
-            try:
-                found[name] = make(name)
-            except RuntimeFailure as error:
-                raise SettingsError(f"runtimes={wish!r}: {error}") from error
-            if why := why_not(name, found[name]):
-                raise SettingsError(f"runtimes={wish!r}: {name} cannot work here: {why}.")
-        return found
+        try:
+            return named(wish, make)
+        except RuntimeFailure as error:
+            raise SettingsError(f"runtimes={wish!r}: {error}") from error
     chosen = {PROCESS: make(PROCESS)}
     for name in registry.names() if installed is None else installed:
         if name == PROCESS:
@@ -75,6 +65,21 @@ def offered(wish: str, make: Make, installed: tuple[str, ...] | None = None) -> 
         if why:
             log.info("runtime %s is not offered: %s", name, why)
     return chosen
+
+
+def named(wish: str, make: Make) -> dict[str, Runtime]:
+    """The unopened runtimes that ``wish`` lists, by name. Blocks. Raises `RuntimeFailure`."""
+    names = tuple(dict.fromkeys(name.strip() for name in wish.split(",") if name.strip()))
+    if not names:
+        raise PrepareFailed('Name at least one: use "auto", or "process,oci".')
+    found = {}
+    for name in names:
+        if name == AUTO:
+            raise PrepareFailed('"auto" stands alone: leave the others out, or it.')
+        found[name] = make(name)
+        if why := why_not(name, found[name]):
+            raise PrepareFailed(f"{name} cannot work here: {why}.")
+    return found
 
 
 def left_out(wish: str, chosen: Iterable[str], make: Make) -> dict[str, str]:

@@ -40,6 +40,8 @@ def find(chosen: str | None) -> tuple[str, str]:
         found = shutil.which(name)
         if found:
             return found, ""
+    if chosen and chosen not in BINARIES:
+        return "", f"{chosen} is no program here: name one of {', '.join(BINARIES)}, or its path"
     wanted = f"{chosen} is not" if chosen else f"none of {', '.join(BINARIES)} is"
     return "", f"{wanted} installed: apt-get install {chosen or BINARIES[0]}"
 

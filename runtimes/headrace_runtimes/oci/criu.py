@@ -52,7 +52,7 @@ def chosen(wish: str = "", prefix: str = sys.prefix) -> str:
 def support(runtime: Binary) -> tuple[Versions | None, str]:
     """What checkpoints are made with here, or one line of why there are none. Blocks for up to a second."""
     path = shutil.which(runtime.criu)
-    if why := _why_not(runtime, path):
+    if why := _why_not(runtime):
         return None, why
     assert path is not None
     try:
@@ -63,14 +63,22 @@ def support(runtime: Binary) -> tuple[Versions | None, str]:
         return None, str(failed).rstrip(".")
 
 
-def _why_not(runtime: Binary, path: str | None) -> str:
+def _why_not(runtime: Binary) -> str:
     if runtime.name != "runc":
         return f"checkpoints are made by runc, not by {runtime.name}: choose runc"
+    if why := wrong_program(runtime.criu):
+        return why
+    return "" if os.geteuid() == 0 else "criu needs root"
+
+
+def wrong_program(criu: str) -> str:
+    """Why that name or path cannot be the CRIU on this machine; empty: it can."""
+    path = shutil.which(criu)
     if path is None:
-        return f"{runtime.criu} is not installed: apt-get install criu (4.1 or later for kernels of 2025)"
+        return f"{criu} is not installed: apt-get install criu (4.1 or later for kernels of 2025)"
     if os.path.basename(path) != NAME:
         return f"runc looks for a program that is called {NAME}, not {os.path.basename(path)}"
-    return "" if os.geteuid() == 0 else "criu needs root"
+    return ""
 
 
 def _checked(runtime: Binary, path: str, kernel: str) -> tuple[Versions | None, str]:

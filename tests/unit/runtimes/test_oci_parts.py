@@ -105,8 +105,10 @@ def test_which_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_binary_that_the_settings_name(tmp_path: Path) -> None:
     """Through the registry, as a host does: a missing one is told with what to do."""
     why = maker("crun-of-nobody")("oci").capabilities()
-    assert set(why.values()) >= {"crun-of-nobody is not installed: apt-get install crun-of-nobody"}
-    with pytest.raises(SettingsError, match="crun-of-nobody is not installed"):
+    assert set(why.values()) >= {
+        "crun-of-nobody is no program here: name one of runc, crun, youki, or its path"
+    }
+    with pytest.raises(SettingsError, match="crun-of-nobody is no program here"):
         offered("process,oci", maker("crun-of-nobody"))
     assert "oci" not in offered("auto", maker("/opt/runsc"))
     assert "apt-get" not in maker("")("process").capabilities()["isolation"]
