@@ -37,6 +37,7 @@ def test_every_command_is_there_with_the_summary_that_help_shows() -> None:
 GROUPS = {
     "nodes": ("list", "add", "remove"),
     "jobs": ("submit", "list", "show", "cancel", "retry", "purge", "webhook-secret"),
+    "images": ("list", "push"),
     "keys": ("create", "list", "revoke"),
     "secrets": ("set", "list", "delete", "rotate-key"),
 }
