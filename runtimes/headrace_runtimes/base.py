@@ -166,5 +166,8 @@ class Runtime(Protocol):
         limit: int = 1000,
         wait_s: float = 0.0,
     ) -> tuple[list[LogLine], int]:
-        """Lines after the cursor and the next cursor, oldest first, also of ended sandboxes."""
+        """Lines after the cursor and the next cursor, oldest first, also of ended sandboxes.
+
+        ``sandbox``: an id or how it begins, as people read it.
+        """
         ...

@@ -19,7 +19,7 @@ LINES = click.IntRange(1, 100_000)
 @click.command("logs", help=SUMMARIES["logs"])
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
-@click.option("--instance", help="Only of this instance.")
+@click.option("--instance", help="Only of this instance: its id or how that begins.")
 @click.option("-n", "--lines", type=LINES, default=1000, show_default=True, help="The last so many.")
 @session_options
 def logs_command(session: Session, *, name: str, follow: bool, instance: str | None, lines: int) -> None:
@@ -31,6 +31,8 @@ def logs_command(session: Session, *, name: str, follow: bool, instance: str | N
             return
         with session.out.progress("asking the platform"):
             last = deque(client.logs(name, instance=instance), maxlen=lines)
+    if instance and not last:
+        session.out.note(f"No instance {instance} of {name} has printed anything that is still kept.")
     session.out.answer({"items": list(last), "next": None}, lambda: "\n".join(line(item) for item in last))
 
 

@@ -79,7 +79,7 @@ def read_page(
         for record in data.split(b"\n")[:-1]:
             cursor += len(record) + 1
             line = decode_line(endpoint, record)
-            if line and sandbox in (None, line.sandbox):
+            if line and line.sandbox.startswith(sandbox or ""):
                 lines.append(line)
                 if len(lines) >= limit:
                     return lines, cursor

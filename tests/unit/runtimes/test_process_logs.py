@@ -86,6 +86,8 @@ async def test_pages_filters_and_other_endpoints(tmp_path):
     assert [line.text for line in lines] == [f"line {n}" for n in range(30)]
     lines, _ = await read_all(store, sandbox="i1", limit=4)
     assert [line.text for line in lines] == [f"line {n}" for n in range(1, 30, 3)]
+    # People read the first characters of an id.
+    assert (await read_all(store, sandbox="i", limit=40))[0] == (await read_all(store))[0]
     assert (await store.read("p/never", None, 0, 10, 0)) == ([], 0)
     store.close()
 
