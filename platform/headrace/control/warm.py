@@ -61,6 +61,7 @@ class Warm:
         if stale:
             self._compute()
             self.push()
+            self._unreported(stale)
 
     def drop(self, base: wire.BaseSpec) -> None:
         """Its image could not be made: hosts forget it, and try anew when it is wanted again."""
@@ -69,8 +70,7 @@ class Warm:
         del self._recent[base]
         self._compute()
         self.push()
-        for host in self._world.living_hosts():
-            host.warm.pop(base, None)
+        self._unreported([base])
 
     def renew(self) -> None:
         """Secrets have new versions: bases that have loaded an old one are replaced; what runs goes on."""
@@ -95,8 +95,14 @@ class Warm:
         """Tell one host, if it does not know yet."""
         self._claims.warm(host, self._wanted)
 
+    def _unreported(self, bases: list[wire.BaseSpec]) -> None:
+        """Hosts let them go without a word: what they told of them before is true no more."""
+        for host in self._world.living_hosts():
+            for base in bases:
+                host.warm.pop(base, None)
+
     def _used(self) -> set[wire.BaseSpec]:
-        """Of all versions that are current or on trial."""
+        """Of all versions that are current, on trial, or called by their number."""
         return {
             base_of(spec, 0, ())
             for endpoint in self._world.endpoints.values()
@@ -104,6 +110,7 @@ class Warm:
             for spec in (
                 *([endpoint.spec] if endpoint.version is not None else []),
                 *endpoint.trials.values(),
+                *(pin.spec for pin in endpoint.pins.values()),
             )
             if spec.snapshot != "loaded"
         }

@@ -147,9 +147,18 @@ async def test_waiting_containers_are_for_versions_that_somebody_may_call(platfo
     await platform.until(lambda: held() == ["", "a"])
     await platform.gateway.deploy(platform.spec("one", runtime="oci", image=other))
     await platform.until(lambda: held() == ["", "a", "b"])
+    # Who calls the version before by its number goes on with it.
+    platform.gateway.wake("one", version=1)
+    await platform.until(lambda: 1 in platform.world.endpoints["default/one"].pins)
     await platform.gateway.deploy(platform.spec("two", runtime="oci", image=other))
-    await platform.until(lambda: held() == ["", "b"])
+    await platform.until(lambda: platform.world.endpoints["default/two"].version == 2)
+    assert held() == ["", "a", "b"]
+    platform.world.endpoints["default/one"].pins.clear()
+    await platform.gateway.deploy(platform.spec("plain", preload=("json",)))
+    await platform.until(lambda: held() == ["", "", "b"])
+    told = platform.world.hosts[host.id].warm
+    assert sorted(base.image[:1] for base in told) == ["", "", "b"], "what is gone is ready no more"
     for name in ("two", "plain", "one"):
-        assert held() == ["", "b"]
+        assert held() == ["", "", "b"]
         assert (await platform.gateway.api("DELETE", f"/endpoints/{name}"))[0] < 300
-    await platform.until(lambda: held() == [""])
+    await platform.until(lambda: held() == ["", ""])
