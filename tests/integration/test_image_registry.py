@@ -20,6 +20,8 @@ from headrace_runtimes.errors import ImageFailed, PrepareFailed, RegistryFailed
 from headrace_runtimes.images import gc
 from headrace_runtimes.images.archive import write_docker_archive
 from headrace_runtimes.images.auth import Credentials
+from headrace_runtimes.images.build import Builder, BuildSettings
+from headrace_runtimes.images.definition import Image
 from headrace_runtimes.images.reference import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -474,6 +476,8 @@ async def test_whatever_a_full_disk_does_not_take_is_told_as_that(small_disk, mo
         await store.name("yours", kept.digest)
     with pytest.raises(PrepareFailed, match="No space left"):
         await store.layer(stored.manifest.layers[0], stored.config["rootfs"]["diff_ids"][0])
+    with pytest.raises(PrepareFailed, match="No space left"):
+        await Builder(store, BuildSettings(sys.executable)).build(Image(steps=(("env", ("A=1",)),)), None)
     assert store.references() == {"mine": manifest}
     nothing_half(store)
     (place / "others").unlink()

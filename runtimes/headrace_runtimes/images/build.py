@@ -42,7 +42,7 @@ from headrace_runtimes.images.reference import (
 )
 from headrace_runtimes.images.registry import Registry
 from headrace_runtimes.images.step import PATH, TOOLS, Step, run_step, sweep
-from headrace_runtimes.images.store import Store, Stored
+from headrace_runtimes.images.store import Store, Stored, kept_in
 from headrace_runtimes.images.view import look
 from headrace_runtimes.images.wire import Patience
 
@@ -197,7 +197,8 @@ class Builder:
                 return found
             async with self._scratch() as scratch:
                 python = await asyncio.to_thread(make_host_root, self._settings.host_python, scratch / "root")
-                diff_id = await asyncio.to_thread(write_tree, scratch / "root", scratch / "layer")
+                with kept_in(scratch.parent):
+                    diff_id = await asyncio.to_thread(write_tree, scratch / "root", scratch / "layer")
                 empty = {
                     "architecture": _architecture(), "os": "linux",
                     "config": {"Env": [f"PATH={PATH}"], "Labels": {LABEL: python}},
@@ -221,7 +222,8 @@ class Builder:
             if kind == "copy":
                 entries = await asyncio.to_thread(_entries, context, words)
                 layer = scratch / "layer"
-                diff_id = await asyncio.to_thread(write_files, entries, layers, layer)
+                with kept_in(scratch.parent):
+                    diff_id = await asyncio.to_thread(write_files, entries, layers, layer)
             else:
                 command = await self._command(below, layers, kind, words, image.python)
                 async with self._settings.lend() as reach:
@@ -309,7 +311,8 @@ class Builder:
     @contextlib.asynccontextmanager
     async def _scratch(self) -> AsyncIterator[Path]:
         scratch = self.store.scratch()
-        path = await asyncio.to_thread(scratch.__enter__)
+        with kept_in(self.store.directory):
+            path = await asyncio.to_thread(scratch.__enter__)
         try:
             yield path
         finally:
