@@ -85,7 +85,8 @@ class Up:
         began = time.monotonic()
         with (self.folder / "up.err").open("a") as err:
             self.process = subprocess.Popen(
-                self.command("up", *self.options),
+                # It ends with the tests, also when they are killed.
+                ["setpriv", "--pdeathsig=TERM", *self.command("up", *self.options)],
                 stdout=subprocess.PIPE,
                 stderr=err,
                 env=self.environ,
