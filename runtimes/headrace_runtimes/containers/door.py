@@ -45,7 +45,7 @@ STRANGERS_S = 0.01
 class Door:
     """Open from its making until `close`. ``directory`` is what the container gets to see.
 
-    Nobody but its container shall get there: the directory above is closed to others.
+    The directory above can be entered and not listed; `hand_over` heeds nobody but its container.
     """
 
     def __init__(self, directory: Path) -> None:

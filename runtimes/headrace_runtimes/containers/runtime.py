@@ -72,8 +72,9 @@ class ContainerRuntime:
         self._budget = settings.budget or Budget(settings.zygote_bytes)
         self._dir = RunDir(settings.run_dir)
         await asyncio.to_thread(self._dir.open)
-        # In it are the doors of containers, which see their own by a mount: nobody else shall knock.
-        self._dir.sandboxes.chmod(0o700)
+        # In it are the doors of containers. A restore mounts one as the container's own root, who must get
+        # through; nobody else may list them, and who knocks at another's is not let in.
+        self._dir.sandboxes.chmod(0o711)
         try:
             await self._driver.open(settings)
             self._logs = settings.logs or LogStore(settings.log_dir, settings.log_bytes)
