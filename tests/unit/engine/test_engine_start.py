@@ -197,16 +197,16 @@ class Ill(Loads):
 @pytest.mark.parametrize("cls", [Loads, LoadsLate])
 def test_load_sync_and_async(cls):
     loaded = hr_loader.make(cls, "class", "m:C")
-    hr_loader.run_load(loaded, hr_loader._run_alone)
-    hr_loader.run_health(loaded, hr_loader._run_alone)
+    hr_loader.run_load(loaded, hr_loader.run_alone)
+    hr_loader.run_health(loaded, hr_loader.run_alone)
     assert loaded.owner.log == ["load"]
 
 
 def test_load_and_health_that_fail():
-    raised = failure(lambda: hr_loader.run_load(hr_loader.make(Raises, "class", "m:C"), hr_loader._run_alone))
+    raised = failure(lambda: hr_loader.run_load(hr_loader.make(Raises, "class", "m:C"), hr_loader.run_alone))
     assert (raised.reason, str(raised)) == ("load-failed", "load() raised ValueError: no weights")
     assert "no weights" in raised.traceback
-    ill = failure(lambda: hr_loader.run_health(hr_loader.make(Ill, "class", "m:C"), hr_loader._run_alone))
+    ill = failure(lambda: hr_loader.run_health(hr_loader.make(Ill, "class", "m:C"), hr_loader.run_alone))
     assert "health() returned False" in str(ill)
 
 
