@@ -12,6 +12,7 @@ TORCH := .venv/.setup-torch
 TOOLS := .venv/.setup-tools
 ONCE ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 
 .PHONY: help setup run test chaos check format bench docs lock clean
 
@@ -36,7 +37,7 @@ run: $(BASE) ## Start the platform, deploy examples/ocr.py, call it from zero (O
 	@$(BIN)/python scripts/run_demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(BASE) $(TORCH) $(TOOLS) ## Run all tests
-	@TEST_STRICT_SKIPS=1 timeout --foreground --kill-after=30 1800 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@TEST_STRICT_SKIPS=1 timeout --foreground --kill-after=30 1800 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(BASE) $(TOOLS) ## Kill parts of a platform under load: SEED=n SECONDS=n (default: 1 and 60)
 	@CHAOS_SEED=$(or $(SEED),1) CHAOS_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
