@@ -122,6 +122,7 @@ async def test_the_command_sets_lists_and_deletes(platform: Platform, work: Path
         (["set", "NAME"], CANARY.encode() * 4000),
         (["set", "NAME"], b""),
     ],
+    ids=["in the arguments", "in place of a name", "no text", "a zero", "too long", "empty"],
 )
 async def test_wrong_use_does_not_repeat_the_value(platform: Platform, argv: list[str], stdin: bytes) -> None:
     code, out = await headrace(platform, "secrets", *argv, stdin=stdin)
@@ -133,6 +134,7 @@ async def test_wrong_use_does_not_repeat_the_value(platform: Platform, argv: lis
 @pytest.mark.parametrize(
     "body",
     [f'{{"value": "{CANARY}" x', f'["{CANARY}"]', f'{{"{CANARY}": 1}}', f'{{"value": ["{CANARY}"]}}', ""],
+    ids=["cut off", "a list", "another name", "no string", "empty"],
 )
 async def test_a_body_that_is_refused_is_not_repeated(platform: Platform, body: str) -> None:
     status, _, answer = await platform.request("PUT", "/api/v1/secrets/TOKEN", data=body)
