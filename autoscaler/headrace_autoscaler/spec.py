@@ -10,8 +10,7 @@ from typing import Literal
 import msgspec
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of all values here."""
+MAX_SERVED = 256
 
 
 class ScalingSpec(Value, frozen=True, kw_only=True):
@@ -32,6 +31,18 @@ class ScalingSpec(Value, frozen=True, kw_only=True):
     regions: tuple[str, ...] = ()
     spot: Literal["prefer", "never", "only"] = "prefer"
     runtime: str = "process"
+    learn_idle: bool = False
+    """Keep an idle instance as long as experience says that it pays; ``idle_timeout_s`` then only bounds it."""
+    max_price: float | None = None
+    """Dollars per hour of one instance; offers above it are not taken."""
+    balance: float = 0.5
+    """0: cheapest. 1: most stable (more spare beside spot, earlier to on-demand)."""
+    on_demand: int = 0
+    """Of the instances wanted, as many as this are never on spot."""
+    budget: float | None = None
+    """Dollars per hour that all its instances together may cost."""
+    tokens: float | None = None
+    """Tokens in flight that one instance takes; None: it is scaled on requests."""
 
 
 class InstanceObservation(Value, frozen=True, kw_only=True):
@@ -55,6 +66,15 @@ class InstanceObservation(Value, frozen=True, kw_only=True):
     """Bytes in use."""
     gpu_used: float | None = None
     """Busy part of its accelerators, 0 to 1 each, together."""
+    ready_at: float | None = None
+    """Since when it takes requests; None: it is starting, or not known."""
+    offer: str = ""
+    """The offer that its node was launched from for it; empty: it is on a host that was there."""
+    spot: bool = False
+    price: float | None = None
+    """Dollars per hour that this one instance costs; None: not known."""
+    paid_until: float | None = None
+    """Until when it is paid for anyway (minimum billing)."""
 
 
 class EndpointObservation(Value, frozen=True, kw_only=True):
@@ -72,6 +92,16 @@ class EndpointObservation(Value, frozen=True, kw_only=True):
     """Starts are backed off until then (crash loop)."""
     rollout_from: int | None = None
     """Set while a rollout runs: instances of other versions than ``version`` are being replaced."""
+    arrived: int | None = None
+    """Requests that ever arrived, a counter. None, here and below: not known, which is not zero."""
+    demand_s: float | None = None
+    """The integral of ``in_flight + queued`` over time, request-seconds, a counter: an average over any
+    window is a difference of two of them, however irregular the looks."""
+    served: tuple[float, ...] = ()
+    """Seconds of service of requests that finished since the look before; at most `MAX_SERVED`."""
+    start_s: float | None = None
+    """Seconds that a start takes here, as observed lately (its median)."""
+    tokens_in_flight: float | None = None
 
 
 class HostObservation(Value, frozen=True, kw_only=True):
@@ -97,13 +127,66 @@ class HostObservation(Value, frozen=True, kw_only=True):
     """Endpoints whose zygote is ready there."""
 
 
+class OfferObservation(Value, frozen=True, kw_only=True):
+    """What could be launched: nodes of one kind of one provider in one region, each for one instance."""
+
+    offer: str
+    provider: str
+    region: str = ""
+    kind: str = ""
+    gpu: tuple[str, int] | None = None
+    cpu: float = 0.0
+    """With ``memory``: what an instance there may use; 0: enough for any."""
+    memory: int = 0
+    spot: bool = False
+    price: float = 0.0
+    """Dollars per hour of one node."""
+    min_billing_s: float = 0.0
+    boot_s: float | None = None
+    """Seconds from launch to ready, as observed lately (median); None: never seen."""
+    left: int | None = None
+    """How many more the quota allows; None: not known."""
+    failures: int = 0
+    """Launches that failed since one succeeded."""
+    failed_at: float | None = None
+    """When the last launch failed."""
+    reason: str = ""
+    """Why, in the provider's words."""
+    preempted_at: float | None = None
+    """When a node was last taken away there."""
+    runtimes: tuple[str, ...] = ("process", "oci", "docker")
+
+
+class PoolObservation(Value, frozen=True, kw_only=True):
+    """One pool of warm sandboxes: those of one base environment on one host."""
+
+    host: str
+    base: str
+    ready: int = 0
+    making: int = 0
+    claimed: int | None = None
+    """Claims that ever were made, a counter; None: not known."""
+    missed: int | None = None
+    """Claims that found none ready, a counter."""
+    cost: float = 0.0
+    """What one that waits costs, dollars per hour (or any unit that all pools share)."""
+    memory: int = 0
+    """Bytes that one that waits takes."""
+    refill_s: float | None = None
+    """Seconds that it takes to make one."""
+
+
 class Observation(Value, frozen=True, kw_only=True):
-    """The input of one decision: the endpoints concerned and all hosts."""
+    """The input of one decision: the endpoints concerned, all hosts, and what could be launched."""
 
     endpoints: tuple[EndpointObservation, ...]
     hosts: tuple[HostObservation, ...]
     idle_elsewhere: tuple[tuple[str, InstanceObservation, ScalingSpec], ...] = ()
     """(endpoint, instance, its scaling) of idle instances that may give way when no host has room."""
+    offers: tuple[OfferObservation, ...] = ()
+    pools: tuple[PoolObservation, ...] = ()
+    spending: float | None = None
+    """Dollars per hour of all instances of all endpoints, with those not in ``endpoints``; None: not known."""
 
 
 class Start(Value, frozen=True, kw_only=True, tag=True):
@@ -153,7 +236,33 @@ class Wait(Value, frozen=True, kw_only=True, tag=True):
     """A host that could run it is there, and is full."""
 
 
-Action = Start | Resume | Pause | Release | Wait
+class Launch(Value, frozen=True, kw_only=True, tag=True):
+    """Launch one node of ``offer`` for one instance of ``version``."""
+
+    endpoint: str
+    version: int
+    offer: str
+    reason: str
+
+
+class Refill(Value, frozen=True, kw_only=True, tag=True):
+    """Keep ``count`` sandboxes warm in one pool from now on."""
+
+    host: str
+    base: str
+    count: int
+    reason: str
+
+
+class WarmNodes(Value, frozen=True, kw_only=True, tag=True):
+    """Keep ``count`` nodes without an instance booted, of one offer."""
+
+    offer: str
+    count: int
+    reason: str
+
+
+Action = Start | Resume | Pause | Release | Wait | Launch | Refill | WarmNodes
 
 
 class EndpointState(Value, frozen=True, kw_only=True):
@@ -162,12 +271,17 @@ class EndpointState(Value, frozen=True, kw_only=True):
     desired: int = 0
     below_since: float | None = None
     """Since when fewer instances than there are would do."""
+    forecast: ForecastState | None = None
+    keep: KeepState | None = None
+    burst: BurstState | None = None
 
 
 class State(Value, frozen=True, kw_only=True):
     """The policy's memory; returned by `decide` and given back to it."""
 
     endpoints: dict[str, EndpointState] = {}
+    pools: dict[str, PoolState] = {}
+    """By ``host/base``."""
 
 
 class Config(Value, frozen=True, kw_only=True):
@@ -181,6 +295,12 @@ class Config(Value, frozen=True, kw_only=True):
     unused_hold_s: float = 1.0
     """An instance that nobody has used yet does not give way to others within this time of its start, and
     never while requests wait for it."""
+    demand: DemandConfig = DemandConfig()
+    forecast: ForecastConfig = ForecastConfig()
+    keep: KeepConfig = KeepConfig()
+    burst: BurstConfig = BurstConfig()
+    limits: LimitConfig = LimitConfig()
+    pools: PoolConfig = PoolConfig()
 
 
 class Decision(Value, frozen=True, kw_only=True):
@@ -188,6 +308,8 @@ class Decision(Value, frozen=True, kw_only=True):
 
     actions: tuple[Action, ...]
     state: State
+    look_again_at: float | None = None
+    """When something falls due if nothing else happens; None: only at the next tick."""
 
 
 class Record(Value, frozen=True, kw_only=True):
