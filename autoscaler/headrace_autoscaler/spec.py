@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-
+from headrace_autoscaler.configs import (
+    BurstConfig,
+    DemandConfig,
+    ForecastConfig,
+    KeepConfig,
+    LimitConfig,
+    PoolConfig,
+)
+from headrace_autoscaler.states import BurstState, ForecastState, KeepState, PoolState
+from headrace_autoscaler.values import Value
 
 MAX_SERVED = 256
 
