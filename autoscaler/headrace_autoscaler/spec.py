@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from headrace_autoscaler.configs import (
     BurstConfig,
     DemandConfig,
@@ -40,7 +42,7 @@ class ScalingSpec(Value, frozen=True, kw_only=True):
     spot: Literal["prefer", "never", "only"] = "prefer"
     runtime: str = "process"
     learn_idle: bool = False
-    """Keep an idle instance as long as experience says that it pays; ``idle_timeout_s`` then only bounds it."""
+    """Keep an idle instance as long as experience says that it pays; ``idle_timeout_s`` is not looked at."""
     max_price: float | None = None
     """Dollars per hour of one instance; offers above it are not taken."""
     balance: float = 0.5
@@ -123,7 +125,7 @@ class HostObservation(Value, frozen=True, kw_only=True):
     state: Literal["ready", "suspect", "draining"] = "ready"
     cpu_free: float = 0.0
     memory_free: int = 0
-    gpu_free: dict[str, int] = {}
+    gpu_free: dict[str, int] = msgspec.field(default_factory=dict)
     runtimes: tuple[str, ...] = ("process",)
     pauses: tuple[str, ...] = ()
     """Runtimes whose instances can be paused there: they keep their memory and give back the rest."""
@@ -194,7 +196,7 @@ class Observation(Value, frozen=True, kw_only=True):
     offers: tuple[OfferObservation, ...] = ()
     pools: tuple[PoolObservation, ...] = ()
     spending: float | None = None
-    """Dollars per hour of all instances of all endpoints, with those not in ``endpoints``; None: not known."""
+    """Dollars per hour of all instances, with those of endpoints not listed here; None: not known."""
 
 
 class Start(Value, frozen=True, kw_only=True, tag=True):
@@ -287,8 +289,8 @@ class EndpointState(Value, frozen=True, kw_only=True):
 class State(Value, frozen=True, kw_only=True):
     """The policy's memory; returned by `decide` and given back to it."""
 
-    endpoints: dict[str, EndpointState] = {}
-    pools: dict[str, PoolState] = {}
+    endpoints: dict[str, EndpointState] = msgspec.field(default_factory=dict)
+    pools: dict[str, PoolState] = msgspec.field(default_factory=dict)
     """By ``host/base``."""
 
 
