@@ -17,7 +17,7 @@ from headrace_autoscaler.configs import (
     LimitConfig,
     PoolConfig,
 )
-from headrace_autoscaler.states import BurstState, ForecastState, KeepState, PoolState
+from headrace_autoscaler.states import BurstState, DemandState, ForecastState, KeepState, PoolState
 from headrace_autoscaler.values import Value
 
 MAX_SERVED = 256
@@ -281,6 +281,7 @@ class EndpointState(Value, frozen=True, kw_only=True):
     desired: int = 0
     below_since: float | None = None
     """Since when fewer instances than there are would do."""
+    demand: DemandState | None = None
     forecast: ForecastState | None = None
     keep: KeepState | None = None
     burst: BurstState | None = None
