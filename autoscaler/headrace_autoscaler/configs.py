@@ -31,6 +31,29 @@ class KeepConfig(Value, frozen=True, kw_only=True):
 class BurstConfig(Value, frozen=True, kw_only=True):
     """How offers are chosen, and left alone after failures."""
 
+    need_s: float = 600.0
+    """How long a launched instance is expected to be needed: minimum billing counts in the price by it."""
+    boot_s: float = 120.0
+    """Taken for the boot of an offer where none was seen yet."""
+    patience: float = 1.5
+    """At ``balance`` 0.5, spot that boots counts as there for this many of its boot times."""
+    hedge: float = 1.0
+    """At ``balance`` 0.5 and above, the part of what is wanted that losing one zone must leave."""
+    alarm_s: float = 300.0
+    """For so long after spot was taken away only spot that is ready counts."""
+    preempted_s: float = 1800.0
+    """For so long a zone that took spot away is trusted with one instance only, until that is ready."""
+    capacity_base_s: float = 60.0
+    """First pause after an offer had no capacity; each failure in a row makes it 1.5 to 2.5 times as long."""
+    outage_base_s: float = 30.0
+    """The same after an error of the provider, for all that it offers in that region."""
+    quota_base_s: float = 300.0
+    """The same after a quota, or a request that is refused as such (credentials)."""
+    backoff_cap_s: float = 1800.0
+    """No pause after failures is longer (the cluster-autoscaler of Kubernetes: 30 min)."""
+    quota_cap_s: float = 7200.0
+    """The same for quotas, which people change and not minutes."""
+
 
 class LimitConfig(Value, frozen=True, kw_only=True):
     """Budgets and cool-downs of all endpoints together."""

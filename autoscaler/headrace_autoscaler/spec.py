@@ -85,6 +85,8 @@ class InstanceObservation(Value, frozen=True, kw_only=True):
     """Dollars per hour that this one instance costs; None: not known."""
     paid_until: float | None = None
     """Until when it is paid for anyway (minimum billing)."""
+    lost_at: float | None = None
+    """When its node is taken away, once that is known (preemption notice), however it serves until then."""
 
 
 class EndpointObservation(Value, frozen=True, kw_only=True):
@@ -164,6 +166,8 @@ class OfferObservation(Value, frozen=True, kw_only=True):
     """Why, in the provider's words."""
     preempted_at: float | None = None
     """When a node was last taken away there."""
+    launching: int | None = None
+    """Launches under way there, for all endpoints; None: not known."""
     runtimes: tuple[str, ...] = ("process", "oci", "docker")
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import msgspec
+
 from headrace_autoscaler.values import Value
 
 
@@ -48,8 +52,22 @@ class KeepState(Value, frozen=True, kw_only=True):
     """What is known of one endpoint's idle times."""
 
 
+class Refusal(Value, frozen=True, kw_only=True):
+    """A cloud that said no: how often in a row, and until when it is not asked."""
+
+    kind: Literal["capacity", "outage", "quota"]
+    failed_at: float
+    rounds: int
+    """Times that it was asked in vain; launches that fail together are one."""
+    until: float
+
+
 class BurstState(Value, frozen=True, kw_only=True):
     """What bursting remembers of one endpoint."""
+
+    refusals: dict[str, Refusal] = msgspec.field(default_factory=dict)
+    """By ``provider/region/kind/spot or on-demand``, an outage by ``provider/region``; only what failed
+    last, so never more than there are offers."""
 
 
 class PoolState(Value, frozen=True, kw_only=True):
