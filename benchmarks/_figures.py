@@ -1,0 +1,209 @@
+"""What the simulated runs are judged by: figures of one run, curves, verdicts, fleet sizes. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from headrace_autoscaler.simulate.scenario import Floats, Result
+
+MINUTE_S = 60.0
+STUDENT_95 = (0.0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95 % quantiles of Student's t by degrees of freedom, from 1 on; beyond: 1.96."""
+NORMAL_95 = 1.96
+
+Point = tuple[float, float]
+"""(dollars, share of requests that started in time)."""
+
+
+@dataclass(frozen=True)
+class Slo:
+    """``share`` of requests (all of them, or those of one minute) start within ``within_s``."""
+
+    within_s: float = 10.0
+    share: float = 0.99
+
+
+def of_run(result: Result, *, slo_s: float = 30.0) -> dict[str, float]:
+    """One run's figures. A request that failed was within no time; waits are those of the others."""
+    failed = sum(result.errors.values())
+    asked = len(result.waits) + failed
+    found = {
+        "cost_usd": result.cost.total,
+        "busy_usd": result.cost.busy,
+        "idle_usd": result.cost.idle,
+        "starting_usd": result.cost.starting,
+        "sunk_usd": result.cost.sunk,
+        "preempted_usd": result.cost.preempted,
+        "requests": float(asked),
+        "errors": float(failed),
+        "error_rate": failed / asked if asked else 0.0,
+        "starts": float(result.starts),
+        "cold_share": float(np.mean(result.cold)) if len(result.cold) else 0.0,
+        "seconds": result.seconds,
+        "available": availability(result, Slo(slo_s, 0.99)),
+    }
+    for percent in (50, 95, 99):
+        found[f"wait_p{percent}_s"] = (
+            float(np.percentile(result.waits, percent)) if len(result.waits) else 0.0
+        )
+    for limit in (2, 10, 30):
+        found[f"share_within_{limit}s"] = within(result, float(limit))
+    return found
+
+
+def within(result: Result, limit_s: float) -> float:
+    """Share of all requests, failed ones too, that started within ``limit_s``; 1 when there were none."""
+    asked = len(result.waits) + sum(result.errors.values())
+    return float(np.count_nonzero(result.waits <= limit_s)) / asked if asked else 1.0
+
+
+def availability(result: Result, slo: Slo) -> float:
+    """Share of the minutes that had requests in which ``slo.share`` of them started in time; 1: none had."""
+    good = _by_minute(result.arrivals[result.waits <= slo.within_s])
+    asked = _by_minute(np.concatenate([result.arrivals, result.failed_at]))
+    if not asked:
+        return 1.0
+    return sum(good.get(minute, 0) >= slo.share * count for minute, count in asked.items()) / len(asked)
+
+
+def _by_minute(times: Floats) -> dict[int, int]:
+    minutes, counts = np.unique(np.floor(times / MINUTE_S).astype(int), return_counts=True)
+    return dict(zip(minutes.tolist(), counts.tolist(), strict=True))
+
+
+def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Means of all figures, and the half width of the 95 % interval of cost and share within 10 s."""
+    found: dict[str, Any] = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
+    found["seeds"] = len(runs)
+    for name in ("cost_usd", "share_within_10s", "available"):
+        found[f"{name}_pm"] = half_width([run[name] for run in runs])
+    found["available_least"] = min(run["available"] for run in runs)
+    return found
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Of the 95 % confidence interval of the mean (Student); None: one value says nothing of it."""
+    if len(values) < 2:
+        return None
+    free = len(values) - 1
+    quantile = STUDENT_95[free] if free < len(STUDENT_95) else NORMAL_95
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def share_at(curve: Iterable[Point], dollars: float) -> float | None:
+    """The curve's share at this cost, on the straight line between the neighbouring points.
+
+    No convex hull: between two points a policy does what lies between them, however far another pair could
+    reach over it. Beyond the dearest point: its share, for nobody pays more for less. None: cheaper than
+    its cheapest point.
+    """
+    points = _by_cost(curve)
+    if dollars < points[0][0]:
+        return None
+    for (low, least), (high, most) in itertools.pairwise(points):
+        if low <= dollars <= high:
+            return least + (most - least) * (dollars - low) / (high - low)
+    return points[-1][1]
+
+
+def cost_at(curve: Iterable[Point], share: float) -> float | None:
+    """The least cost at which the curve reaches ``share``, same lines; None: it never does."""
+    points = _by_cost(curve)
+    if points[0][1] >= share:
+        return points[0][0]
+    for (low, least), (high, most) in itertools.pairwise(points):
+        if most >= share:
+            return low + (high - low) * (share - least) / (most - least)
+    return None
+
+
+def _by_cost(curve: Iterable[Point]) -> list[Point]:
+    """In order of cost; of those that cost the same the best."""
+    best: dict[float, float] = {}
+    for dollars, share in curve:
+        best[dollars] = max(share, best.get(dollars, share))
+    if not best:
+        raise ValueError("a curve needs a point")
+    return sorted(best.items())
+
+
+def judge(curve: Sequence[Point], others: Mapping[str, Point]) -> list[dict[str, Any]]:
+    """For each of ``others`` whether it lies on or above the curve, and how far from it.
+
+    ``beats``: at its cost our share is no higher. One that is cheaper than all our points beats us when it
+    is also no worse than our cheapest; otherwise the two can't be compared (``where`` says ``cheaper``).
+    """
+    points = _by_cost(curve)
+    found = []
+    for name, (dollars, share) in others.items():
+        ours = share_at(points, dollars)
+        where = "cheaper" if ours is None else "dearer" if dollars > points[-1][0] else "within"
+        same = cost_at(points, share)
+        found.append(
+            {
+                "policy": name,
+                "cost_usd": dollars,
+                "share": share,
+                "where": where,
+                "our_share": ours,
+                "our_cost_usd": same,
+                "saved": None if same is None else 1 - same / dollars,
+                "beats": share >= (points[0][1] if ours is None else ours),
+            }
+        )
+    return found
+
+
+def smallest(meets: Callable[[int], bool], least: int, most: int) -> int | None:
+    """The smallest count from ``least`` to ``most`` that meets it, by halving: ``meets`` must stay true
+    once it is. None: not even ``most`` does."""
+    if not meets(most):
+        return None
+    low, high = least, most
+    while low < high:
+        middle = (low + high) // 2
+        if meets(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def turns_at(points: Iterable[tuple[float, float, float]]) -> float | None:
+    """Where the first of two costs stops being the higher one.
+
+    ``points``: (x, first, second). On the straight line between the last x where the first is dearer and
+    the next one; None: it never is, or always.
+    """
+    ordered = sorted(points)
+    for (low, one, two), (high, then, against) in itertools.pairwise(ordered):
+        above, below = one - two, then - against
+        if above > 0 >= below:
+            return low + (high - low) * above / (above - below)
+    return None
+
+
+def overlap(arrivals: Floats, durations: Floats) -> tuple[float, int]:
+    """(mean, peak) number of requests in service, if each had been served at once."""
+    if not len(arrivals):
+        return 0.0, 0
+    times = np.concatenate([arrivals, arrivals + durations])
+    steps = np.concatenate([np.ones(len(arrivals)), -np.ones(len(arrivals))])
+    # Who leaves makes place before who comes at the same moment.
+    running = np.cumsum(steps[np.lexsort((steps, times))])
+    span = float(np.max(arrivals) - np.min(arrivals)) or float(np.max(durations))
+    return float(np.sum(durations)) / span, int(np.max(running))
+
+
+def busiest(arrivals: Floats, durations: Floats, length_s: float, step_s: float = 300.0) -> float:
+    """Begin of the stretch of ``length_s`` with the most work arriving, to ``step_s``."""
+    bins = np.bincount((arrivals // step_s).astype(int), weights=durations)
+    width = max(1, round(length_s / step_s))
+    sums = np.convolve(bins, np.ones(width), mode="valid") if len(bins) > width else bins[:1]
+    return float(np.argmax(sums)) * step_s
