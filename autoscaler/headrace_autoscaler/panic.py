@@ -1,0 +1,122 @@
+"""What an endpoint's demand asks for, from two windows, the queue's age, and tokens. Pure.
+
+Knative's idea: concurrency averaged over a long (stable) window follows demand and leaves noise out; when
+a short (panic) window asks for a multiple of what is ready, that is a burst: the short window counts, and
+nothing shrinks until it has been over for a while. Averages keep the instances few, and let a short
+queue stand. So a third signal: once a request has waited too long, all that is there now counts.
+
+Why not the present concurrency alone? It starts one instance for every coincidence. Why not averages
+alone? They learn of a flash crowd too late, by part of their length.
+"""
+
+from __future__ import annotations
+
+from headrace_autoscaler.configs import DemandConfig
+from headrace_autoscaler.service import add
+from headrace_autoscaler.signals import average, observe
+from headrace_autoscaler.spec import EndpointObservation
+from headrace_autoscaler.states import DemandState, PanicState, WindowState
+from headrace_autoscaler.values import Value
+
+
+class Demand(Value, frozen=True, kw_only=True):
+    """What was found. Instances are real numbers, not yet rounded up nor bounded."""
+
+    instances: float
+    """That demand asks for now."""
+    reason: str
+    concurrency_now: int
+    """In flight and queued."""
+    stable: float | None = None
+    """Mean concurrency over the long window; None, here and below: not known."""
+    burst: float | None = None
+    """Mean concurrency over the short window."""
+    tokens: float | None = None
+    """Tokens of what is in flight and queued; None also when it isn't scaled on them."""
+    late: bool = False
+    """A request has waited too long."""
+    panic: PanicState | None = None
+    """To be remembered. None: there is no burst."""
+
+    @property
+    def in_panic(self) -> bool:
+        """Whether a burst goes on: nothing may shrink."""
+        return self.panic is not None
+
+
+def remember(
+    now: float, endpoint: EndpointObservation, before: DemandState, config: DemandConfig
+) -> DemandState:
+    """What was seen before and now; the same object when there is nothing new. Its ``panic`` is kept."""
+    window = observe(before.window, now, endpoint.demand_s, endpoint.arrived, config.stable_s)
+    service = add(before.service, endpoint.served)
+    if window is before.window and service is before.service:
+        return before
+    return DemandState(window=window, service=service, panic=before.panic)
+
+
+def demand(
+    now: float,
+    endpoint: EndpointObservation,
+    window: WindowState,
+    config: DemandConfig,
+    panic: PanicState | None = None,
+) -> Demand:
+    """What demand asks for now. ``panic`` is that of the decision before.
+
+    While a window is not known, what is there now counts instead of its average.
+    """
+    here = endpoint.in_flight + endpoint.queued
+    stable = average(window, now, config.stable_s)
+    burst = average(window, now, config.panic_s)
+    late = endpoint.queued > 0 and endpoint.oldest_wait_s >= config.late_s
+    tokens = _tokens(endpoint)
+    size = _instance_size(endpoint, tokens)
+    asked = (here if stable is None else stable) / size
+    reason = f"{here} requests now" if stable is None else f"{stable:.2f} requests over {config.stable_s:g} s"
+    panic = _panic(now, endpoint, (here if burst is None else burst) / size, config, panic)
+    if panic is not None and panic.most > asked:
+        asked, reason = panic.most, f"a burst asks for {panic.most:.2f} instances (until {panic.until:.0f})"
+    if late and here / size > asked:
+        asked, reason = here / size, f"{here} requests, one waits for {endpoint.oldest_wait_s:.1f} s"
+    if tokens is not None:
+        reason += f", {tokens:g} tokens"
+    elif endpoint.scaling.tokens is not None:
+        reason += ", tokens not known"
+    return Demand(
+        instances=asked,
+        reason=reason,
+        concurrency_now=here,
+        stable=stable,
+        burst=burst,
+        tokens=tokens,
+        late=late,
+        panic=panic,
+    )
+
+
+def _tokens(endpoint: EndpointObservation) -> float | None:
+    """Tokens of all that is there: those that wait are taken to be as long as those in flight."""
+    if endpoint.scaling.tokens is None or endpoint.tokens_in_flight is None or not endpoint.in_flight:
+        return None
+    return endpoint.tokens_in_flight * (1 + endpoint.queued / endpoint.in_flight)
+
+
+def _instance_size(endpoint: EndpointObservation, tokens: float | None) -> float:
+    """Requests that one instance takes: by their tokens where those are known."""
+    scaling = endpoint.scaling
+    if tokens is None or scaling.tokens is None or tokens <= 0:
+        return scaling.target_concurrency
+    return scaling.tokens * (endpoint.in_flight + endpoint.queued) / tokens
+
+
+def _panic(
+    now: float, endpoint: EndpointObservation, asked: float, config: DemandConfig, before: PanicState | None
+) -> PanicState | None:
+    ready = sum(instance.state == "ready" for instance in endpoint.instances)
+    if before is not None and (now >= before.until or before.until > now + config.panic_hold_s):
+        before = None
+    most = asked if before is None else max(before.most, asked)
+    if asked > 0 and asked >= config.panic_threshold * max(1, ready):
+        return PanicState(until=now + config.panic_hold_s, most=most)
+    return before if before is None or before.most == most else PanicState(until=before.until, most=most)

@@ -1,0 +1,108 @@
+"""Averages over windows from counters that were read at irregular times. Pure.
+
+What is observed are counters (`spec.EndpointObservation.demand_s`, the integral of concurrency over time,
+and ``arrived``), so the average over a span is the difference of two readings by the time between them:
+exact however rarely one looked in between, where averaging gauges would need a look at each change. Only
+the edge of a window that falls between two readings has to be guessed, on the straight line between them.
+That guess is refused when those two are further apart than the window is long and the counter moved.
+
+A reading that is missing is no zero: it leaves the window as it is, and what cannot be told is None.
+"""
+
+from __future__ import annotations
+
+from headrace_autoscaler.states import WindowState
+
+MAX_SAMPLES = 32
+"""Readings that a window holds. The older they are the fewer are kept, for a long window needs its edge
+less exactly than a short one."""
+SPACING_S = 0.5
+"""Two readings nearer than this are not both kept, except that the newest always is."""
+COVERED = 0.5
+"""A window must have been watched for this part of its length, and have been read within the other part."""
+
+_Sample = tuple[float, float, int | None]
+
+
+def observe(
+    window: WindowState, now: float, demand_s: float | None, arrived: int | None, span_s: float
+) -> WindowState:
+    """The window with one more reading; the same object when there is nothing new.
+
+    ``span_s`` is the longest window that will be asked for. A counter (or clock) that went back belongs to
+    a platform that was started anew: what was read before is dropped.
+    """
+    if demand_s is None:
+        return window
+    sample = (now, demand_s, arrived)
+    samples = window.samples
+    if samples:
+        last = samples[-1]
+        if last == sample:
+            return window
+        lost = arrived is not None and last[2] is not None and arrived < last[2]
+        if now < last[0] or demand_s < last[1] or lost:
+            samples = ()
+        elif now == last[0]:
+            samples = samples[:-1]
+    if len(samples) >= 2 and _adds_nothing(samples[-2], samples[-1], sample):
+        samples = samples[:-1]
+    samples = (*samples, sample)
+    start = now - span_s
+    while len(samples) > 2 and samples[1][0] <= start:
+        samples = samples[1:]
+    if len(samples) > MAX_SAMPLES:
+        half = MAX_SAMPLES // 2
+        samples = samples[:1] + samples[2:half:2] + samples[half:]
+    return WindowState(samples=samples)
+
+
+def _adds_nothing(before: _Sample, middle: _Sample, after: _Sample) -> bool:
+    """Whether the middle one is on the line between the others (nothing moved), or too near the first."""
+    return before[1:] == middle[1:] == after[1:] or middle[0] - before[0] < SPACING_S
+
+
+def average(window: WindowState, now: float, seconds: float) -> float | None:
+    """Mean concurrency (in flight and queued) over the last ``seconds``; None: not known."""
+    found = _edges(window, now, seconds)
+    if found is None:
+        return None
+    before, after, last, start = found
+    return (last[1] - _between(before[0], before[1], after[0], after[1], start)) / (last[0] - start)
+
+
+def rate(window: WindowState, now: float, seconds: float) -> float | None:
+    """Arrivals per second over the last ``seconds``; None: not known."""
+    found = _edges(window, now, seconds)
+    if found is None:
+        return None
+    before, after, last, start = found
+    if before[2] is None or after[2] is None or last[2] is None:
+        return None
+    return (last[2] - _between(before[0], before[2], after[0], after[2], start)) / (last[0] - start)
+
+
+def _between(t0: float, v0: float, t1: float, v1: float, t: float) -> float:
+    return v0 if t <= t0 else v0 + (v1 - v0) * (t - t0) / (t1 - t0)
+
+
+def _edges(window: WindowState, now: float, seconds: float) -> tuple[_Sample, _Sample, _Sample, float] | None:
+    """(readings on both sides of the window's start, the newest, the start); None: it cannot be told."""
+    samples = window.samples
+    if len(samples) < 2:
+        return None
+    last = samples[-1]
+    unseen = now - last[0]
+    if unseen > seconds * (1 - COVERED) or unseen < 0:
+        return None
+    start = max(now - seconds, samples[0][0])
+    if last[0] <= start or last[0] - start < seconds * COVERED:
+        return None
+    place = len(samples) - 2
+    while samples[place][0] > start:
+        place -= 1
+    before, after = samples[place], samples[place + 1]
+    guessed = before[0] < start and before[1:] != after[1:]
+    if guessed and after[0] - before[0] > seconds:
+        return None
+    return before, after, last, start
