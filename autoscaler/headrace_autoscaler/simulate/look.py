@@ -1,0 +1,195 @@
+"""Builds what a policy is shown; parts that did not change since the last look are shown again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headrace_autoscaler.simulate.fleet import BUSY, STARTING, UNLIMITED, Fleet, Instance, Site
+from headrace_autoscaler.spec import (
+    MAX_SERVED,
+    EndpointObservation,
+    HostObservation,
+    InstanceObservation,
+    Observation,
+    OfferObservation,
+    PoolObservation,
+    ScalingSpec,
+)
+
+BASE = "base"
+"""The one base environment of a simulated home's warm sandboxes."""
+
+
+class Looker:
+    """Shows fleets and sites; owned by one run."""
+
+    def __init__(self, fleets: Sequence[Fleet], sites: Sequence[Site], arrivals: Sequence[float]) -> None:
+        self._fleets = fleets
+        self._arrivals = arrivals
+        self._sites = sites
+        self._homes = [s for s in sites if s.supply.owned]
+        self._offers = [s for s in sites if not s.supply.owned]
+        self._pools = [s for s in self._homes if s.supply.warm is not None]
+        self._last: Observation | None = None
+        self._parts: tuple[object, ...] = ()
+
+    def look(self, now: float, fleets: Sequence[Fleet]) -> Observation:
+        """What is to be seen now of these endpoints, and of all hosts and offers."""
+        endpoints = tuple([fleet.view or self._endpoint(now, fleet) for fleet in fleets])
+        hosts = tuple([s.host_view or _host(s) for s in self._homes])
+        offers = tuple([s.offer_view or _offer(s) for s in self._offers])
+        pools = tuple([s.pool_view or _pool(s) for s in self._pools])
+        parts = (*endpoints, *hosts, *offers, *pools)
+        last = self._last
+        if last is not None and len(parts) == len(self._parts):
+            for one, other in zip(parts, self._parts, strict=True):
+                if one is not other:
+                    break
+            else:
+                return last
+        self._parts = parts
+        self._last = Observation(
+            endpoints=endpoints,
+            hosts=hosts,
+            offers=offers,
+            pools=pools,
+            spending=sum([s.rate * len(s.instances) for s in self._sites]),
+            idle_elsewhere=self._idle_elsewhere(fleets),
+        )
+        return self._last
+
+    def _endpoint(self, now: float, fleet: Fleet) -> EndpointObservation:
+        fleet.count(now)
+        instances = fleet.instances_view
+        if instances is None:
+            instances = tuple([i.view or _instance(i) for i in fleet.instances.values()])
+            fleet.instances_view = instances
+        served = fleet.served
+        shown = EndpointObservation(
+            endpoint=fleet.name,
+            version=1,
+            scaling=fleet.scaling,
+            in_flight=fleet.in_flight,
+            queued=fleet.queued,
+            oldest_wait_s=now - self._arrivals[fleet.queue[0]] if fleet.queued else 0.0,
+            instances=instances,
+            arrived=fleet.arrived,
+            demand_s=fleet.demand_s,
+            served=tuple(served[-MAX_SERVED:]) if served else (),
+            start_s=fleet.start_s,
+        )
+        # While there is demand its integral grows, and what was served is shown once.
+        if not served and not fleet.in_flight and not fleet.queued:
+            fleet.view = shown
+        elif served:
+            served.clear()
+        return shown
+
+    def _idle_elsewhere(
+        self, fleets: Sequence[Fleet]
+    ) -> tuple[tuple[str, InstanceObservation, ScalingSpec], ...]:
+        if len(fleets) == len(self._fleets) or not self._homes:
+            return ()
+        return tuple(
+            (fleet.name, one.view or _instance(one), fleet.scaling)
+            for fleet in self._fleets
+            if fleet not in fleets
+            for one in fleet.instances.values()
+            if one.state == "ready" and not one.running and one.site.supply.owned
+        )
+
+
+def _instance(one: Instance) -> InstanceObservation:
+    supply = one.site.supply
+    one.view = InstanceObservation(
+        id=one.id,
+        host=supply.name if supply.owned else one.id,
+        version=1,
+        state="draining" if one.state == "gone" else one.state,
+        in_flight=len(one.running),
+        started_at=one.started_at,
+        last_used_at=one.last_used_at,
+        gpu=((supply.kind, 1),),
+        ready_at=one.ready_at,
+        offer="" if supply.owned else supply.name,
+        spot=supply.spot,
+        price=one.site.rate,
+        paid_until=one.paid_until if supply.min_billing_s else None,
+    )
+    return one.view
+
+
+def _host(site: Site) -> HostObservation:
+    supply, left = site.supply, site.left
+    site.host_view = HostObservation(
+        host=supply.name,
+        provider=supply.provider,
+        region=supply.region,
+        spot=supply.spot,
+        price=site.rate,
+        state="suspect" if site.outages or site.away else "ready",
+        gpu_free={supply.kind: UNLIMITED if left is None else left},
+    )
+    return site.host_view
+
+
+def _offer(site: Site) -> OfferObservation:
+    supply = site.supply
+    site.offer_view = OfferObservation(
+        offer=supply.name,
+        provider=supply.provider,
+        region=supply.region,
+        kind=supply.kind,
+        gpu=(supply.kind, 1),
+        spot=supply.spot,
+        price=supply.price,
+        min_billing_s=supply.min_billing_s,
+        boot_s=site.boot_s,
+        left=site.left,
+        failures=site.failures,
+        failed_at=site.failed_at,
+        reason=site.reason,
+        preempted_at=site.preempted_at,
+    )
+    return site.offer_view
+
+
+def _pool(site: Site) -> PoolObservation:
+    site.pool_view = PoolObservation(
+        host=site.name,
+        base=BASE,
+        ready=site.sandboxes,
+        making=site.making,
+        claimed=site.claimed,
+        missed=site.missed,
+        refill_s=site.refill_draw(),
+    )
+    return site.pool_view
+
+
+def sample(fleets: Sequence[Fleet], sites: Sequence[Site], now: float, into: dict[str, list[float]]) -> None:
+    """Add one point to every series of the timeline."""
+
+    def add(series: str, value: float) -> None:
+        into.setdefault(series, []).append(value)
+
+    queued = sum(fleet.queued for fleet in fleets)
+    add("t", now)
+    add("demand", queued + sum(fleet.in_flight for fleet in fleets))
+    add("queued", queued)
+    for site in sites:
+        add(f"starting:{site.name}", site.doing[STARTING])
+        add(f"busy:{site.name}", site.doing[BUSY])
+        add(f"idle:{site.name}", len(site.instances) - site.doing[STARTING] - site.doing[BUSY])
+        add(f"dollars:{site.name}", spent(site, now))
+
+
+def spent(site: Site, now: float) -> float:
+    """Dollars that a supply has cost by now."""
+    supply = site.supply
+    if supply.standing:
+        seconds = (supply.capacity or 0) * max(0.0, now - site.warm_up_s)
+    else:
+        live = (now - max(site.warm_up_s, one.started_at) for one in site.instances.values())
+        seconds = site.billed_s + sum(max(0.0, s) for s in live)
+    return seconds * supply.price / 3600.0
