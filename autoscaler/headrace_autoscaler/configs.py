@@ -23,6 +23,22 @@ class DemandConfig(Value, frozen=True, kw_only=True):
 class ForecastConfig(Value, frozen=True, kw_only=True):
     """How demand is forecast."""
 
+    step_s: float = 10.0
+    """It learns once in so many seconds."""
+    horizons_s: tuple[float, ...] = (15.0, 90.0, 300.0, 1800.0)
+    """Seconds ahead for which it learns, ascending; what is between them is interpolated."""
+    gap_s: float = 120.0
+    """After so long without a lesson, what was smoothed is begun anew."""
+    weekend: tuple[int, ...] = (2, 3)
+    """Days of seven, counted from the clock's zero, that have a daily course of their own. Unix time began
+    on a Thursday: these are Saturday and Sunday."""
+    enough: int = 30
+    """Forecasts that must have come due before one is given."""
+    widest: float = 3.0
+    """A range wider than so many times (value + 1) says nothing."""
+    most_outside: float = 0.3
+    """A range meant to hold nine of ten, and missed by more than this share of late, isn't to be trusted."""
+
 
 class KeepConfig(Value, frozen=True, kw_only=True):
     """When idle instances are kept."""

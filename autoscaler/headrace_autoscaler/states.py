@@ -44,8 +44,56 @@ class DemandState(Value, frozen=True, kw_only=True):
     """None: there is no burst."""
 
 
+class SeasonState(Value, frozen=True, kw_only=True):
+    """How concurrency goes through the day, see `headrace_autoscaler.season`."""
+
+    workdays: tuple[float | None, ...] = ()
+    """Mean concurrency per slot of a day; None: not seen yet. Empty: no slot was."""
+    weekends: tuple[float | None, ...] = ()
+    slot: int | None = None
+    """The slot being watched, counted from the clock's zero."""
+    total: float = 0.0
+    """Sum of the averages seen in it, each times its seconds."""
+    seconds: float = 0.0
+
+
+class ResidualState(Value, frozen=True, kw_only=True):
+    """How far from the truth forecasts were, see `headrace_autoscaler.residuals`."""
+
+    offsets: tuple[float, ...] = ()
+    """Per level of `residuals.LEVELS`, in units of the forecast's scale."""
+    seen: int = 0
+    """Forecasts that have come due."""
+    outside: float = 0.0
+    """Share of late that fell outside of the range that should hold nine of ten."""
+    error: float = 0.0
+    """Mean absolute error of late, in units of the forecast's scale."""
+    unchanged: float = 0.0
+    """The same of the forecast that all stays as it is."""
+
+
+class HorizonState(Value, frozen=True, kw_only=True):
+    """What is known of forecasts so far ahead."""
+
+    seconds: float
+    weights: tuple[float, ...]
+    """Of the hints, see `headrace_autoscaler.forecast`."""
+    residuals: ResidualState = ResidualState()
+    pending: tuple[tuple[float, ...], ...] = ()
+    """(when it comes due, concurrency when it was made, the hints then), oldest first."""
+
+
 class ForecastState(Value, frozen=True, kw_only=True):
     """What the forecast has learnt of one endpoint."""
+
+    at: float | None = None
+    """Of the last lesson; None: there was none."""
+    last: float = 0.0
+    """Mean concurrency then."""
+    levels: tuple[float, ...] = ()
+    """Concurrency smoothed over `forecast.SMOOTHING_S`."""
+    season: SeasonState = SeasonState()
+    horizons: tuple[HorizonState, ...] = ()
 
 
 class KeepState(Value, frozen=True, kw_only=True):
@@ -66,8 +114,8 @@ class BurstState(Value, frozen=True, kw_only=True):
     """What bursting remembers of one endpoint."""
 
     refusals: dict[str, Refusal] = msgspec.field(default_factory=dict)
-    """By ``provider/region/kind/spot or on-demand``, an outage by ``provider/region``; only what failed
-    last, so never more than there are offers."""
+    """By ``provider/region[/kind/spot or on-demand[/offer]]``, see `headrace_autoscaler.backoff`; only what
+    failed last, so never more than there are offers."""
 
 
 class PoolState(Value, frozen=True, kw_only=True):

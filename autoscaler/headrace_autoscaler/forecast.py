@@ -1,0 +1,198 @@
+"""Concurrency some seconds ahead, with a range, or the answer that it isn't known. Pure.
+
+Value = concurrency now + what hints say of the change: back towards the smoothed levels (most of what
+moves within a minute is noise), on along their trends, and as the day usually goes. How much each
+hint is worth is learnt per endpoint and horizon from forecasts that came due (normalised least mean
+squares: Widrow, Hoff 1960), and so is the range around the value (`residuals`). Forecasts are made
+a few per horizon and kept until they come due, so that all costs and sizes are bounded.
+
+Why: a start takes as long as it takes, so instances should follow demand as it will be then. At such
+horizons demand is mostly noise, so a forecast is worth having in ramps, and only as long as its own
+record bears it out: `doubt` says when it does not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from headrace_autoscaler import residuals, season
+from headrace_autoscaler.configs import ForecastConfig
+from headrace_autoscaler.states import ForecastState, HorizonState
+from headrace_autoscaler.values import Value
+
+SMOOTHING_S = (60.0, 300.0, 1800.0)
+"""Time constants of the smoothed levels."""
+WEIGHTS = (1.0, -0.2, 0.0, 0.3)
+"""Of the hints, before anything is learnt: to the fastest level, on with its trend, as the day goes."""
+LIMIT = 2.0
+"""No weight grows beyond."""
+PACE = 0.02
+"""Of learning weights."""
+AT_ONCE = 3
+"""Forecasts that are under way per horizon."""
+LATE = 3
+"""Steps: what comes due in a longer pause of looking cannot be checked."""
+MOST_SEASON = 2.0
+"""A day may be this much higher than usual, and its ramps with it."""
+LEAST_USUAL = 0.5
+"""Instances: below, ratios to what is usual mean nothing."""
+WORSE = 1.1
+"""A forecast whose error is so many times that of "all stays as it is" is of no use."""
+_DIGITS = 4
+
+
+class Forecast(Value, frozen=True, kw_only=True):
+    """Mean concurrency at one time to come."""
+
+    value: float
+    low: float
+    """With the chance that was asked for it will be above this,"""
+    high: float
+    """and with the same chance below this."""
+
+
+def learn(now: float, concurrency: float, state: ForecastState, config: ForecastConfig) -> ForecastState:
+    """What is known after ``concurrency``, its mean since the last lesson or over the last step.
+
+    The same object when the last lesson is less than a step ago. A clock that went back, or a pause longer
+    than ``gap_s``, begins anew with all but what was learnt of the day, the weights and the errors.
+    """
+    if state.at is None or now < state.at or now - state.at > config.gap_s:
+        return _begun(now, concurrency, state, config)
+    elapsed = now - state.at
+    if elapsed < config.step_s:
+        return state
+    levels = tuple(
+        round(level + (concurrency - level) * -math.expm1(-elapsed / smoothing), _DIGITS)
+        for level, smoothing in zip(state.levels, SMOOTHING_S, strict=True)
+    )
+    after = ForecastState(
+        at=now,
+        last=round(concurrency, _DIGITS),
+        levels=levels,
+        season=season.learn(now, elapsed, concurrency, state.season, config),
+    )
+    checked = elapsed <= LATE * config.step_s
+    horizons = tuple(_lesson(now, horizon, after, config, checked) for horizon in state.horizons)
+    return msgspec.structs.replace(after, horizons=horizons)
+
+
+def _begun(now: float, concurrency: float, state: ForecastState, config: ForecastConfig) -> ForecastState:
+    known = {horizon.seconds: horizon for horizon in state.horizons}
+    horizons = [known.get(s) or HorizonState(seconds=s, weights=WEIGHTS) for s in config.horizons_s]
+    return ForecastState(
+        at=now,
+        last=round(concurrency, _DIGITS),
+        levels=(round(concurrency, _DIGITS),) * len(SMOOTHING_S),
+        season=msgspec.structs.replace(state.season, slot=None, total=0.0, seconds=0.0),
+        horizons=tuple(msgspec.structs.replace(horizon, pending=()) for horizon in horizons),
+    )
+
+
+def _lesson(
+    now: float, horizon: HorizonState, state: ForecastState, config: ForecastConfig, checked: bool
+) -> HorizonState:
+    """Check what has come due, and make the next forecast when it is time."""
+    weights, record, pending = horizon.weights, horizon.residuals, horizon.pending
+    while pending and pending[0][0] <= now:
+        _, base, *hints = pending[0]
+        pending = pending[1:]
+        if checked:
+            value = _value(base, hints, weights)
+            unit = residuals.scale(value)
+            error = state.last - value
+            record = residuals.learn(error / unit, (state.last - base) / unit, record)
+            weights = _corrected(weights, hints, error, unit)
+    if not pending or pending[-1][0] <= now + horizon.seconds * (1 - 1 / AT_ONCE):
+        made = (now + horizon.seconds, state.last, *_hints(now, horizon.seconds, state, config))
+        pending = (*pending, made)
+    elif record is horizon.residuals and pending is horizon.pending:
+        return horizon
+    return HorizonState(seconds=horizon.seconds, weights=weights, residuals=record, pending=pending)
+
+
+def _hints(now: float, ahead: float, state: ForecastState, config: ForecastConfig) -> tuple[float, ...]:
+    """Changes that may come: to the fastest level, from it to the next, from that to the last; the day's."""
+    fast, middle, slow = state.levels
+    here, there = season.usual(now, state.season, config), season.usual(now + ahead, state.season, config)
+    ramp = 0.0
+    if here is not None and there is not None:
+        ramp = (there - here) * min(MOST_SEASON, slow / max(here, LEAST_USUAL))
+    hints = (fast - state.last, middle - fast, slow - middle, ramp)
+    return tuple(round(hint, _DIGITS) for hint in hints)
+
+
+def _value(base: float, hints: tuple[float, ...] | list[float], weights: tuple[float, ...]) -> float:
+    return max(0.0, base + sum(weight * hint for weight, hint in zip(weights, hints, strict=True)))
+
+
+def _corrected(
+    weights: tuple[float, ...], hints: list[float], error: float, unit: float
+) -> tuple[float, ...]:
+    """Weights moved towards what would have been right; little where the hints are small beside the noise."""
+    pace = PACE * error / (unit * unit + sum(hint * hint for hint in hints))
+    moved = (weight + pace * hint for weight, hint in zip(weights, hints, strict=True))
+    return tuple(round(min(LIMIT, max(-LIMIT, weight)), _DIGITS) for weight in moved)
+
+
+def forecast(
+    now: float, state: ForecastState, horizon_s: float, quantile: float, config: ForecastConfig
+) -> Forecast | None:
+    """Mean concurrency in ``horizon_s`` seconds, and below what it stays with chance ``quantile`` (> 0.5).
+
+    None: it doesn't know; `doubt` says why.
+    """
+    found = _weighed(now, state, horizon_s, quantile, config)
+    return None if isinstance(found, str) else found
+
+
+def doubt(
+    now: float, state: ForecastState, horizon_s: float, quantile: float, config: ForecastConfig
+) -> str | None:
+    """Why there is no forecast, in words; None: there is one."""
+    found = _weighed(now, state, horizon_s, quantile, config)
+    return found if isinstance(found, str) else None
+
+
+def _weighed(
+    now: float, state: ForecastState, horizon_s: float, quantile: float, config: ForecastConfig
+) -> Forecast | str:
+    if state.at is None or not 0 <= now - state.at <= config.gap_s:
+        return "demand was not watched of late"
+    if not state.horizons or horizon_s > state.horizons[-1].seconds:
+        return f"{horizon_s:g} s is further ahead than it learns"
+    place = next(i for i, horizon in enumerate(state.horizons) if horizon_s <= horizon.seconds)
+    far = _at(now, state, state.horizons[place], quantile, config)
+    if place == 0 or isinstance(far, str) or horizon_s == state.horizons[place].seconds:
+        return far
+    near = _at(now, state, state.horizons[place - 1], quantile, config)
+    if isinstance(near, str):
+        return near
+    first, second = state.horizons[place - 1].seconds, state.horizons[place].seconds
+    part = (horizon_s - first) / (second - first)
+    return Forecast(
+        value=near.value + part * (far.value - near.value),
+        low=near.low + part * (far.low - near.low),
+        high=near.high + part * (far.high - near.high),
+    )
+
+
+def _at(
+    now: float, state: ForecastState, horizon: HorizonState, quantile: float, config: ForecastConfig
+) -> Forecast | str:
+    record = horizon.residuals
+    if record.seen < config.enough:
+        return f"{record.seen} forecasts of {horizon.seconds:g} s came due, {config.enough} are needed"
+    if record.outside > config.most_outside:
+        return f"{record.outside:.0%} of late were outside of the range that should hold 90%"
+    if record.error > WORSE * record.unchanged:
+        return "of late it was worse than to say that all stays as it is"
+    value = _value(state.last, _hints(now, horizon.seconds, state, config), horizon.weights)
+    unit = residuals.scale(value)
+    low = max(0.0, value + unit * residuals.offset(record, 1 - quantile))
+    high = max(0.0, value + unit * residuals.offset(record, quantile))
+    if high - low > config.widest * (value + 1):
+        return f"{low:.1f} to {high:.1f} is too wide a range to say anything"
+    return Forecast(value=value, low=low, high=high)
