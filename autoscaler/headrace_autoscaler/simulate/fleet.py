@@ -9,7 +9,7 @@ from statistics import median
 from typing import Literal
 
 from headrace_autoscaler.simulate.draws import Lifetimes, Stream
-from headrace_autoscaler.simulate.scenario import Draw, Supply, Wish
+from headrace_autoscaler.simulate.scenario import Supply, Wish
 from headrace_autoscaler.spec import (
     EndpointObservation,
     HostObservation,
@@ -22,6 +22,8 @@ from headrace_autoscaler.spec import (
 STARTING, IDLE, BUSY, SUNK, PREEMPTED = range(5)
 """What time is spent on; the first three are also what an instance does."""
 HOUR_S = 3600.0
+TIERS = ("warm", "cached", "boot")
+"""Ways to start, the quickest first."""
 RECENT_STARTS = 15
 """Starts whose median is what is known of start times."""
 UNLIMITED = 1_000_000
@@ -32,9 +34,23 @@ class Instance:
     """One instance, from its launch to its end."""
 
     __slots__ = (
-        "doomed", "doing", "fleet", "id", "last_finish", "last_used_at", "paid_until", "ready_at",
-        "running", "since", "site", "slot", "started_at", "state", "tier", "view",
-    )  # fmt: skip
+        "doing",
+        "doomed",
+        "fleet",
+        "id",
+        "last_finish",
+        "last_used_at",
+        "paid_until",
+        "ready_at",
+        "running",
+        "since",
+        "site",
+        "slot",
+        "started_at",
+        "state",
+        "tier",
+        "view",
+    )
 
     def __init__(self, name: str, fleet: Fleet, site: Site, now: float) -> None:
         self.id = name
@@ -56,13 +72,21 @@ class Instance:
         """Why its launch will fail; empty: it will not."""
         self.view: InstanceObservation | None = None
 
+    def turn(self, now: float, doing: int) -> None:
+        """From now on it does something else; its time until now is booked."""
+        if self.doing != doing:
+            site = self.site
+            site.spend(self, now, self.doing)
+            site.doing[self.doing] -= 1
+            site.doing[doing] += 1
+            self.doing = doing
+
 
 class Site:
     """One supply: what runs there, what it cost, what is known of it."""
 
-    def __init__(self, supply: Supply, index: int, seed: int, warm_up_s: float) -> None:
+    def __init__(self, supply: Supply, seed: int, warm_up_s: float) -> None:
         self.supply = supply
-        self.index = index
         self.warm_up_s = warm_up_s
         self.name = supply.name
         self.rate = 0.0 if supply.standing else supply.price
@@ -94,6 +118,8 @@ class Site:
         self.outages = 0
         self.away = False
         """Its spot capacity is not there now."""
+        self.refill_s = (supply.cached or supply.boot).median
+        """Seconds until one more warm sandbox is ready."""
         self.sandboxes = self.sandboxes_wanted = supply.warm_sandboxes if supply.warm is not None else 0
         self.making = 0
         self.claimed = 0
@@ -145,10 +171,29 @@ class Site:
         self.drawn[tier] = k + 1
         return self.draws[tier].at(k)
 
-    def refill_draw(self) -> float:
-        """Seconds until one more warm sandbox is ready."""
-        draw: Draw = self.supply.cached or self.supply.boot
-        return draw.median
+    def enter(self, one: Instance) -> None:
+        """An instance begins to start here."""
+        self.started += 1
+        self.instances[one.id] = one
+        self.doing[STARTING] += 1
+        one.tier = self.tier(one.fleet.index)
+        self.loaded.add(one.fleet.index)
+        if self.has_slots:
+            one.slot = self.free_slots.pop(0)
+            self.by_slot[one.slot] = one
+        self.changed()
+
+    def leave(self, one: Instance, now: float) -> None:
+        """It has ended, and its time up to now is booked: the rest of its minimum billing, and the bill."""
+        paid = max(now, one.paid_until)
+        self.spend(one, paid, SUNK)
+        self.billed_s += max(0.0, paid - max(self.warm_up_s, one.started_at))
+        self.doing[one.doing] -= 1
+        del self.instances[one.id]
+        if one.slot is not None:
+            del self.by_slot[one.slot]
+            self.give_slot(one.slot)
+        self.changed()
 
     def changed(self) -> None:
         """What is shown of it is out of date."""
@@ -156,18 +201,10 @@ class Site:
 
     def spend(self, instance: Instance, now: float, kind: int) -> None:
         """Book the time since the last booking as spent on ``kind``."""
-        since = instance.since
-        if since < self.warm_up_s:
-            since = self.warm_up_s
+        since = max(instance.since, self.warm_up_s)
         if now > since:
             self.seconds[kind] += now - since
         instance.since = now
-
-    def close(self, instance: Instance, now: float) -> None:
-        """Book the rest of a minimum billing, and the bill."""
-        paid = max(now, instance.paid_until)
-        self.spend(instance, paid, SUNK)
-        self.billed_s += max(0.0, paid - max(self.warm_up_s, instance.started_at))
 
     def booted(self, seconds: float) -> None:
         """A start took so long; launches there succeed."""
@@ -184,9 +221,15 @@ class Site:
         self.reason = reason
         self.changed()
 
-    def free_slot(self, slot: int) -> None:
-        """Take a place back."""
+    def take_slot(self, slot: int) -> None:
+        """A free place is gone for a while."""
+        self.free_slots.remove(slot)
+        self.changed()
+
+    def give_slot(self, slot: int) -> None:
+        """A place is free again."""
         insort(self.free_slots, slot)
+        self.changed()
 
 
 class Fleet:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headrace_autoscaler.simulate.fleet import BUSY, STARTING, UNLIMITED, Fleet, Instance, Site
+from headrace_autoscaler.simulate.bill import bill
+from headrace_autoscaler.simulate.fleet import BUSY, STARTING, TIERS, UNLIMITED, Fleet, Instance, Site
 from headrace_autoscaler.spec import (
     MAX_SERVED,
     EndpointObservation,
@@ -162,7 +163,7 @@ def _pool(site: Site) -> PoolObservation:
         making=site.making,
         claimed=site.claimed,
         missed=site.missed,
-        refill_s=site.refill_draw(),
+        refill_s=site.refill_s,
     )
     return site.pool_view
 
@@ -181,15 +182,10 @@ def sample(fleets: Sequence[Fleet], sites: Sequence[Site], now: float, into: dic
         add(f"starting:{site.name}", site.doing[STARTING])
         add(f"busy:{site.name}", site.doing[BUSY])
         add(f"idle:{site.name}", len(site.instances) - site.doing[STARTING] - site.doing[BUSY])
-        add(f"dollars:{site.name}", spent(site, now))
-
-
-def spent(site: Site, now: float) -> float:
-    """Dollars that a supply has cost by now."""
-    supply = site.supply
-    if supply.standing:
-        seconds = (supply.capacity or 0) * max(0.0, now - site.warm_up_s)
-    else:
-        live = (now - max(site.warm_up_s, one.started_at) for one in site.instances.values())
-        seconds = site.billed_s + sum(max(0.0, s) for s in live)
-    return seconds * supply.price / 3600.0
+        add(f"dollars:{site.name}", bill(site, now))
+    tiers = dict.fromkeys(TIERS, 0)
+    for site in sites:
+        for one in site.instances.values():
+            tiers[one.tier] += 1
+    for tier, count in tiers.items():
+        add(f"tier:{tier}", count)

@@ -1,0 +1,28 @@
+"""What will happen, in order: one heap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappush
+from typing import Any
+
+FINISH, SUPPLY, READY, GIVE_UP = range(4)
+"""What goes first of what happens at one moment."""
+
+Handler = Callable[[float, Any, int, int], None]
+Event = tuple[float, int, int, Handler, Any, int, int]
+"""(when, order, number, what to call with: when, on what, and two numbers)."""
+
+
+class Events:
+    """Handlers to be called at their times; those at one time by order, then as they were put in."""
+
+    def __init__(self) -> None:
+        self.heap: list[Event] = []
+        self._put = 0
+
+    def put(self, at: float, order: int, handle: Handler, on: Any, *numbers: int) -> None:
+        """Call ``handle(at, on, a, b)`` then, with up to two numbers (0 where none is given)."""
+        self._put += 1
+        a, b = (*numbers, 0, 0)[:2]
+        heappush(self.heap, (at, order, self._put, handle, on, a, b))
