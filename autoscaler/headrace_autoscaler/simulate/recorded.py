@@ -1,0 +1,189 @@
+"""The platform's own recorded history as a trace: what was observed at each look, turned into requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import msgspec
+
+from headrace_autoscaler.simulate.scenario import Trace
+from headrace_autoscaler.simulate.traces import MAX_REQUESTS, TraceError, assemble
+
+PATTERN = "decisions*.jsonl"
+DIRECTORY = "history"
+
+
+class Recorded(NamedTuple):
+    """A trace from a history, and in words what of it was not seen but assumed."""
+
+    trace: Trace
+    notes: tuple[str, ...]
+
+
+# Only what is needed of `spec.Record`: a history of millions of lines is read without the rest.
+class _Endpoint(msgspec.Struct):
+    endpoint: str
+    arrived: int | None = None
+    served: tuple[float, ...] = ()
+
+
+class _Observation(msgspec.Struct):
+    endpoints: tuple[_Endpoint, ...]
+
+
+class _Line(msgspec.Struct):
+    now: float
+    observation: _Observation
+
+
+@dataclass
+class _Seen:
+    """One endpoint while its history is read."""
+
+    at: float
+    arrived: int | None
+    times: list[float] = field(default_factory=list)
+    served: list[float] = field(default_factory=list)
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+def read_history(path: str | Path, endpoint: str | None = None) -> Recorded:
+    """Requests of the recorded history in ``path``: a data directory, its ``history``, or one file.
+
+    ``endpoint``: only this one (``project/name``, or the name when one project has it); None: all.
+
+    A history says how many requests had arrived at each look, not when each did. So arrivals since the
+    look before are spread evenly up to this one (a look that a request caused is at that request), the
+    n-th request is taken to have lasted as long as the n-th service that was seen to end, and requests
+    whose end was not seen last as long as that endpoint's median. Where the recorder's clock starts
+    again, the time between is not known and left out. The notes say how often.
+
+    Raises `TraceError` when there is no history, a line is none, or none of it has the counters.
+    """
+    files = _files(Path(path))
+    seen: dict[str, _Seen] = {}
+    restarts = 0
+    offset, last = 0.0, None
+    for line in _lines(files):
+        if last is not None and line.now + offset < last:
+            offset = last - line.now
+            restarts += 1
+        last = line.now + offset
+        for each in line.observation.endpoints:
+            _look(seen, last, each)
+    chosen = _choose(seen, endpoint, files[0].parent)
+    return _trace(chosen, restarts, files[0].parent)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    directory = path / DIRECTORY if (path / DIRECTORY).is_dir() else path
+    # decisions.2.jsonl is older than decisions.1.jsonl, and that than decisions.jsonl.
+    found = sorted(directory.glob(PATTERN), key=_age, reverse=True)
+    if not found:
+        raise TraceError(
+            f"{path}: there is no recorded history ({DIRECTORY}/{PATTERN}): name a data directory"
+        )
+    return found
+
+
+def _age(path: Path) -> int:
+    middle = path.name.removeprefix("decisions.").removesuffix(".jsonl")
+    return int(middle) if middle.isdecimal() else 0
+
+
+def _lines(files: list[Path]) -> Iterator[_Line]:
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                for number, text in enumerate(file, start=1):
+                    if not text.strip():
+                        continue
+                    try:
+                        yield _decoder.decode(text)
+                    except msgspec.DecodeError as error:
+                        # The recorder was stopped, or is writing just now.
+                        if not text.endswith(b"\n"):
+                            break
+                        raise TraceError(
+                            f"{path}:{number}: is no record of a decision ({error}): remove that line"
+                        ) from error
+        except OSError as error:
+            raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _look(seen: dict[str, _Seen], now: float, each: _Endpoint) -> None:
+    known = seen.get(each.endpoint)
+    if known is None:
+        # What arrived before the first look, and what ended before it, is not known in time.
+        seen[each.endpoint] = _Seen(now, each.arrived)
+        return
+    known.served.extend(each.served)
+    if each.arrived is None:
+        return
+    if known.arrived is not None:
+        # A counter that is less than before began again at 0.
+        came = each.arrived - known.arrived if each.arrived >= known.arrived else each.arrived
+        if len(known.times) + came > MAX_REQUESTS:
+            raise TraceError(f"{each.endpoint}: more than {MAX_REQUESTS} requests: take fewer files")
+        step = (now - known.at) / came if came else 0.0
+        known.times.extend(now - step * back for back in range(came - 1, -1, -1))
+    known.at, known.arrived = now, each.arrived
+
+
+def _choose(seen: dict[str, _Seen], endpoint: str | None, directory: Path) -> dict[str, _Seen]:
+    if endpoint is None:
+        return seen
+    found = {name: each for name, each in seen.items() if endpoint in (name, name.rpartition("/")[2])}
+    if len(found) != 1:
+        what = "is in no record" if not found else "is in several projects"
+        raise TraceError(
+            f"{directory}: {endpoint} {what}; there are {', '.join(sorted(found or seen)) or 'none'}"
+        )
+    return found
+
+
+def _trace(chosen: dict[str, _Seen], restarts: int, directory: Path) -> Recorded:
+    if chosen and all(each.arrived is None for each in chosen.values()):
+        raise TraceError(
+            f"{directory}: its records have no counter of arrivals: they are from an older version; "
+            "record again with this one"
+        )
+    times: list[float] = []
+    durations: list[float] = []
+    names: list[str] = []
+    assumed = 0
+    for name, each in sorted(chosen.items()):
+        count = len(each.times)
+        if count and not each.served:
+            raise TraceError(
+                f"{directory}: of {name} {count} requests arrived and none was seen to end: record for longer"
+            )
+        ended = each.served[:count]
+        assumed += count - len(ended)
+        times += each.times
+        durations += ended
+        if len(ended) < count:
+            durations += [median(each.served)] * (count - len(ended))
+        names += [name] * count
+    if not times:
+        raise TraceError(f"{directory}: no request arrived in what was recorded")
+    notes = ["arrivals are spread evenly between looks"]
+    if assumed:
+        notes.append(f"{assumed} of {len(times)} requests were not seen to end; they last the median")
+    if restarts:
+        notes.append(f"the clock began again {restarts} times; the time between is left out")
+    return Recorded(assemble("history", _based(times), durations, names), tuple(notes))
+
+
+def _based(times: list[float]) -> list[float]:
+    """From the first request on: the clock of a recording has no days."""
+    first = min(times)
+    return [each - first for each in times]
