@@ -332,6 +332,12 @@ class Record(Value, frozen=True, kw_only=True):
 
     now: float
     observation: Observation
-    state: State
+    state: State | None = None
+    """What `decide` was given; None: what the line before of the same lane (`lane`) gave back."""
     config: Config
     decision: Decision
+
+    @property
+    def lane(self) -> str:
+        """Whose memory the state is: the first endpoint's; empty where only pools are decided."""
+        return self.observation.endpoints[0].endpoint if self.observation.endpoints else ""

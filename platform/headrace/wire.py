@@ -134,6 +134,12 @@ class EndpointDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     failed: int = 0
     service_s: float = 0.0
     """Sum of service times of ``finished`` requests."""
+    arrived: int | None = None
+    """Requests that came since the gateway first spoke to this leader, a counter; None: it does not count."""
+    demand_s: float | None = None
+    """The integral over that time of what is in flight and waits in the gateway, in request-seconds."""
+    served: tuple[float, ...] = ()
+    """Seconds of service of a sample of ``finished``."""
     instances: dict[str, int] = {}
     """Instance id -> requests in flight there from this gateway; 0: used since the last report, idle now."""
 

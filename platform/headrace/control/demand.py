@@ -22,6 +22,8 @@ def demand(world: World, link: Link, message: wire.Demand) -> None:
             world.touch(endpoint)
         else:
             endpoint.demand.pop(link, None)
+        endpoint.signals.heard(link.peer_id, item, now)
+        _stored(endpoint, now)
         _used(endpoint, link, item, now)
 
 
@@ -48,11 +50,18 @@ def wake(world: World, link: Link, message: wire.Wake) -> Endpoint | None:
 
 def forget(world: World, link: Link) -> None:
     """A gateway's link ended: what it said no longer counts."""
+    now = world.now()
     for endpoint in list(world.active.values()):
-        endpoint.demand.pop(link, None)
+        if endpoint.demand.pop(link, None) is not None:
+            endpoint.signals.lost(link.peer_id, now)
+            _stored(endpoint, now)
         for instance in endpoint.instances.values():
             instance.used_by.pop(link, None)
             instance.told = NEVER
+
+
+def _stored(endpoint: Endpoint, now: float) -> None:
+    endpoint.signals.stored(max((said.stored for said in endpoint.demand.values()), default=0), now)
 
 
 def _used(endpoint: Endpoint, link: Link, item: wire.EndpointDemand, now: float) -> None:

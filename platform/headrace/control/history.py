@@ -2,6 +2,9 @@
 
 `record` only puts the value into a bounded queue; encoding and writing happen in a thread. When the
 queue is full or the disk is, records are dropped and counted: deciding never waits for them.
+
+A state that the line before of the same lane gave is left out: `headrace_autoscaler.replay` carries it on. In
+a new file the first line of each lane has it, so that each file can be replayed by itself.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import logging
 from pathlib import Path
 
 import msgspec
-from headrace_autoscaler.spec import Record
+from headrace_autoscaler.spec import Record, State
 
 log = logging.getLogger("headrace.control")
 MAX_QUEUED = 4096
+MAX_LANES = 4096
+"""Lanes whose last state is remembered; beyond that all are forgotten, and written again."""
 MAX_BYTES = 16 << 20
 """Size at which the file is set aside as ``decisions.1.jsonl`` (which replaces the one before)."""
 
@@ -29,7 +34,10 @@ class History:
         self._max_bytes = max_bytes
         self._queue: asyncio.Queue[Record] = asyncio.Queue(MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
         self._encoder = msgspec.json.Encoder()
+        self._given: dict[str, State] = {}
+        """By lane: the state that its last line in the file gave. Only the writing thread has it."""
         self.dropped = 0
 
     def start(self) -> None:
@@ -44,6 +52,9 @@ class History:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        if self._writing is not None:
+            # Lines keep their order: what a line leaves out is in the one before.
+            await asyncio.wait([self._writing])
         await asyncio.to_thread(self._write, self._take())
 
     def record(self, record: Record) -> None:
@@ -57,7 +68,8 @@ class History:
         while True:
             first = await self._queue.get()
             # Shielded: a batch that left the queue is written even when control stops now.
-            await asyncio.shield(asyncio.to_thread(self._write, [first, *self._take()]))
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, [first, *self._take()]))
+            await asyncio.shield(self._writing)
 
     def _take(self) -> list[Record]:
         batch: list[Record] = []
@@ -68,7 +80,7 @@ class History:
     def _write(self, batch: list[Record]) -> None:
         if not batch:
             return
-        data = b"".join(self._encoder.encode(record) + b"\n" for record in batch)
+        data = b"".join(self._line(record) for record in batch)
         try:
             with self._path.open("ab", buffering=0) as file:
                 size = file.tell()
@@ -83,6 +95,17 @@ class History:
                 size += written
             if size >= self._max_bytes:
                 self._path.replace(self._dir / "decisions.1.jsonl")
+                self._given.clear()
         except OSError as error:
             self.dropped += len(batch)
+            self._given.clear()
             log.warning("the history cannot be written: %s", error)
+
+    def _line(self, record: Record) -> bytes:
+        lane = record.lane
+        known = record.state is not None and record.state == self._given.get(lane)
+        if len(self._given) >= MAX_LANES:
+            self._given.clear()
+        self._given[lane] = record.decision.state
+        shown = msgspec.structs.replace(record, state=None) if known else record
+        return self._encoder.encode(shown) + b"\n"

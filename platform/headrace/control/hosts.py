@@ -118,6 +118,8 @@ class Hosts:
             log.debug("instance %s: %s after %s is stale", report.id, report.state, instance.state)
         elif report.state == "ready" and instance.state == "starting":
             instance.report, instance.state = report, "ready"
+            took = max(host.last_seen - instance.started, report.timings.total_s)
+            instance.endpoint.signals.started(report.tier, took)
             self._reconciler.ready(instance)
         elif turned in ("paused", "seen"):
             instance.report = report

@@ -15,6 +15,7 @@ import msgspec
 from headrace_autoscaler.spec import EndpointState
 
 from headrace import wire
+from headrace.control.signals import Signals
 from headrace.control.state import EndpointFacts
 from headrace.link import Link
 from headrace.sdk.spec import EndpointSpec, Gpu
@@ -79,6 +80,8 @@ class Instance:
     """Paused, and told to go on: since when."""
     parked: bool = False
     """It has been paused: all that is booked for it is its memory."""
+    price: float | None = None
+    """Dollars per hour, its part of its host's; None: the host has no price."""
     outcome: asyncio.Future[wire.Death | None] | None = None
     """Set when somebody waits for its start: None when ready, else why not."""
 
@@ -148,6 +151,21 @@ class Host:
         if instance.gpu is not None:
             name, count = instance.gpu
             self.used_gpu[name] = self.used_gpu.get(name, 0) + sign * count
+
+    def price_of(self, instance: Instance) -> float | None:
+        """What an instance costs per hour: by the part of the host that it takes most of.
+
+        None: nobody said what the host costs.
+        """
+        whole, price = self.hello.resources, self.hello.price
+        if not price:
+            return None
+        parts = [instance.cpu / whole.cpu if whole.cpu else 1.0]
+        parts.append(instance.memory / whole.memory if whole.memory else 1.0)
+        if instance.gpu is not None:
+            name, count = instance.gpu
+            parts.append(count / max(1, whole.gpu.get(name, 0)))
+        return price * min(1.0, max(parts))
 
     def soon_free(self, now: float) -> tuple[float, int]:
         """(cpu, memory) of idle instances that end this moment. An accelerator is free when they have."""
@@ -247,6 +265,9 @@ class Endpoint:
     wakes: int = 0
     last_actions: dict[str, object] = field(default_factory=dict)
     """What was decided last in each lane, so that a repeated wait is not recorded again."""
+    recorded: tuple[float, int | None] = (NEVER, None)
+    """When the history had its last line of the current version, and what had arrived by then."""
+    signals: Signals = field(default_factory=Signals)
 
     @property
     def project(self) -> str:
@@ -286,6 +307,11 @@ class Endpoint:
                 stored = max(stored, said.stored)
                 oldest = max(oldest, said.oldest_wait_s)
         return max(in_flight, sum(i.in_flight for i in self.instances.values())), queued + stored, oldest
+
+    def counted(self, now: float) -> bool:
+        """Whether all that came for the current version is known: not while callers name another one."""
+        heard = all(now - said.at <= DEMAND_VALID_S for said in self.demand.values())
+        return heard and not self.pins and self.signals.known(now)
 
     def routable(self, instance: Instance) -> bool:
         """Whether gateways may send requests to this instance."""
@@ -338,6 +364,13 @@ class World:
         self.secrets: dict[tuple[str, str], int] = {}
         """(project, name) -> version of those that have a value."""
         self.wakes = 0
+        self._spending = 0.0
+
+    @property
+    def spending(self) -> float | None:
+        """Dollars per hour of all instances; None: no host has a price."""
+        priced = any(host.hello.price for host in self.living_hosts())
+        return self._spending if priced else None
 
     def secrets_of(self, spec: EndpointSpec) -> tuple[wire.SecretRef, ...]:
         """The secrets of an endpoint as they are now."""
@@ -358,6 +391,8 @@ class World:
         instance.host.leaving.pop(instance, None)
         if instance.host.instances.pop(instance.id, None) is not None:
             instance.host.book(instance, -1)
+            # Exactly nothing when nothing runs, whatever sums of fractions left over.
+            self._spending = self._spending - (instance.price or 0.0) if self.instances else 0.0
 
     def add(self, instance: Instance) -> None:
         """Enter an instance in all tables."""
@@ -365,6 +400,8 @@ class World:
         instance.endpoint.instances[instance.id] = instance
         instance.host.instances[instance.id] = instance
         instance.host.book(instance, 1)
+        instance.price = instance.host.price_of(instance)
+        self._spending += instance.price or 0.0
         self.touch(instance.endpoint)
 
     def turn(self, instance: Instance, new: wire.InstanceState, *, resuming: bool = False) -> None:

@@ -41,10 +41,18 @@ class Lane:
     oldest_wait_s: float = 0.0
     blocked_until: float = 0.0
     rollout_from: int | None = None
+    arrived: int | None = None
+    demand_s: float | None = None
+    served: tuple[float, ...] = ()
 
 
-def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> Lane:
-    """The current version; ``least`` raises the minimum for this once (``scale --to``)."""
+def main_lane(
+    endpoint: Endpoint, now: float, *, least: int | None = None, served: tuple[float, ...] = ()
+) -> Lane:
+    """The current version; ``least`` raises the minimum for this once (``scale --to``).
+
+    ``served``: service times since the look before.
+    """
     assert endpoint.version is not None
     in_flight, queued, oldest = endpoint.seen(now)
     mine: list[InstanceObservation] = []
@@ -67,6 +75,7 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
         # One of these has left, or leaves, for the version on trial: it is not replaced by its like.
         high = min(high, sum(1 for i in mine if i.state != "draining"))
         low = min(low, high)
+    counted = endpoint.counted(now)
     return Lane(
         key=endpoint.key,
         version=endpoint.version,
@@ -78,6 +87,9 @@ def main_lane(endpoint: Endpoint, now: float, *, least: int | None = None) -> La
         oldest_wait_s=oldest,
         blocked_until=blocked_until(endpoint.failing, endpoint.version, queued),
         rollout_from=endpoint.rollout_from,
+        arrived=endpoint.signals.arrived if counted else None,
+        demand_s=endpoint.signals.demand_s if counted else None,
+        served=served,
     )
 
 
@@ -122,6 +134,18 @@ def trial_lane(endpoint: Endpoint, version: int) -> Lane:
     )
 
 
+def plain(lane: Lane) -> EndpointObservation:
+    """What is wanted of a lane follows from this much of it."""
+    return EndpointObservation(
+        endpoint=lane.key,
+        version=lane.version,
+        scaling=lane.scaling,
+        in_flight=lane.in_flight,
+        queued=lane.queued,
+        instances=lane.instances,
+    )
+
+
 def unready(endpoint: Endpoint) -> str:
     """Why nothing takes requests although instances live; empty when something does."""
     living = [i for i in endpoint.instances.values() if i.state == "ready"]
@@ -153,8 +177,12 @@ def observe(world: World, endpoint: Endpoint, lane: Lane) -> Observation:
         instances=lane.instances,
         blocked_until=lane.blocked_until,
         rollout_from=lane.rollout_from,
+        arrived=lane.arrived,
+        demand_s=lane.demand_s,
+        served=lane.served,
+        start_s=endpoint.signals.start_s(warm=any(host.warm for host in hosts)),
     )
-    return Observation(endpoints=(observation,), hosts=hosts, idle_elsewhere=donors)
+    return Observation(endpoints=(observation,), hosts=hosts, idle_elsewhere=donors, spending=world.spending)
 
 
 def _share(spec: EndpointSpec) -> int:
@@ -178,6 +206,9 @@ def instance_seen(instance: Instance) -> InstanceObservation:
         cpu_used=instance.use.cpu if instance.use else None,
         memory_used=instance.use.memory if instance.use else None,
         gpu_used=instance.use.gpu if instance.use else None,
+        ready_at=instance.ready_since,
+        spot=instance.host.hello.spot,
+        price=instance.price,
     )
 
 

@@ -11,13 +11,11 @@ import logging
 import time
 from collections.abc import Callable
 
-import msgspec
 from headrace_autoscaler.policy import decide, wanted
 from headrace_autoscaler.spec import (
     Action,
     Config,
     Decision,
-    EndpointObservation,
     EndpointState,
     Pause,
     Record,
@@ -31,12 +29,13 @@ from headrace_autoscaler.spec import (
 from headrace import wire
 from headrace.control import failures, observe, rollout
 from headrace.control.claims import Claims, base_of
-from headrace.control.history import History
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.leaving import Leaving
+from headrace.control.looks import Looks
 from headrace.control.model import Ended, Endpoint, Instance, Shrink, World
 from headrace.control.parking import Parking, stranded
 from headrace.control.probing import start_s
+from headrace.control.recorder import Recorder
 from headrace.control.routes import Routes
 from headrace.control.shortage import Shortage
 
@@ -54,7 +53,7 @@ class Reconciler:
         world: World,
         claims: Claims,
         routes: Routes,
-        history: History,
+        recorder: Recorder,
         *,
         config: Config,
         grace_s: float,
@@ -62,10 +61,11 @@ class Reconciler:
         self._world = world
         self._claims = claims
         self._routes = routes
-        self._history = history
+        self._recorder = recorder
         self._config = config
         self._grace_s = grace_s
         self.shortage = Shortage(world, routes, self.again)
+        self._looks = Looks(world, self.again)
         self._leaving = Leaving(claims, routes)
         self.parking = Parking(world, claims, routes, self.release)
         self.adopting = False
@@ -75,6 +75,11 @@ class Reconciler:
         """Durations from a wake to its commands sent, the last thousand."""
 
     # -- when ------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Nothing is decided any more by itself."""
+        self.shortage.stop()
+        self._looks.stop()
 
     def wake(self, endpoint: Endpoint, version: int | None, received: float) -> None:
         """Decide for one endpoint now. ``received``: when the wake came in."""
@@ -158,9 +163,10 @@ class Reconciler:
     # -- lanes -----------------------------------------------------------------------------
 
     def _main(self, endpoint: Endpoint, woken: float | None) -> None:
-        lane = observe.main_lane(endpoint, self._world.now())
+        lane = observe.main_lane(endpoint, self._world.now(), served=endpoint.signals.take_served())
         decision = self._decide(endpoint, lane, woken, memory=endpoint.memory)
         endpoint.memory = decision.state.endpoints[lane.key]
+        self._looks.at(endpoint, decision.look_again_at)
         self._waits(endpoint, lane, decision)
         self._explain(endpoint, lane, decision)
 
@@ -211,7 +217,7 @@ class Reconciler:
             return
         new = [i for i in endpoint.instances.values() if i.version == endpoint.version]
         lane = observe.main_lane(endpoint, self._world.now())
-        want = max(endpoint.memory.desired, wanted(_plain(lane)))
+        want = max(endpoint.memory.desired, wanted(observe.plain(lane)))
         seen = [rollout.Old(i.id, i.state == "ready", i.in_flight) for i in old]
         ids = set(rollout.to_drain(sum(1 for i in new if endpoint.routable(i)), seen, want))
         self.release([i for i in old if i.id in ids], f"version {endpoint.version} has taken over")
@@ -234,18 +240,10 @@ class Reconciler:
         decision = decide(now, observation, before, self._config)
         for action in decision.actions:
             self._act(endpoint, lane, action, woken)
-        shown = [_comparable(action) for action in decision.actions]
-        if shown and shown != endpoint.last_actions.get(lane.key):
-            record = Record(
-                now=now, observation=observation, state=before, config=self._config, decision=decision
-            )
-            self._history.record(record)
-            for action in decision.actions:
-                endpoint.note(type(action).__name__.lower(), action.reason)
-        if shown:
-            endpoint.last_actions[lane.key] = shown
-        else:
-            endpoint.last_actions.pop(lane.key, None)
+        record = Record(
+            now=now, observation=observation, state=before, config=self._config, decision=decision
+        )
+        self._recorder.note(endpoint, lane.key, record)
         return decision
 
     def _act(self, endpoint: Endpoint, lane: observe.Lane, action: Action, woken: float | None) -> None:
@@ -418,24 +416,6 @@ class Reconciler:
             return False
         in_flight, queued, _ = endpoint.seen(now)
         return not in_flight and not queued
-
-
-def _plain(lane: observe.Lane) -> EndpointObservation:
-    return EndpointObservation(
-        endpoint=lane.key,
-        version=lane.version,
-        scaling=lane.scaling,
-        in_flight=lane.in_flight,
-        queued=lane.queued,
-        instances=lane.instances,
-    )
-
-
-def _comparable(action: Action) -> object:
-    """A waiting reason may count down: equal waits are told apart from others only by what they wait for."""
-    if isinstance(action, Wait):
-        return ("wait", action.endpoint, action.wanted, action.reason.split(":")[0])
-    return msgspec.to_builtins(action)
 
 
 def wall(world: World, at: float) -> float:

@@ -28,6 +28,7 @@ from headrace.control.model import Endpoint, Host, World
 from headrace.control.parts import Parts
 from headrace.control.ports import NodeManager
 from headrace.control.reconcile import Reconciler
+from headrace.control.recorder import Recorder
 from headrace.control.routes import Routes
 from headrace.control.specs import digest, slim
 from headrace.control.store import EndpointRow, Store, open_store
@@ -112,7 +113,7 @@ class Control:
                 await self._nodes.stop()
         await self._cut("control stops")
         if self._parts is not None:
-            self._parts.reconciler.shortage.stop()
+            self._parts.reconciler.stop()
             await self._parts.deployer.stop()
             await self._parts.lifecycle.stop()
             await self._parts.history.stop()
@@ -178,7 +179,7 @@ class Control:
         claims = Claims(world, epoch, vault)
         warm = Warm(world, claims, spares=settings.spares)
         grace = settings.drain_grace
-        reconciler = Reconciler(world, claims, routes, history, config=self._config, grace_s=grace)
+        reconciler = Reconciler(world, claims, routes, Recorder(history), config=self._config, grace_s=grace)
         reconciler.on_start = lambda endpoint, version: _use(warm, endpoint, version)
         hosts = Hosts(world, claims, routes, reconciler, warm)
         return Parts(

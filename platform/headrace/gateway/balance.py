@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from headrace import wire
     from headrace.gateway.endpoints import Instance
 
 FEW = 4
 """Up to so many instances all are compared; above, two at random."""
+SLOW = 1.5
+"""Times the endpoint's usual service time: an instance that takes longer is no better for having run last."""
 STALE_S = 10.0
 """What an instance needed so long ago says nothing of it now."""
 SMOOTHING = 0.2
@@ -86,6 +90,22 @@ def best(
     if len(free) > FEW:
         free = random.sample(free, 2)
     return _cheapest(free, now, usual)
+
+
+def latest(
+    idle: dict[Instance, None], like: wire.InstanceRoute, now: float, mean_s: float
+) -> Instance | None:
+    """Of the idle instances that of ``like``'s version which was used last; None: none will do.
+
+    One that is slower than usual, or answers with errors, is left to `best`: else it would get all requests.
+    """
+    slowest = SLOW * (mean_s or UNKNOWN_S)
+    for instance in islice(reversed(idle), FEW):
+        route = instance.route
+        same = route.version == like.version and route.suspect == like.suspect
+        if same and instance.free(now) and instance.speed.get(now) <= slowest:
+            return instance
+    return None
 
 
 def _cheapest(group: Sequence[Instance], now: float, usual: float) -> Instance | None:

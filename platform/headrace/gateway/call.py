@@ -101,6 +101,7 @@ class Call:
         self.deadline = self.started + timeout_s
         request.exchange = self
         self._timer = dispatcher.loop.call_later(timeout_s, self._expired)
+        state.tally.begin(self.started)
 
     @property
     def done(self) -> bool:
@@ -352,6 +353,7 @@ class Call:
         was_queued = self.phase == "queued"
         self._move(final)
         now = self.ended = time.monotonic()
+        self.state.tally.end(now)
         self._timer.cancel()
         self._unhedge()
         if self._losses is not None:

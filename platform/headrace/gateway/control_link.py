@@ -50,6 +50,11 @@ class ControlLink:
         """Whether control can be told anything now."""
         return self._link is not None and self._link.is_open
 
+    @property
+    def epoch(self) -> int:
+        """Of the leader at the other end; -1: there is none."""
+        return self._link.peer_epoch if self._link is not None else -1
+
     def start(self) -> None:
         """Begin to connect."""
         self._task = asyncio.get_running_loop().create_task(self._run())

@@ -144,6 +144,8 @@ class Dispatcher:
         state.in_flight -= 1
         if not instance.in_flight:
             self.reports.idle(state)
+            if instance.usable:
+                state.idle[instance] = None
         if state.circuit.probe is attempt:
             state.circuit.probe = None
         if instance.reserved is call:
@@ -248,9 +250,11 @@ class Dispatcher:
             self._pump(state)
             self.on_room(state)
 
-    def announce_again(self) -> None:
+    def announce_again(self, *, new_leader: bool) -> None:
         """The link to control is new: it must hear again who waits."""
         for state in self._states.values():
+            if new_leader:
+                state.tally.anew(time.monotonic())
             if state.queue:
                 state.wakes.clear()
                 self._wake(state)
@@ -289,6 +293,7 @@ class Dispatcher:
 
     def _start(self, attempt: Attempt, instance: Instance) -> None:
         instance.in_flight += 1
+        instance.state.idle.pop(instance, None)
         instance.used = True
         instance.running.add(attempt)
         attempt.call.state.in_flight += 1
@@ -432,6 +437,7 @@ class Dispatcher:
 
     def _unuse(self, instance: Instance) -> None:
         instance.usable = False
+        instance.state.idle.pop(instance, None)
         instance.reserved = None
         instance.close_idle()
         instance.state.regroup()

@@ -7,10 +7,11 @@ import time
 from typing import TYPE_CHECKING
 
 from headrace import wire
-from headrace.gateway.balance import Quantile, Rate, ServiceTime, best
+from headrace.gateway.balance import Quantile, Rate, ServiceTime, best, latest
 from headrace.gateway.circuit import Circuit, RetryBudget
 from headrace.gateway.queue import WaitQueue
 from headrace.gateway.room import Coming
+from headrace.gateway.tally import Tally
 from headrace.gateway.upstream import Upstream, idle_usable
 from headrace.observe.metrics import Meter
 
@@ -145,6 +146,7 @@ class EndpointState:
         "failed",
         "finished",
         "held",
+        "idle",
         "in_flight",
         "instances",
         "key",
@@ -157,6 +159,7 @@ class EndpointState:
         "stored",
         "stored_age_s",
         "stored_woken",
+        "tally",
         "wakes",
     )
 
@@ -164,10 +167,13 @@ class EndpointState:
         self.key = key
         self.route = route
         self.instances: dict[str, Instance] = {}
+        self.idle: dict[Instance, None] = {}
+        """Those that were used and are idle now, the one used last at the end."""
         self.queue: WaitQueue[Call] = WaitQueue()
         self.coming = Coming()
         self.circuit = Circuit()
         self.meter = Meter()
+        self.tally = Tally()
         self.budget = RetryBudget()
         self._rate = Rate()
         self._hedge_times: Quantile | None = None
@@ -200,11 +206,18 @@ class EndpointState:
         return group
 
     def pick(self, version: int | None, avoid: tuple[str, ...] = ()) -> Instance | None:
-        """The better of two random instances (of all, when they are few); None: all are busy."""
+        """The idle instance that was used last; else the better of two random ones (of all, if they are few).
+
+        So those that are too many stay idle, and can be released. None: all are busy.
+        """
         group = self.group(version)
         now = time.monotonic()
         if len(group) == 1:
             return group[0] if group[0].free(now) else None
+        if self.idle and group and not avoid:
+            found = latest(self.idle, group[0].route, now, self.service)
+            if found is not None:
+                return found
         return best(group, now, self.service, avoid)
 
     def pick_alone(self, call: Call) -> Instance | None:
@@ -273,6 +286,7 @@ class EndpointState:
             self._hedge_times.add(seconds)
         self.finished += 1
         self.service_s += seconds
+        self.tally.serve(seconds)
         if not ok:
             self.failed += 1
         else:
@@ -282,6 +296,7 @@ class EndpointState:
         """Control has been told all of this: count anew."""
         self.finished = self.failed = 0
         self.service_s = 0.0
+        self.tally.told()
         for instance in self.instances.values():
             instance.used = instance.in_flight > 0
 
@@ -310,5 +325,8 @@ def demand_of(state: EndpointState, now: float) -> wire.EndpointDemand:
         finished=state.finished,
         failed=state.failed,
         service_s=state.service_s,
+        arrived=state.tally.arrived,
+        demand_s=state.tally.demand_s(now, state.held),
+        served=state.tally.served(),
         instances={i.route.id: i.in_flight for i in state.instances.values() if i.in_flight or i.used},
     )

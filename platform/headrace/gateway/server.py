@@ -101,6 +101,8 @@ class Gateway:
         self._token = token
         self._listener = listener
         self._informed = asyncio.Event()
+        self._leader = -1
+        """The epoch of the leader that it spoke to last."""
         self._told = 0
         """The number of the link on which control has given its table last."""
         self.id = f"gw-{os.getpid()}-{secrets.token_hex(3)}"
@@ -422,7 +424,8 @@ class Gateway:
         self.dispatcher.apply(self.table.drop_unconfirmed())
 
     def _link_up(self) -> None:
-        self.dispatcher.announce_again()
+        self.dispatcher.announce_again(new_leader=self._control.epoch != self._leader)
+        self._leader = self._control.epoch
 
     def _uncertain(self) -> bool:
         told = self._control.is_up and self._told == self._control.links
