@@ -31,15 +31,15 @@ LIMIT = 2.0
 PACE = 0.02
 """Of learning weights."""
 AT_ONCE = 3
-"""Forecasts that are under way per horizon."""
+"""Forecasts that are under way per horizon, with at least as many steps between them."""
 LATE = 3
 """Steps: what comes due in a longer pause of looking cannot be checked."""
 MOST_SEASON = 2.0
 """A day may be this much higher than usual, and its ramps with it."""
 LEAST_USUAL = 0.5
 """Instances: below, ratios to what is usual mean nothing."""
-WORSE = 1.1
-"""A forecast whose error is so many times that of "all stays as it is" is of no use."""
+WORSE = 1.2
+"""A forecast whose squared error is so many times that of "all stays as it is" is of no use."""
 _DIGITS = 4
 
 
@@ -56,9 +56,12 @@ class Forecast(Value, frozen=True, kw_only=True):
 def learn(now: float, concurrency: float, state: ForecastState, config: ForecastConfig) -> ForecastState:
     """What is known after ``concurrency``, its mean since the last lesson or over the last step.
 
-    The same object when the last lesson is less than a step ago. A clock that went back, or a pause longer
-    than ``gap_s``, begins anew with all but what was learnt of the day, the weights and the errors.
+    The same object when the last lesson is less than a step ago, and until there is any demand. A clock
+    that went back, or a pause longer than ``gap_s``, begins anew with all but what was learnt of the day,
+    the weights and the errors. (Other ``horizons_s`` are taken up then, too.)
     """
+    if state.at is None and not concurrency:
+        return state
     if state.at is None or now < state.at or now - state.at > config.gap_s:
         return _begun(now, concurrency, state, config)
     elapsed = now - state.at
@@ -87,7 +90,7 @@ def _begun(now: float, concurrency: float, state: ForecastState, config: Forecas
         last=round(concurrency, _DIGITS),
         levels=(round(concurrency, _DIGITS),) * len(SMOOTHING_S),
         season=msgspec.structs.replace(state.season, slot=None, total=0.0, seconds=0.0),
-        horizons=tuple(msgspec.structs.replace(horizon, pending=()) for horizon in horizons),
+        horizons=tuple(msgspec.structs.replace(horizon, pending=(), next_at=now) for horizon in horizons),
     )
 
 
@@ -95,8 +98,8 @@ def _lesson(
     now: float, horizon: HorizonState, state: ForecastState, config: ForecastConfig, checked: bool
 ) -> HorizonState:
     """Check what has come due, and make the next forecast when it is time."""
-    weights, record, pending = horizon.weights, horizon.residuals, horizon.pending
-    while pending and pending[0][0] <= now:
+    weights, record, pending, next_at = horizon.weights, horizon.residuals, horizon.pending, horizon.next_at
+    while pending and pending[0][0] <= now + config.step_s / 2:
         _, base, *hints = pending[0]
         pending = pending[1:]
         if checked:
@@ -105,12 +108,16 @@ def _lesson(
             error = state.last - value
             record = residuals.learn(error / unit, (state.last - base) / unit, record)
             weights = _corrected(weights, hints, error, unit)
-    if not pending or pending[-1][0] <= now + horizon.seconds * (1 - 1 / AT_ONCE):
+    asleep = not state.last and not any(state.levels)
+    if not asleep and now >= horizon.next_at:
         made = (now + horizon.seconds, state.last, *_hints(now, horizon.seconds, state, config))
         pending = (*pending, made)
-    elif record is horizon.residuals and pending is horizon.pending:
+        next_at = now + max(horizon.seconds / AT_ONCE, AT_ONCE * config.step_s)
+    elif pending is horizon.pending:
         return horizon
-    return HorizonState(seconds=horizon.seconds, weights=weights, residuals=record, pending=pending)
+    return HorizonState(
+        seconds=horizon.seconds, weights=weights, residuals=record, pending=pending, next_at=next_at
+    )
 
 
 def _hints(now: float, ahead: float, state: ForecastState, config: ForecastConfig) -> tuple[float, ...]:
@@ -187,7 +194,7 @@ def _at(
         return f"{record.seen} forecasts of {horizon.seconds:g} s came due, {config.enough} are needed"
     if record.outside > config.most_outside:
         return f"{record.outside:.0%} of late were outside of the range that should hold 90%"
-    if record.error > WORSE * record.unchanged:
+    if record.square > WORSE * record.unchanged:
         return "of late it was worse than to say that all stays as it is"
     value = _value(state.last, _hints(now, horizon.seconds, state, config), horizon.weights)
     unit = residuals.scale(value)

@@ -54,7 +54,10 @@ def learn(error: float, unchanged: float, residuals: ResidualState) -> ResidualS
         seen=residuals.seen + 1,
         outside=round(residuals.outside + newest * (outside - residuals.outside), _DIGITS),
         error=round(mean, _DIGITS),
-        unchanged=round(residuals.unchanged + newest * (abs(unchanged) - residuals.unchanged), _DIGITS),
+        square=round(residuals.square + newest * (error * error - residuals.square), _DIGITS),
+        unchanged=round(
+            residuals.unchanged + newest * (unchanged * unchanged - residuals.unchanged), _DIGITS
+        ),
     )
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from headrace_autoscaler.states import WindowState
 
-MAX_SAMPLES = 32
-"""Readings that a window holds. The older they are the fewer are kept, for a long window needs its edge
-less exactly than a short one."""
+MAX_SAMPLES = 48
+"""Readings that a window holds."""
+THINNING = 0.2
+"""When it is full, readings go that leave gaps of at most this part of their age: a long window needs its
+edge less exactly than a short one."""
 SPACING_S = 0.5
 """Two readings nearer than this are not both kept, except that the newest always is."""
 COVERED = 0.5
@@ -51,10 +53,17 @@ def observe(
     start = now - span_s
     while len(samples) > 2 and samples[1][0] <= start:
         samples = samples[1:]
-    if len(samples) > MAX_SAMPLES:
-        half = MAX_SAMPLES // 2
-        samples = samples[:1] + samples[2:half:2] + samples[half:]
-    return WindowState(samples=samples)
+    return WindowState(samples=samples if len(samples) <= MAX_SAMPLES else _thinned(samples))
+
+
+def _thinned(samples: tuple[_Sample, ...]) -> tuple[_Sample, ...]:
+    now = samples[-1][0]
+    kept = [samples[-1]]
+    for older, sample in zip(samples[-3::-1], samples[-2:0:-1], strict=True):
+        if kept[-1][0] - older[0] > THINNING * (now - older[0]):
+            kept.append(sample)
+    kept.append(samples[0])
+    return tuple(kept[MAX_SAMPLES - 1 :: -1])
 
 
 def _adds_nothing(before: _Sample, middle: _Sample, after: _Sample) -> bool:

@@ -68,8 +68,10 @@ class ResidualState(Value, frozen=True, kw_only=True):
     """Share of late that fell outside of the range that should hold nine of ten."""
     error: float = 0.0
     """Mean absolute error of late, in units of the forecast's scale."""
+    square: float = 0.0
+    """Mean squared error of late, in the same units,"""
     unchanged: float = 0.0
-    """The same of the forecast that all stays as it is."""
+    """and that of the forecast that all stays as it is."""
 
 
 class HorizonState(Value, frozen=True, kw_only=True):
@@ -81,6 +83,8 @@ class HorizonState(Value, frozen=True, kw_only=True):
     residuals: ResidualState = ResidualState()
     pending: tuple[tuple[float, ...], ...] = ()
     """(when it comes due, concurrency when it was made, the hints then), oldest first."""
+    next_at: float = 0.0
+    """When the next is to be made."""
 
 
 class ForecastState(Value, frozen=True, kw_only=True):
