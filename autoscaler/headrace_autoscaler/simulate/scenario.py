@@ -67,7 +67,8 @@ class Supply:
     warm: Draw | None = None
     """Ready from a warm sandbox on a node that is up (home only); None: there are none."""
     cached: Draw | None = None
-    """Ready on a node that is up, with image and weights there (home only); None: as ``boot``."""
+    """Ready on a node that is up, with image and weights there (home only); None: as ``boot``. They are
+    there from an endpoint's first start at this supply on, which takes ``boot``."""
     warm_sandboxes: int = 0
     """How many warm sandboxes home holds; each is made again ``cached`` seconds after its claim."""
     capacity: int | None = None
@@ -158,7 +159,8 @@ class Result:
     cold: NDArray[np.bool_]
     """Whether it waited for an instance that was started (not for one that was busy), same order."""
     errors: dict[str, int]
-    """By reason: ``timeout``, ``queue-full``, ``lost``."""
+    """By reason: ``timeout``, ``queue-full``, ``lost`` (run as often as ``retries`` allows, and its instance
+    was lost each time), ``unserved`` (it still waited at the end)."""
     failed_at: Floats
     """When those that failed had arrived."""
     starts: int
@@ -169,4 +171,5 @@ class Result:
     """Of simulation on this machine; 0 when not measured."""
     timeline: dict[str, Floats] = field(default_factory=dict)
     """Series for plots, sampled each ``timeline["t"]``: ``demand``, ``queued``, ``busy:<supply>``,
-    ``idle:<supply>``, ``starting:<supply>``, ``dollars:<supply>``; empty when not asked for."""
+    ``idle:<supply>``, ``starting:<supply>``, ``dollars:<supply>`` (spent until then) and ``tier:<tier>``
+    (instances that were started ``warm``, ``cached``, ``boot``); empty when not asked for."""

@@ -13,6 +13,7 @@ from headrace_autoscaler.values import Value
 MINUTE_S = 60.0
 AVAILABLE_WITHIN_S = 30.0
 AVAILABLE_SHARE = 0.99
+_EPSILON = 1e-9
 _Z = 1.959963984540054
 """The normal distribution's 97.5 % point."""
 _STUDENT = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814)
@@ -134,7 +135,9 @@ def available_minutes(result: Result) -> tuple[int, int]:
     asked = np.bincount(minutes)
     met = np.bincount(minutes, weights=soon)
     used = asked > 0
-    return int(np.count_nonzero(met[used] >= AVAILABLE_SHARE * asked[used])), int(np.count_nonzero(used))
+    return int(np.count_nonzero(met[used] >= AVAILABLE_SHARE * asked[used] - _EPSILON)), int(
+        np.count_nonzero(used)
+    )
 
 
 def availability(result: Result) -> float:
