@@ -201,7 +201,7 @@ class Market:
         return Launch(endpoint=endpoint.endpoint, version=endpoint.version, offer=offer.offer, reason=why)
 
     def cheapest(self, endpoint: EndpointObservation, why: str, spot: bool | None = None) -> Launch | None:
-        """Launch one where it is cheapest and nothing fails; None: nowhere. ``spot``: only such, or only not."""
+        """Launch one where it is cheapest and nothing fails (``spot``: or only where it is, or is not)."""
         for offer in self.offers(endpoint):
             if (spot is None or offer.spot == spot) and not resting(self._now, offer):
                 return self.launch(endpoint, offer, why)
