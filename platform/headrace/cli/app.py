@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "images": "headrace.cli.images",
     "keys": "headrace.cli.keys",
     "secrets": "headrace.cli.secrets",
+    "simulate": "headrace.cli.simulate",
     "doctor": "headrace.cli.doctor",
 }
 # The same one line that each command shows in its own help; kept here so that help imports nothing.
@@ -60,6 +61,7 @@ SUMMARIES: dict[str, str] = {
     "images": "List this machine's images, or push one to a registry.",
     "keys": "Create, list or revoke API keys.",
     "secrets": "Set, list or delete what endpoints must not carry in their code.",
+    "simulate": "Say what policies would cost, and who would wait, on a trace.",
     "doctor": "Check this machine and say what would be in the way.",
 }
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130

@@ -1,0 +1,88 @@
+"""What is told of simulated runs: figures as a JSON document, what is unbeaten, how uneven demand is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from headrace_autoscaler.simulate.generators import DAY_S
+from headrace_autoscaler.simulate.scenario import Floats, Result, Scenario, Trace
+from headrace_autoscaler.simulate.stats import summarise
+
+BIN_S = 300.0
+"""Demand is averaged over so long before its peak is looked for."""
+
+
+def document(results: Sequence[Result], bound_usd: float | None) -> dict[str, Any]:
+    """One policy's figures over its runs, for JSON: those of `stats.Summary`, unknown as None."""
+    found: dict[str, Any] = msgspec.to_builtins(summarise(results, bound_usd))
+    del found["policy"]
+    return {name: _known(value) for name, value in found.items()}
+
+
+def _known(value: Any) -> Any:
+    """NaN is no JSON: None in its place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _known(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return None if any(_known(inner) is None for inner in value) else list(value)
+    return value
+
+
+def half_width(figures: Mapping[str, Any], name: str) -> float:
+    """Of the 95 % confidence interval of a figure; 0 where one run says nothing of it."""
+    low, high = figures["ci"].get(name) or (0.0, 0.0)
+    return float(high - low) / 2
+
+
+def unbeaten(figures: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Policies for which no other is as cheap and serves as many within 10 s (and one of both better)."""
+
+    def place(name: str) -> tuple[float, float]:
+        return figures[name]["cost_usd"], -(figures[name]["share_within_10s"] or 0.0)
+
+    def beats(other: str, name: str) -> bool:
+        (cost, missed), (their_cost, their_missed) = place(name), place(other)
+        return their_cost <= cost and their_missed <= missed and place(other) != place(name)
+
+    return {name for name in figures if not any(beats(other, name) for other in figures)}
+
+
+def counted_days(scenario: Scenario) -> float:
+    """How long the part is that counts."""
+    return (scenario.trace.end + scenario.tail_s - scenario.warm_up_s) / DAY_S
+
+
+def offered(trace: Trace, edges: Floats) -> Floats:
+    """Mean number of requests at once between each two edges (seconds), if none ever waited."""
+    # The integral of the number at once, up to an edge, is how much of all requests lies before it.
+    integral = _ramp(np.sort(trace.arrivals), edges) - _ramp(np.sort(trace.arrivals + trace.durations), edges)
+    return np.asarray(np.diff(integral) / np.diff(edges), dtype=np.float64)
+
+
+def _ramp(times: Floats, at: Floats) -> Floats:
+    """Sum of max(0, at - time) over all times, which are sorted."""
+    count = np.searchsorted(times, at, "right")
+    sums = np.concatenate(([0.0], np.cumsum(times)))
+    return np.asarray(count * at - sums[count], dtype=np.float64)
+
+
+def mean_and_peak(scenario: Scenario) -> tuple[float, float]:
+    """(mean, peak over `BIN_S`) number of requests at once in the part that counts, if none ever waited."""
+    begin, end = scenario.warm_up_s, scenario.trace.end
+    if end <= begin:
+        return 0.0, 0.0
+    edges = np.linspace(begin, end, max(1, math.ceil((end - begin) / BIN_S)) + 1)
+    count = offered(scenario.trace, edges)
+    return float(count.mean()), float(count.max())
+
+
+def lower_bound(scenario: Scenario) -> float | None:
+    """TODO bounds."""
+    return None

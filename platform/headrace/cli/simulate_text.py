@@ -1,0 +1,152 @@
+"""What ``headrace simulate`` tells people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from headrace_autoscaler.simulate.generators import DAY_S
+from headrace_autoscaler.simulate.scenario import Scenario
+from headrace_autoscaler.simulate.summary import counted_days, half_width, mean_and_peak
+from headrace_autoscaler.simulate.sweep import Step, Variant
+
+from headrace.cli.output import table
+
+Figures = Mapping[str, Any]
+COLUMNS = (
+    "POLICY", "COST", "X BOUND", "<= 2 S", "<= 10 S", "<= 30 S", "P50", "P95", "P99", "COLD", "ERRORS",
+    "AVAILABLE", "STARTS",
+)  # fmt: skip
+REPORT_COLUMNS = (
+    ("cost_usd", "cost, $"), ("bound_ratio", "x bound"), ("busy_usd", "busy"), ("idle_usd", "idle"),
+    ("starting_usd", "starting"), ("sunk_usd", "sunk"), ("preempted_usd", "preempted"),
+    ("share_within_2s", "within 2 s"), ("share_within_10s", "within 10 s"),
+    ("share_within_30s", "within 30 s"),
+    ("wait_p50_s", "P50, s"), ("wait_p95_s", "P95, s"), ("wait_p99_s", "P99, s"), ("cold_share", "cold"),
+    ("errors", "errors"), ("availability", "availability"), ("starts", "starts"), ("seeds", "seeds"),
+)  # fmt: skip
+UNEVEN = 0.35
+"""Mean by peak below which demand is called uneven."""
+
+
+def policies_text(figures: Mapping[str, Figures], best: set[str]) -> str:
+    """The table of policies; those in ``best`` are marked."""
+    return table(COLUMNS, [_row(name, f, name in best) for name, f in figures.items()], "no policy")
+
+
+def _row(name: str, f: Figures, best: bool) -> list[str]:
+    ci = half_width(f, "cost_usd")
+    return [
+        f"{name} *" if best else name,
+        f"${f['cost_usd']:,.2f}" + (f" +-{ci:,.2f}" if ci else ""),
+        "-" if f["bound_ratio"] is None else f"{f['bound_ratio']:.2f}",
+        *(percent(f[f"share_within_{s}s"]) for s in (2, 10, 30)),
+        *(seconds(f[f"wait_p{p}_s"]) for p in (50, 95, 99)),
+        percent(f["cold_share"]),
+        f"{f['errors']:,.0f}",
+        percent(f["availability"]),
+        f"{f['starts']:,.0f}",
+    ]
+
+
+def percent(part: float | None) -> str:
+    """A share for people; never rounded up to 100 %."""
+    if part is None:
+        return "-"
+    if part < 1 and part > 0.9995:
+        return f"{int(part * 1e6) / 1e4:.3f} %"
+    return f"{part * 100:.2f} %"
+
+
+def seconds(value: float | None) -> str:
+    """A wait for people."""
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+
+
+def about_trace(scenario: Scenario) -> str:
+    """One line about what is simulated."""
+    trace, before = scenario.trace, scenario.warm_up_s / DAY_S
+    requests = int(np.count_nonzero(trace.arrivals >= scenario.warm_up_s))
+    endpoints = "" if len(trace.names) == 1 else f" to {len(trace.names)} endpoints"
+    warm = f", after {before:.3g} days that are played and not counted" if before else ""
+    return f"{trace.name}: {requests:,} requests{endpoints} in {(trace.end - scenario.warm_up_s) / DAY_S:.3g} days{warm}"
+
+
+def about_bound(bound_usd: float | None) -> str:
+    """What the bound means."""
+    if bound_usd is None:
+        return "There is no lower bound for this world."
+    return (
+        f"Lower bound ${bound_usd:,.2f}: what who knows each request before it comes must still spend; "
+        "nobody can do with less."
+    )
+
+
+def about_nights(scenario: Scenario) -> str:
+    """Whether the trace flatters who scales to zero."""
+    mean, peak = mean_and_peak(scenario)
+    if not peak:
+        return ""
+    words = f"Demand: mean {mean:.3g} requests at once, peak {peak:.3g}; mean/peak {mean / peak:.2f}."
+    if mean / peak < UNEVEN:
+        words += " Most of the time little is asked for, which flatters any serverless system."
+    return words
+
+
+def sweep_text(found: Sequence[Step], learnt: str = "learnt") -> str:
+    """One line per step: what it costs, and what to set."""
+    if not found:
+        return "No setting keeps p95 within any of the bounds that are asked about."
+    lines = []
+    for step in found:
+        point = step.point
+        lines.append(
+            f"p95 <= {step.p95_s:g} s costs ${point.usd_per_day:,.2f} per day: "
+            f"{options_text(point.variant, learnt)}  (p95 {seconds(point.p95_s)}, "
+            f"p99 {seconds(point.p99_s)}, {percent(point.share_within_10s)} within 10 s)"
+        )
+    return "\n".join(lines)
+
+
+def options_text(variant: Variant, learnt: str = "learnt") -> str:
+    """A setting's options for people."""
+    words = {"idle_timeout_s": "idle_timeout"}
+    parts = []
+    for name, value in variant.options.items():
+        shown = learnt if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        parts.append(f"{words.get(name, name)}={shown}")
+    return ", ".join(parts) or "defaults"
+
+
+def sweep_page(scenario: Scenario, found: Sequence[Step], bound_usd: float | None) -> str:
+    """The whole answer of a sweep."""
+    days = counted_days(scenario)
+    lines = [about_trace(scenario), "", sweep_text(found), ""]
+    if bound_usd is not None:
+        lines.append(f"Lower bound: ${bound_usd / days:,.2f} per day; it is for the whole service level.")
+    if days < 1:
+        lines.append(f"These are {days * 24:.1f} hours, scaled up to a day: nights would cost less.")
+    return "\n".join(lines)
+
+
+def facts_of(scenario: Scenario) -> list[tuple[str, str]]:
+    """What was simulated, for the report."""
+    facts = []
+    for s in scenario.supplies:
+        words = [f"${s.price:g} per hour", f"{s.boot.median:g} s to start"]
+        if s.owned:
+            words.append(f"{s.capacity} owned")
+        if s.spot:
+            words.append(f"spot, {s.notice_s:g} s notice")
+        if s.min_billing_s:
+            words.append(f"at least {s.min_billing_s:g} s paid")
+        words += [f"fails from hour {a / 3600:.1f} to {b / 3600:.1f}" for a, b in s.outages]
+        facts.append((s.name, ", ".join(words)))
+    if scenario.timeout_s is not None:
+        facts.append(("time-out", f"{scenario.timeout_s:g} s"))
+    if scenario.queue_cap is not None:
+        facts.append(("queue", f"at most {scenario.queue_cap}"))
+    return facts
