@@ -40,6 +40,8 @@ LEAST_USUAL = 0.5
 """Instances: below, ratios to what is usual mean nothing."""
 WORSE = 1.2
 """A forecast whose squared error is so many times that of "all stays as it is" is of no use."""
+NOTHING = 0.01
+"""A level that falls below this is taken for nought."""
 _DIGITS = 4
 
 
@@ -68,7 +70,7 @@ def learn(now: float, concurrency: float, state: ForecastState, config: Forecast
     if elapsed < config.step_s:
         return state
     levels = tuple(
-        round(level + (concurrency - level) * -math.expm1(-elapsed / smoothing), _DIGITS)
+        _smoothed(level, concurrency, -math.expm1(-elapsed / smoothing))
         for level, smoothing in zip(state.levels, SMOOTHING_S, strict=True)
     )
     after = ForecastState(
@@ -80,6 +82,11 @@ def learn(now: float, concurrency: float, state: ForecastState, config: Forecast
     checked = elapsed <= LATE * config.step_s
     horizons = tuple(_lesson(now, horizon, after, config, checked) for horizon in state.horizons)
     return msgspec.structs.replace(after, horizons=horizons)
+
+
+def _smoothed(level: float, concurrency: float, part: float) -> float:
+    moved = level + (concurrency - level) * part
+    return 0.0 if not concurrency and moved < NOTHING else round(moved, _DIGITS)
 
 
 def _begun(now: float, concurrency: float, state: ForecastState, config: ForecastConfig) -> ForecastState:

@@ -15,12 +15,17 @@ from bisect import bisect_right
 from headrace_autoscaler.states import ResidualState
 
 LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-FIRST = (-2.3, -1.6, -1.3, -0.7, 0.0, 0.7, 1.3, 1.6, 2.3)
-"""Where the quantiles begin: those of the normal distribution."""
+FIRST = (-2.9, -2.05, -1.6, -0.85, 0.0, 0.85, 1.6, 2.05, 2.9)
+"""Where the quantiles begin, in units of the mean error: those of the normal distribution."""
+MEASURED = 10
+"""Forecasts from which the mean error is taken for that."""
 FLOOR = 0.25
 """Added to the level: at nought there is noise too."""
 SLOWEST = 0.04
 """Steps of the quantiles, in units of the mean error, once many have been seen; larger before."""
+SPREAD = 0.1
+"""Of the range for nine of ten: it counts as the mean error if that is smaller, else the range could not
+shrink where there are no errors any more."""
 HASTE = 0.6
 """How fast steps become small: as seen to the power of minus this (between 1/2 and 1: Robbins, Monro)."""
 NEWEST = 0.05
@@ -43,12 +48,15 @@ def learn(error: float, unchanged: float, residuals: ResidualState) -> ResidualS
     offsets = residuals.offsets or FIRST
     newest = max(NEWEST, 1.0 / (residuals.seen + 1))
     mean = residuals.error + newest * (abs(error) - residuals.error)
-    step = max(SLOWEST, (residuals.seen + 1) ** -HASTE) * max(mean, residuals.error)
+    spread = (offsets[_HIGH] - offsets[_LOW]) * SPREAD
+    step = max(SLOWEST, (residuals.seen + 1) ** -HASTE) * max(mean, residuals.error, spread)
+    if residuals.seen < MEASURED:
+        offsets, step = tuple(offset * mean for offset in FIRST), 0.0
     moved = sorted(
         round(offset + step * (level if error > offset else level - 1.0), _DIGITS)
         for offset, level in zip(offsets, LEVELS, strict=True)
     )
-    outside = not offsets[_LOW] <= error <= offsets[_HIGH]
+    outside = residuals.seen >= MEASURED and not offsets[_LOW] <= error <= offsets[_HIGH]
     return ResidualState(
         offsets=tuple(moved),
         seen=residuals.seen + 1,
