@@ -34,7 +34,8 @@ class Service:
         self.errors: dict[str, int] = {}
         self.woken: dict[Fleet, None] = {}
         """Endpoints that the policy shall look at, now."""
-        self.drained: Callable[[float, Instance], None] = _nobody
+        self.drained: Callable[[float, Instance], None]
+        """What to do with an instance whose last request is done while it drains; `Nodes` says it."""
 
     def arrive(self, now: float, request: int) -> None:
         """Serve it, or let it wait."""
@@ -159,7 +160,3 @@ class Service:
         self.status[request] = FAILED
         if self._arrivals[request] >= self._warm_up_s:
             self.errors[reason] = self.errors.get(reason, 0) + 1
-
-
-def _nobody(now: float, one: Instance) -> None:
-    raise AssertionError("nobody hears of instances that have drained")

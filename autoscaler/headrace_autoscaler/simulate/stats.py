@@ -162,7 +162,8 @@ def student(freedom: int) -> float:
     z = _Z
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def _mean_by_name(rows: Sequence[dict[str, int]] | Sequence[dict[str, float]]) -> dict[str, float]:
