@@ -3,7 +3,7 @@
     python -m headrace_autoscaler.replay FILE...
 
 prints how many lines were decided again and each one that differs; exit status 1 when one does, 2 when a file
-cannot be read. JSON keeps floats exactly (the shortest text that reads back as the same number).
+cannot be read.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import msgspec
 
+from headrace_autoscaler.history import read
 from headrace_autoscaler.policy import decide
-from headrace_autoscaler.spec import Action, Decision, Record, State
+from headrace_autoscaler.spec import Action, Decision
 
 SAME, DIFFERENT, UNREADABLE = 0, 1, 2
 """Exit statuses."""
-_decoder = msgspec.json.Decoder(Record)
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,14 @@ class Replayed:
 def replay_lines(lines: Iterable[bytes | str]) -> Replayed:
     """Decide each line again, each from the state that was recorded (not from what is decided now).
 
-    Raises ``msgspec.DecodeError`` for a line that is not a record, or whose state is in a line before that is
-    not there.
+    Raises ``msgspec.DecodeError`` for a line that is not a record, or that needs a line before which is not
+    there.
     """
     found: list[Mismatch] = []
-    given: dict[str, State] = {}
     count = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record = _decoder.decode(line)
-        state = given.get(record.lane) if record.state is None else record.state
-        if state is None:
-            raise msgspec.DecodeError(
-                f"line {number}: its state is in a line before that is not there: replay the whole file"
-            )
-        given[record.lane] = record.decision.state
+    for number, record in read(lines):
         count += 1
-        again = decide(record.now, record.observation, state, record.config)
+        again = decide(record.now, record.observation, record.state, record.config)
         if again != record.decision:
             found.append(Mismatch(number, record.decision, again))
     return Replayed(count, found)

@@ -332,8 +332,7 @@ class Record(Value, frozen=True, kw_only=True):
 
     now: float
     observation: Observation
-    state: State | None = None
-    """What `decide` was given; None: what the line before of the same lane (`lane`) gave back."""
+    state: State
     config: Config
     decision: Decision
 

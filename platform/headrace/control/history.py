@@ -3,8 +3,8 @@
 `record` only puts the value into a bounded queue; encoding and writing happen in a thread. When the
 queue is full or the disk is, records are dropped and counted: deciding never waits for them.
 
-A state that the line before of the same lane gave is left out: `headrace_autoscaler.replay` carries it on. In
-a new file the first line of each lane has it, so that each file can be replayed by itself.
+Lines have what is not in those before (`headrace_autoscaler.history`); each file begins anew, so that it can
+be replayed by itself.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import contextlib
 import logging
 from pathlib import Path
 
-import msgspec
-from headrace_autoscaler.spec import Record, State
+from headrace_autoscaler.history import Writer
+from headrace_autoscaler.spec import Record
 
 log = logging.getLogger("headrace.control")
 MAX_QUEUED = 4096
-MAX_LANES = 4096
-"""Lanes whose last state is remembered; beyond that all are forgotten, and written again."""
 MAX_BYTES = 16 << 20
 """Size at which the file is set aside as ``decisions.1.jsonl`` (which replaces the one before)."""
 
@@ -35,9 +33,8 @@ class History:
         self._queue: asyncio.Queue[Record] = asyncio.Queue(MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
         self._writing: asyncio.Future[None] | None = None
-        self._encoder = msgspec.json.Encoder()
-        self._given: dict[str, State] = {}
-        """By lane: the state that its last line in the file gave. Only the writing thread has it."""
+        self._writer = Writer()
+        """Used by the writing thread alone."""
         self.dropped = 0
 
     def start(self) -> None:
@@ -80,7 +77,7 @@ class History:
     def _write(self, batch: list[Record]) -> None:
         if not batch:
             return
-        data = b"".join(self._line(record) for record in batch)
+        data = b"".join(self._writer.line(record) for record in batch)
         try:
             with self._path.open("ab", buffering=0) as file:
                 size = file.tell()
@@ -95,17 +92,8 @@ class History:
                 size += written
             if size >= self._max_bytes:
                 self._path.replace(self._dir / "decisions.1.jsonl")
-                self._given.clear()
+                self._writer.reset()
         except OSError as error:
             self.dropped += len(batch)
-            self._given.clear()
+            self._writer.reset()
             log.warning("the history cannot be written: %s", error)
-
-    def _line(self, record: Record) -> bytes:
-        lane = record.lane
-        known = record.state is not None and record.state == self._given.get(lane)
-        if len(self._given) >= MAX_LANES:
-            self._given.clear()
-        self._given[lane] = record.decision.state
-        shown = msgspec.structs.replace(record, state=None) if known else record
-        return self._encoder.encode(shown) + b"\n"

@@ -19,6 +19,7 @@ from headrace.control.sql import load_migrations
 from headrace.control.store import Intent, NodeRow, open_store
 from headrace.errors import DataDirError, NotFound, ValidationFailed
 from headrace.sqlite_writer import StoreBusy, open_database
+from headrace_autoscaler.history import Writer
 from headrace_autoscaler.policy import decide
 from headrace_autoscaler.replay import replay_file
 from headrace_autoscaler.spec import Config, Observation, Record, Release, State
@@ -263,7 +264,7 @@ async def test_a_full_disk_leaves_no_half_of_a_record(tmp_path):
     history = History(tmp_path / "history")
     history.start()
     path = tmp_path / "history" / "decisions.jsonl"
-    line = len(msgspec.json.encode(_record(1.0))) + 1
+    line = len(Writer().line(_record(1.0)))
     history.record(_record(1.0))
     await _until(path.exists)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 
 import msgspec
-import pytest
 from headrace import wire
 from headrace.control.history import History
 from headrace.control.looks import SOONEST_S, Looks
@@ -15,7 +14,7 @@ from headrace.control.recorder import DEMAND_EVERY_S, Recorder
 from headrace.control.signals import AWAY_S, UNCOUNTED_S, Signals
 from headrace.sdk.spec import EndpointSpec
 from headrace_autoscaler.policy import decide
-from headrace_autoscaler.replay import main, replay_file, replay_lines
+from headrace_autoscaler.replay import replay_file
 from headrace_autoscaler.spec import (
     MAX_SERVED,
     Config,
@@ -25,7 +24,6 @@ from headrace_autoscaler.spec import (
     InstanceObservation,
     Observation,
     Record,
-    Release,
     ScalingSpec,
     State,
 )
@@ -142,24 +140,6 @@ def record(now: float, state: State, *, queued: int = 1, arrived: int | None = N
     return Record(now=now, observation=observation, state=state, config=Config(), decision=decision)
 
 
-async def test_a_state_is_written_only_when_it_is_not_what_the_line_before_gave(tmp_path: Path) -> None:
-    history = History(tmp_path)
-    history.start()
-    first = record(1 / 7, State(endpoints={"p/e": EndpointState(desired=0)}))
-    second = record(2 / 7, first.decision.state)
-    third = record(3 / 7, State(endpoints={"p/e": EndpointState(desired=9, below_since=0.1)}))
-    for one in (first, second, third):
-        history.record(one)
-    await history.stop()
-    path = tmp_path / "decisions.jsonl"
-    lines = path.read_bytes().splitlines()
-    assert ["state" in msgspec.json.decode(line) for line in lines] == [True, False, True]
-    assert replay_lines(lines).lines == 3
-    assert replay_file(path) == []
-    with pytest.raises(msgspec.DecodeError, match="line 1"):
-        replay_lines(lines[1:])
-
-
 async def test_each_file_is_replayed_by_itself(tmp_path: Path) -> None:
     history = History(tmp_path, max_bytes=2_000)
     history.start()
@@ -173,23 +153,6 @@ async def test_each_file_is_replayed_by_itself(tmp_path: Path) -> None:
     files = sorted(tmp_path.iterdir())
     assert tmp_path / "decisions.1.jsonl" in files
     assert all(replay_file(path) == [] for path in files)
-
-
-def test_the_command_tells_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = record(1.0, State())
-    wrong = msgspec.structs.replace(
-        one.decision, actions=(Release(endpoint="p/e", instance="i", reason="never decided"),)
-    )
-    path = tmp_path / "h.jsonl"
-    path.write_bytes(msgspec.json.encode(one) + b"\n")
-    assert main([str(path)]) == 0
-    assert "1 decisions, 0 of them different" in capsys.readouterr().out
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(one, decision=wrong)) + b"\n")
-    assert main([str(path)]) == 1
-    out = capsys.readouterr().out
-    assert "line 1: release: never decided" in out
-    assert "now: start: " in out
-    assert main([str(tmp_path / "none")]) == 2
 
 
 async def test_demand_is_recorded_now_and_then_although_nothing_is_done(tmp_path: Path) -> None:
