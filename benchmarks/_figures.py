@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,7 @@ from typing import Any
 
 import numpy as np
 from headrace_autoscaler.simulate.scenario import Floats, Result
-
-MINUTE_S = 60.0
-STUDENT_95 = (0.0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Two-sided 95 % quantiles of Student's t by degrees of freedom, from 1 on; beyond: 1.96."""
-NORMAL_95 = 1.96
+from headrace_autoscaler.simulate.stats import figures, interval
 
 Point = tuple[float, float]
 """(dollars, share of requests that started in time)."""
@@ -29,71 +25,25 @@ class Slo:
     share: float = 0.99
 
 
-def of_run(result: Result, *, slo_s: float = 30.0) -> dict[str, float]:
-    """One run's figures. A request that failed was within no time; waits are those of the others."""
-    failed = sum(result.errors.values())
-    asked = len(result.waits) + failed
-    found = {
-        "cost_usd": result.cost.total,
-        "busy_usd": result.cost.busy,
-        "idle_usd": result.cost.idle,
-        "starting_usd": result.cost.starting,
-        "sunk_usd": result.cost.sunk,
-        "preempted_usd": result.cost.preempted,
-        "requests": float(asked),
-        "errors": float(failed),
-        "error_rate": failed / asked if asked else 0.0,
-        "starts": float(result.starts),
-        "cold_share": float(np.mean(result.cold)) if len(result.cold) else 0.0,
+def of_run(result: Result) -> dict[str, float]:
+    """One run's figures, those of the simulator's summaries. A request that failed was within no time."""
+    found = figures(result)
+    return {
+        **found,
+        "error_rate": found["errors"] / found["requests"] if found["requests"] else 0.0,
         "seconds": result.seconds,
-        "available": availability(result, Slo(slo_s, 0.99)),
     }
-    for percent in (50, 95, 99):
-        found[f"wait_p{percent}_s"] = (
-            float(np.percentile(result.waits, percent)) if len(result.waits) else 0.0
-        )
-    for limit in (2, 10, 30):
-        found[f"share_within_{limit}s"] = within(result, float(limit))
-    return found
-
-
-def within(result: Result, limit_s: float) -> float:
-    """Share of all requests, failed ones too, that started within ``limit_s``; 1 when there were none."""
-    asked = len(result.waits) + sum(result.errors.values())
-    return float(np.count_nonzero(result.waits <= limit_s)) / asked if asked else 1.0
-
-
-def availability(result: Result, slo: Slo) -> float:
-    """Share of the minutes that had requests in which ``slo.share`` of them started in time; 1: none had."""
-    good = _by_minute(result.arrivals[result.waits <= slo.within_s])
-    asked = _by_minute(np.concatenate([result.arrivals, result.failed_at]))
-    if not asked:
-        return 1.0
-    return sum(good.get(minute, 0) >= slo.share * count for minute, count in asked.items()) / len(asked)
-
-
-def _by_minute(times: Floats) -> dict[int, int]:
-    minutes, counts = np.unique(np.floor(times / MINUTE_S).astype(int), return_counts=True)
-    return dict(zip(minutes.tolist(), counts.tolist(), strict=True))
 
 
 def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Means of all figures, and the half width of the 95 % interval of cost and share within 10 s."""
+    """Means of all figures, 95 % intervals of cost, share and availability, and the worst availability."""
     found: dict[str, Any] = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
     found["seeds"] = len(runs)
-    for name in ("cost_usd", "share_within_10s", "available"):
-        found[f"{name}_pm"] = half_width([run[name] for run in runs])
-    found["available_least"] = min(run["available"] for run in runs)
+    found["least_availability"] = min(run["availability"] for run in runs)
+    if len(runs) > 1:
+        named = ("cost_usd", "share_within_10s", "availability")
+        found["ci"] = {name: interval([run[name] for run in runs]) for name in named}
     return found
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Of the 95 % confidence interval of the mean (Student); None: one value says nothing of it."""
-    if len(values) < 2:
-        return None
-    free = len(values) - 1
-    quantile = STUDENT_95[free] if free < len(STUDENT_95) else NORMAL_95
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def share_at(curve: Iterable[Point], dollars: float) -> float | None:
@@ -173,6 +123,26 @@ def smallest(meets: Callable[[int], bool], least: int, most: int) -> int | None:
         else:
             low = middle + 1
     return low
+
+
+def fleet_waits(arrivals: Floats, durations: Floats, count: int) -> Floats:
+    """Seconds that each request waits for one of ``count`` servers: none fails, first come first served."""
+    free = [0.0] * count
+    waits = []
+    for at, length in zip(arrivals.tolist(), durations.tolist(), strict=True):
+        begin = max(at, free[0])
+        heapq.heapreplace(free, begin + length)
+        waits.append(begin - at)
+    return np.array(waits, dtype=np.float64)
+
+
+def fleet_for(arrivals: Floats, durations: Floats, slo: Slo, most: int) -> int | None:
+    """The smallest fleet without failures in which ``slo.share`` start in time; None: above ``most``."""
+
+    def meets(count: int) -> bool:
+        return bool(np.mean(fleet_waits(arrivals, durations, count) <= slo.within_s) >= slo.share)
+
+    return smallest(meets, 1, most)
 
 
 def turns_at(points: Iterable[tuple[float, float, float]]) -> float | None:

@@ -33,35 +33,21 @@ def _result(waits: list[float], arrivals: list[float], failed_at: list[float] | 
 
 
 def test_failed_requests_were_within_no_time(figures: ModuleType) -> None:
-    found = figures.of_run(_result([0.0, 10.0, 11.0], [0.0, 1.0, 2.0], failed_at=[3.0]))
+    found = figures.of_run(_result([0.0, 10.0, 31.0], [0.0, 1.0, 62.0], failed_at=[130.0]))
     assert found["share_within_2s"] == 0.25
     assert found["share_within_10s"] == 0.5
-    assert found["share_within_30s"] == 0.75
     assert (found["errors"], found["error_rate"], found["cost_usd"]) == (1.0, 0.25, 4.0)
-    nothing = figures.of_run(_result([], []))
-    assert (nothing["share_within_10s"], nothing["available"], nothing["error_rate"]) == (1.0, 1.0, 0.0)
+    # Of three minutes one had all of its requests started within 30 s.
+    assert found["availability"] == pytest.approx(1 / 3)
 
 
-def test_minute_is_available_when_nearly_all_of_its_requests_start_in_time(figures: ModuleType) -> None:
-    slo = figures.Slo(30.0, 0.99)
-    # Minute 0: 100 requests, one late: 99 %. Minute 2: one of two failed. Minute 5: nothing wrong.
-    waits = [0.0] * 99 + [31.0, 0.0, 30.0]
-    arrivals = [n * 0.5 for n in range(100)] + [130.0, 301.0]
-    result = _result(waits, arrivals, failed_at=[140.0])
-    assert figures.availability(result, slo) == pytest.approx(2 / 3)
-    # Minutes without a request do not count.
-    assert figures.availability(_result([0.0], [9000.0]), slo) == 1.0
-    # A minute of which all requests failed does.
-    assert figures.availability(_result([0.0], [0.0], failed_at=[61.0]), slo) == 0.5
-
-
-def test_interval_of_means(figures: ModuleType) -> None:
-    # Three values with standard deviation 1: 4.303 / sqrt(3).
-    assert figures.half_width([1.0, 2.0, 3.0]) == pytest.approx(2.4844, abs=1e-3)
-    assert figures.half_width([1.0]) is None
-    runs = [figures.of_run(_result([wait], [0.0])) for wait in (0.0, 20.0)]
+def test_means_over_seeds(figures: ModuleType) -> None:
+    runs = [figures.of_run(_result([wait], [0.0])) for wait in (0.0, 20.0, 40.0)]
     over = figures.over_seeds(runs)
-    assert (over["share_within_10s"], over["seeds"], over["wait_p50_s"]) == (0.5, 2, 10.0)
+    assert (over["share_within_10s"], over["seeds"], over["wait_p50_s"]) == (pytest.approx(1 / 3), 3, 20.0)
+    assert over["least_availability"] == 0.0
+    assert over["ci"]["cost_usd"] == (4.0, 4.0)
+    assert "ci" not in figures.over_seeds(runs[:1])
 
 
 def test_curve_is_straight_between_neighbours_and_no_hull(figures: ModuleType) -> None:
@@ -130,6 +116,17 @@ def test_where_costs_cross(figures: ModuleType) -> None:
     assert figures.turns_at([(0.2, 10.0, 4.0), (0.4, 4.0, 4.0)]) == pytest.approx(0.4)
     assert figures.turns_at([(0.2, 10.0, 4.0), (0.4, 5.0, 4.0)]) is None
     assert figures.turns_at([(0.2, 1.0, 4.0), (0.4, 1.0, 4.0)]) is None
+
+
+def test_waits_in_a_fleet(figures: ModuleType) -> None:
+    arrivals, durations = np.array([0.0, 1.0, 2.0, 30.0]), np.array([10.0, 10.0, 10.0, 1.0])
+    # Alone: served at 0, 10, 20, 30. Two: the third waits for the first.
+    assert figures.fleet_waits(arrivals, durations, 1).tolist() == [0.0, 9.0, 18.0, 0.0]
+    assert figures.fleet_waits(arrivals, durations, 2).tolist() == [0.0, 0.0, 8.0, 0.0]
+    slo = figures.Slo(within_s=8.0, share=1.0)
+    assert figures.fleet_for(arrivals, durations, slo, 5) == 2
+    assert figures.fleet_for(arrivals, durations, figures.Slo(8.0, 0.5), 5) == 1
+    assert figures.fleet_for(arrivals, durations, figures.Slo(1.0, 1.0), 2) is None
 
 
 def test_overlap_of_requests(figures: ModuleType) -> None:
