@@ -130,6 +130,8 @@ class Site:
         self.failed_at: float | None = None
         self.reason = ""
         self.preempted_at: float | None = None
+        self.stale = True
+        """Something about it has changed since it was shown."""
         self.host_view: HostObservation | None = None
         self.offer_view: OfferObservation | None = None
         self.pool_view: PoolObservation | None = None
@@ -197,6 +199,7 @@ class Site:
 
     def changed(self) -> None:
         """What is shown of it is out of date."""
+        self.stale = True
         self.host_view = self.offer_view = self.pool_view = None
 
     def spend(self, instance: Instance, now: float, kind: int) -> None:

@@ -31,33 +31,49 @@ class Looker:
         self._homes = [s for s in sites if s.supply.owned]
         self._offers = [s for s in sites if not s.supply.owned]
         self._pools = [s for s in self._homes if s.supply.warm is not None]
+        self._hosts: tuple[HostObservation, ...] = ()
+        self._offered: tuple[OfferObservation, ...] = ()
+        self._pooled: tuple[PoolObservation, ...] = ()
+        self._spending = 0.0
         self._last: Observation | None = None
-        self._parts: tuple[object, ...] = ()
+        """Of all endpoints; None: it would be out of date."""
 
     def look(self, now: float, fleets: Sequence[Fleet]) -> Observation:
         """What is to be seen now of these endpoints, and of all hosts and offers."""
-        endpoints = tuple([fleet.view or self._endpoint(now, fleet) for fleet in fleets])
-        hosts = tuple([s.host_view or _host(s) for s in self._homes])
-        offers = tuple([s.offer_view or _offer(s) for s in self._offers])
-        pools = tuple([s.pool_view or _pool(s) for s in self._pools])
-        parts = (*endpoints, *hosts, *offers, *pools)
+        for site in self._sites:
+            if site.stale:
+                self._look_at_sites()
+                break
         last = self._last
-        if last is not None and len(parts) == len(self._parts):
-            for one, other in zip(parts, self._parts, strict=True):
-                if one is not other:
-                    break
-            else:
-                return last
-        self._parts = parts
-        self._last = Observation(
-            endpoints=endpoints,
-            hosts=hosts,
-            offers=offers,
-            pools=pools,
-            spending=sum([s.rate * len(s.instances) for s in self._sites]),
-            idle_elsewhere=self._idle_elsewhere(fleets),
+        endpoints = []
+        for fleet in fleets:
+            view = fleet.view
+            if view is None:
+                view = self._endpoint(now, fleet)
+                last = None
+            endpoints.append(view)
+        whole = len(fleets) == len(self._fleets)
+        if last is not None and whole:
+            return last
+        seen = Observation(
+            endpoints=tuple(endpoints),
+            hosts=self._hosts,
+            offers=self._offered,
+            pools=self._pooled,
+            spending=self._spending,
+            idle_elsewhere=() if whole else self._idle_elsewhere(fleets),
         )
-        return self._last
+        self._last = seen if whole else None
+        return seen
+
+    def _look_at_sites(self) -> None:
+        self._hosts = tuple([s.host_view or _host(s) for s in self._homes])
+        self._offered = tuple([s.offer_view or _offer(s) for s in self._offers])
+        self._pooled = tuple([s.pool_view or _pool(s) for s in self._pools])
+        self._spending = sum(s.rate * len(s.instances) for s in self._sites)
+        self._last = None
+        for site in self._sites:
+            site.stale = False
 
     def _endpoint(self, now: float, fleet: Fleet) -> EndpointObservation:
         fleet.count(now)
@@ -89,7 +105,7 @@ class Looker:
     def _idle_elsewhere(
         self, fleets: Sequence[Fleet]
     ) -> tuple[tuple[str, InstanceObservation, ScalingSpec], ...]:
-        if len(fleets) == len(self._fleets) or not self._homes:
+        if not self._homes:
             return ()
         return tuple(
             (fleet.name, one.view or _instance(one), fleet.scaling)
