@@ -21,9 +21,11 @@ Adapted:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 
-from headrace_autoscaler.baselines.base import Fleet, Verdict, bounded, each, to_count
+from headrace_autoscaler.baselines.base import Fleet, Verdict, bounded, each, earlier, to_count
+from headrace_autoscaler.baselines.keep_alive import needed
 from headrace_autoscaler.interface import Plan, Policy
 from headrace_autoscaler.spec import EndpointObservation, Observation
 from headrace_autoscaler.values import Value
@@ -51,52 +53,72 @@ class HybridHistogramConfig(Value, frozen=True, kw_only=True):
         return self.bin_s * self.bins
 
 
+class Histogram(Value, frozen=True, kw_only=True):
+    """Idle times in bins."""
+
+    counts: tuple[int, ...]
+    total: int = 0
+    squares: int = 0
+    """The sum of the counts' squares."""
+    beyond: int = 0
+    """Idle times out of range."""
+
+    def add(self, gaps: Sequence[float], first: int, bin_s: float) -> Histogram:
+        """With these idle times, and ``first`` more in the first bin."""
+        counts, total, squares, beyond = list(self.counts), self.total + first, self.squares, self.beyond
+        squares += (2 * counts[0] + first) * first
+        counts[0] += first
+        for gap in gaps:
+            at = int(gap // bin_s)
+            if at < len(counts):
+                squares += 2 * counts[at] + 1
+                counts[at] += 1
+                total += 1
+            else:
+                beyond += 1
+        return Histogram(counts=tuple(counts), total=total, squares=squares, beyond=beyond)
+
+    def windows(self, config: HybridHistogramConfig) -> tuple[float, float]:
+        """(seconds idle until it is loaded again, until it is unloaded for good)."""
+        standard = (0.0, config.range_s)
+        if not self.total or self.beyond > config.beyond * (self.total + self.beyond):
+            return standard
+        # The coefficient of variation's square: variance over mean squared.
+        if len(self.counts) * self.squares / self.total**2 - 1.0 < config.cv**2:
+            return standard
+        head = self._bin_at(config.head * self.total)
+        tail = self._bin_at(config.tail * self.total) + 1
+        return head * config.bin_s * (1.0 - config.margin), tail * config.bin_s * (1.0 + config.margin)
+
+    def _bin_at(self, rank: float) -> int:
+        """The first bin up to which the counts reach ``rank``."""
+        at, seen = 0, self.counts[0]
+        while seen < rank:
+            at += 1
+            seen += self.counts[at]
+        return at
+
+
 class HybridHistogramState(Value, frozen=True, kw_only=True):
     """One endpoint's histogram and levels."""
 
-    counts: tuple[int, ...] = ()
-    beyond: int = 0
-    """Idle times out of range."""
+    histogram: Histogram | None = None
     level: int = 0
     """Instances needed at the last look."""
     idle: tuple[float, ...] = ()
-    """Per level from the first: when it became idle last (or began to be used)."""
+    """Per level from the first: when it became idle last. The higher the level, the earlier."""
     arrived: int | None = None
+    """The counter at the last look."""
     pre_warm_s: float = 0.0
-    keep_s: float | None = None
-    """The windows as of now; None: nothing has been learnt."""
+    """The windows, with the next one."""
+    keep_s: float = 0.0
     due: float | None = None
-    """When the windows of a level begin or end next."""
+    """When a window of a level begins or ends next."""
     desired: int = 0
     """Instances wanted at the last look."""
 
 
 _NEW = HybridHistogramState()
-
-
-def windows(counts: tuple[int, ...], beyond: int, config: HybridHistogramConfig) -> tuple[float, float]:
-    """(seconds idle until it is loaded again, until it is unloaded for good) by this histogram."""
-    total = sum(counts)
-    standard = (0.0, config.range_s)
-    if not total or beyond > config.beyond * (total + beyond):
-        return standard
-    # Variance over mean squared of the bins' counts.
-    squares = sum(count * count for count in counts)
-    if config.bins * squares / (total * total) - 1.0 < config.cv * config.cv:
-        return standard
-    head = _bin_at(counts, config.head * total)
-    tail = _bin_at(counts, config.tail * total) + 1
-    return head * config.bin_s * (1.0 - config.margin), tail * config.bin_s * (1.0 + config.margin)
-
-
-def _bin_at(counts: tuple[int, ...], rank: float) -> int:
-    """The first bin at which the counts up to it reach ``rank``."""
-    seen = 0
-    for at, count in enumerate(counts):
-        seen += count
-        if seen >= rank:
-            return at
-    return len(counts) - 1
 
 
 def judge(
@@ -108,38 +130,33 @@ def judge(
 ) -> Verdict:
     """Follow the levels, learn from those that came back, and have those whose window it is."""
     scaling = endpoint.scaling
-    demand = endpoint.in_flight + endpoint.queued
-    level = min(-(-demand // scaling.concurrency), scaling.max, MAX_LEVELS)
-    arrived = endpoint.arrived
+    level = min(needed(endpoint), scaling.max, MAX_LEVELS)
     passed = memory.due is not None and now >= memory.due
-    same = level == memory.level and arrived == memory.arrived and not passed
+    same = level == memory.level and endpoint.arrived == memory.arrived and not passed
     if same and len(fleet.alive) == memory.desired:
         return Verdict(memory)
-    counts, beyond, idle = _learn(now, level, arrived, memory, config)
+    histogram, idle = _learn(now, level, endpoint.arrived, memory, config)
     pre_warm, keep = memory.pre_warm_s, memory.keep_s
-    if keep is None or counts is not memory.counts or beyond != memory.beyond:
-        pre_warm, keep = windows(counts, beyond, config)
-    warm, due = 0, None
-    for since in idle[level:]:
-        begins, ends = since + pre_warm, since + keep
-        if now < begins:
-            due = begins if due is None else min(due, begins)
-        elif now < ends:
-            warm += 1
-            due = ends if due is None else min(due, ends)
-    desired = bounded(scaling, level + warm)
+    if histogram is not memory.histogram:
+        pre_warm, keep = histogram.windows(config)
+    # Along the levels those that wait for their window come first, then those in it, then those past it.
+    begun = bisect_left(idle, True, level, key=lambda since: since + pre_warm <= now)
+    ended = bisect_left(idle, True, begun, key=lambda since: since + keep <= now)
+    due = idle[begun - 1] + pre_warm if begun > level else None
+    if ended > begun:
+        due = earlier(due, idle[ended - 1] + keep)
+    desired = bounded(scaling, level + ended - begun)
     after = HybridHistogramState(
-        counts=counts,
-        beyond=beyond,
+        histogram=histogram,
         level=level,
         idle=idle,
-        arrived=arrived,
+        arrived=endpoint.arrived,
         pre_warm_s=pre_warm,
         keep_s=keep,
         due=due,
         desired=desired,
     )
-    why = ("%d in use, %d idle for %g to %g s", level, warm, pre_warm, keep)
+    why = ("%d in use, and %d idle for %g to %g s", level, ended - begun, pre_warm, keep)
     verdict = to_count(fleet, desired, after, why, starting=False, busy=False)
     return verdict._replace(look_again_at=due)
 
@@ -150,28 +167,22 @@ def _learn(
     arrived: int | None,
     memory: HybridHistogramState,
     config: HybridHistogramConfig,
-) -> tuple[tuple[int, ...], int, tuple[float, ...]]:
-    """(counts, beyond, idle) after this look."""
-    counts, beyond, idle = memory.counts or (0,) * config.bins, memory.beyond, memory.idle
-    ended = [now - since for since in idle[memory.level : level]]
+) -> tuple[Histogram, tuple[float, ...]]:
+    """The histogram and the levels after this look."""
+    histogram, idle = memory.histogram, memory.idle
+    if histogram is None:
+        histogram = Histogram(counts=(0,) * config.bins)
+    gaps = [now - since for since in idle[memory.level : level]]
     unseen = 0
     if arrived is not None and memory.arrived is not None:
         unseen = max(0, arrived - memory.arrived - max(0, level - memory.level))
-    if ended or unseen:
-        changed = list(counts)
-        changed[0] += unseen
-        for gap in ended:
-            at = int(gap // config.bin_s)
-            if at < config.bins:
-                changed[at] += 1
-            else:
-                beyond += 1
-        counts = tuple(changed)
+    if gaps or unseen:
+        histogram = histogram.add(gaps, unseen, config.bin_s)
     if level < memory.level:
-        idle = (*idle[:level], *(now for _ in range(level, memory.level)), *idle[memory.level :])
+        idle = (*idle[:level], *[now] * (memory.level - level), *idle[memory.level :])
     elif level > len(idle):
-        idle = (*idle, *(now for _ in range(len(idle), level)))
-    return counts, beyond, idle
+        idle = (*idle, *[now] * (level - len(idle)))
+    return histogram, idle
 
 
 def decide(
