@@ -26,7 +26,9 @@ from headrace_autoscaler.simulate.service import DONE, FAILED, Service
 from headrace_autoscaler.spec import Action, Launch, Refill, Release, Start, Wait
 
 MIN_LOOK_S = 0.001
-"""A policy that asks to look again at once is looked at no sooner than this."""
+"""A policy that asks to look again at once is asked no sooner than this."""
+MAX_AT_ONCE = 10_000
+"""A policy that asks for that so often in a row would never let time go on."""
 _NEVER = math.inf
 
 
@@ -50,7 +52,8 @@ def run(scenario: Scenario, policy: Policy, seed: int, *, timeline_step_s: float
 
     Raises:
         ValueError: the scenario does not hold together, or the policy did what makes no sense (an
-            unknown endpoint, host or offer, or an action that is not simulated).
+            unknown endpoint, host or offer, an action that is not simulated, or to be asked again
+            at once, for ever).
     """
     check(scenario, policy)
     return _Run(scenario, policy, seed).play(timeline_step_s)
@@ -82,7 +85,7 @@ class _Run:
             misfortune.plan(site)
         self.state = policy.state
         self.look_at = _NEVER
-        self.decisions = 0
+        self.decisions = self.at_once = 0
         self.timeline: dict[str, list[float]] = {}
 
     def play(self, step: float | None) -> Result:
@@ -133,6 +136,12 @@ class _Run:
         for action in outcome.actions:
             self._act(now, action)
         asked = outcome.look_again_at
+        self.at_once = self.at_once + 1 if asked is not None and asked <= now else 0
+        if self.at_once > MAX_AT_ONCE:
+            raise ValueError(
+                f"{self.policy.name} asks at {now:g} s to look again at {asked:g} s, and has done so for"
+                f" {MAX_AT_ONCE} decisions in a row: it must ask for a time that is yet to come"
+            )
         at = _NEVER if asked is None else max(asked, now + MIN_LOOK_S)
         # What concerned only some endpoints does not undo what the others asked for.
         self.look_at = at if whole or len(fleets) == len(self.fleets) else min(at, self.look_at)

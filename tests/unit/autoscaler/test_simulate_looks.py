@@ -187,3 +187,8 @@ def test_a_scenario_that_does_not_hold_together_is_refused(bad: Scenario, messag
 def test_a_policy_without_time_between_its_ticks_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 0"):
         play(GOOD, {}, tick_s=0.0)
+
+
+def test_a_policy_that_never_lets_time_go_on_is_refused() -> None:
+    with pytest.raises(ValueError, match="a time that is yet to come"):
+        play(GOOD, {}, again=lambda now: now, tick_s=50.0)
