@@ -71,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_bytes: Amount = 8 << 20
     """Of one log file; the last three are kept of each endpoint on a host."""
     drain_grace: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
+    budget: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """Dollars per hour that the instances of all endpoints together may cost; None: no limit."""
     store: str = ""
     """Where jobs are kept: empty for SQLite in ``data_dir``, or ``postgresql://...``."""
     blobs: str = ""

@@ -351,11 +351,20 @@ class Endpoint:
         )
 
 
+def steady_clock() -> Callable[[], float]:
+    """A monotonic clock that began at the Unix time of now: what is learnt of days and hours stays true.
+
+    When the system's clock is set, this one is not.
+    """
+    began = time.time() - time.monotonic()
+    return lambda: began + time.monotonic()
+
+
 class World:
     """All of it, and the clock."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self.now = now
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
+        self.now = now or steady_clock()
         self.endpoints: dict[str, Endpoint] = {}
         self.active: dict[str, Endpoint] = {}
         """Endpoints that a tick looks at: with instances, demand, a minimum, or a change in progress."""

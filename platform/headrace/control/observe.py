@@ -26,6 +26,9 @@ from headrace.control.failures import blocked_until
 from headrace.control.model import Endpoint, Host, Instance, World, gpu_pairs
 from headrace.sdk.spec import EndpointSpec
 
+UNLEARNT_IDLE_S = 60.0
+"""What ``idle_timeout="auto"`` means to a policy that does not learn."""
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -250,20 +253,26 @@ def _alone(scaling: ScalingSpec) -> ScalingSpec:
 def scaling_of(spec: EndpointSpec, low: int, high: int) -> ScalingSpec:
     """The scaling wish of a spec between these bounds. A batch counts as one: else none would ever fill."""
     batch = spec.batch.max_size if spec.batch else 1
+    idle, place = spec.scaling.idle_timeout, spec.placement
     return ScalingSpec(
         min=low,
         max=high,
         target_concurrency=spec.scaling.target_concurrency * batch,
-        idle_timeout_s=spec.scaling.idle_timeout,
+        idle_timeout_s=UNLEARNT_IDLE_S if isinstance(idle, str) else idle,
         warm=spec.scaling.warm,
         concurrency=spec.concurrency * batch,
         cpu=spec.cpu,
         memory=spec.memory,
         gpu=gpu_pairs(spec.gpu),
-        providers=spec.placement.providers,
-        regions=spec.placement.regions,
-        spot=spec.placement.spot,
+        providers=place.providers,
+        regions=place.regions,
+        spot=place.spot,
         runtime=spec.runtime,
+        learn_idle=isinstance(idle, str),
+        max_price=place.max_price,
+        balance=place.balance,
+        on_demand=place.on_demand,
+        budget=spec.scaling.budget,
     )
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Sequence
 
 import msgspec
+from headrace_autoscaler.configs import LimitConfig
 from headrace_autoscaler.spec import Config
 
 from headrace import link as links
@@ -62,7 +63,7 @@ class Control:
         self._token = token
         self._admin_key_hash = admin_key_hash
         self._nodes = nodes
-        self._config = config or Config()
+        self._config = config or Config(limits=LimitConfig(budget=settings.budget))
         self._store: Store | None = None
         self._parts: Parts | None = None
         self._servers: list[asyncio.Server] = []

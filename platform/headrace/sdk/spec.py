@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from headrace.errors import SpecError, UnsupportedOption
+from headrace.errors import SpecError
 from headrace.sdk.network import Network, check_network
 from headrace.sdk.probes import Probes
 from headrace.sdk.secrets import Secret, check_variables
@@ -89,6 +89,13 @@ def _checked_names(owner: msgspec.Struct, field: str) -> None:
     msgspec.structs.force_setattr(owner, field, tuple(value))
 
 
+def _checked_dollars(owner: msgspec.Struct, field: str) -> None:
+    """An amount per hour above 0, or None. Raises `SpecError`."""
+    if getattr(owner, field) is not None and _checked_number(owner, field) <= 0:
+        wrong = f"{type(owner).__name__}({field}={getattr(owner, field)})"
+        raise SpecError(f"{wrong}: use dollars per hour above 0, or leave it out: no limit.")
+
+
 class Gpu(_Value, frozen=True, kw_only=True):
     """``count`` accelerators of one model, for example ``L40S`` x 2."""
 
@@ -105,20 +112,29 @@ class Gpu(_Value, frozen=True, kw_only=True):
 class Scaling(_Value, frozen=True, kw_only=True):
     """How many instances: between ``min`` and ``max``, by concurrency, gone after ``idle_timeout`` s.
 
-    ``warm`` is the number of loaded spare instances kept beyond demand while there is demand.
+    ``warm`` is the number of loaded spare instances kept beyond demand while there is demand. With
+    ``idle_timeout="auto"`` an idle instance is kept for as long as that has proved to cost less than another
+    start. ``budget``: dollars per hour that the instances together may cost; None: no limit.
     """
 
     min: int = 0
     max: int = 10
     target_concurrency: float = 1.0
-    idle_timeout: float = 60.0
+    idle_timeout: float | Literal["auto"] = 60.0
     warm: int = 0
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("min", "max", "warm"):
             _checked_number(self, field, whole=True, most=MAX_INSTANCES)
-        for field in ("target_concurrency", "idle_timeout"):
-            _checked_number(self, field)
+        _checked_number(self, "target_concurrency")
+        if isinstance(self.idle_timeout, str):
+            if self.idle_timeout != "auto":
+                wrong = f"Scaling(idle_timeout={self.idle_timeout!r:.40})"
+                raise SpecError(f'{wrong}: use seconds, or "auto": as long as it pays.')
+        elif _checked_number(self, "idle_timeout") < 0:
+            raise SpecError(f"Scaling(idle_timeout={self.idle_timeout}): use seconds, 0 or more.")
+        _checked_dollars(self, "budget")
         if self.min < 0:
             raise SpecError(f"Scaling(min={self.min}): use 0 or more.")
         if self.max < max(1, self.min):
@@ -126,8 +142,6 @@ class Scaling(_Value, frozen=True, kw_only=True):
         if self.target_concurrency < MIN_TARGET:
             target = self.target_concurrency
             raise SpecError(f"Scaling(target_concurrency={target}): use a number above 0, from {MIN_TARGET}.")
-        if self.idle_timeout < 0:
-            raise SpecError(f"Scaling(idle_timeout={self.idle_timeout}): use seconds, 0 or more.")
         if self.warm < 0:
             raise SpecError(f"Scaling(warm={self.warm}): use 0 or more.")
 
@@ -166,27 +180,36 @@ class Queue(_Value, frozen=True, kw_only=True):
         return self.max_bytes
 
 
-_NO_BURSTING = "Placement({}=...) needs bursting, which is not built yet: leave it out."
-
-
 class Placement(_Value, frozen=True, kw_only=True):
-    """Where instances may run. An empty tuple means anywhere."""
+    """Where instances may run. An empty tuple means anywhere.
+
+    ``max_price``: dollars per hour of one instance; dearer offers are not taken. ``balance`` between the
+    cheapest (0) and the most stable (1), which has more spares beside spot and goes to on-demand earlier.
+    ``on_demand``: of the instances wanted, as many as this are never on spot.
+    """
 
     providers: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     spot: Spot = "prefer"
     max_price: float | None = None
     balance: float = 0.5
+    on_demand: int = 0
 
     def __post_init__(self) -> None:
         _checked_names(self, "providers")
         _checked_names(self, "regions")
         if self.spot not in ("prefer", "never", "only"):
             raise SpecError(f'Placement(spot={self.spot!r}): use "prefer", "never" or "only".')
-        if self.max_price is not None:
-            raise UnsupportedOption(_NO_BURSTING.format("max_price"))
-        if self.balance != 0.5:
-            raise UnsupportedOption(_NO_BURSTING.format("balance"))
+        _checked_dollars(self, "max_price")
+        if not 0 <= _checked_number(self, "balance") <= 1:
+            raise SpecError(f"Placement(balance={self.balance}): use 0 (cheapest) to 1 (most stable).")
+        if _checked_number(self, "on_demand", whole=True, most=MAX_INSTANCES) < 0:
+            raise SpecError(f"Placement(on_demand={self.on_demand}): use 0 or more.")
+        if self.on_demand and self.spot == "only":
+            raise SpecError(
+                'Placement(spot="only", on_demand=...): these contradict each other.',
+                hint="Leave one of them out.",
+            )
 
 
 class ImageSpec(_Value, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from typing import Any
 
 import headrace
 import pytest
+from headrace.control.observe import scaling_of
 from headrace.errors import SpecError, UnsupportedOption, UsageError
 from headrace.sdk.options import _CHECKS, default_name
 from headrace.sdk.spec import GIB, MIB, EndpointSpec, Gpu, dump_spec, load_spec
@@ -110,10 +111,38 @@ def test_containers_take_any_image(runtime: Any) -> None:
     assert answer.spec.cpu_limit == 2
 
 
-@pytest.mark.parametrize("change", [{"max_price": 4.0}, {"balance": 0.1}])
-def test_placement_by_price_is_refused(change: dict[str, float]) -> None:
-    with pytest.raises(UnsupportedOption, match="bursting"):
-        headrace.Placement(**change)
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (lambda: headrace.Placement(max_price=0), "above 0"),
+        (lambda: headrace.Placement(max_price="4"), "a number"),
+        (lambda: headrace.Placement(balance=1.5), "0 .cheapest. to 1"),
+        (lambda: headrace.Placement(on_demand=-1), "0 or more"),
+        (lambda: headrace.Placement(on_demand=1.5), "whole number"),
+        (lambda: headrace.Placement(spot="only", on_demand=1), "contradict"),
+        (lambda: headrace.Scaling(budget=-1), "above 0"),
+        (lambda: headrace.Scaling(budget=True), "a number"),
+        (lambda: headrace.Scaling(idle_timeout="never"), '"auto"'),
+        (lambda: headrace.Scaling(idle_timeout=-1), "0 or more"),
+        (lambda: headrace.Scaling(idle_timeout=None), "a number"),
+    ],
+)
+def test_costs_and_idle_times_that_cannot_be_meant_are_refused(option: Any, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        option()
+
+
+def test_costs_and_idle_times_reach_the_autoscaler() -> None:
+    spec = spec_of(
+        scaling=headrace.Scaling(idle_timeout="auto", budget=12),
+        placement=headrace.Placement(max_price=4, balance=0, on_demand=2),
+    )
+    assert load_spec(dump_spec(spec)) == spec
+    scaling = scaling_of(load_spec(dump_spec(spec)), 0, 10)
+    assert (scaling.learn_idle, scaling.budget) == (True, 12.0)
+    assert (scaling.max_price, scaling.balance, scaling.on_demand) == (4.0, 0.0, 2)
+    scaling = scaling_of(spec_of(scaling=headrace.Scaling(idle_timeout=5)), 0, 10)
+    assert (scaling.learn_idle, scaling.idle_timeout_s, scaling.budget) == (False, 5, None)
 
 
 @pytest.mark.parametrize("option", ["secrets", "weights", "hedge_after"])
