@@ -16,6 +16,22 @@ class DemandConfig(Value, frozen=True, kw_only=True):
     """A burst: the short window asks for so many times the instances that are ready."""
     panic_hold_s: float = 60.0
     """A burst is over so long after it was last seen; until then nothing shrinks."""
+    goal_s: float = 10.0
+    """Nobody should wait for longer; waiting less is worth nothing."""
+    confidence: float = 2.06
+    """A queue is left to the instances that are there only when they free themselves in time with so many
+    standard deviations to spare."""
+    staff_share: float = 1.12
+    """Where starts take longer than anybody should wait, instances are there before they are asked for:
+    so many times the level of demand,"""
+    staff_root: float = 0.8
+    """and so many times its square root (square-root staffing: Halfin, Whitt 1981),"""
+    staff_less: float = 0.8
+    """less so many instances."""
+    trust: bool = True
+    """Whether the level is what the forecast says, where it knows; else what was smoothed."""
+    quantile: float = 0.9
+    """The range in which a forecast must be sure enough."""
     late_s: float = 2.0
     """A request that waited so long makes every one that is there count, whatever the averages say."""
 
@@ -41,7 +57,17 @@ class ForecastConfig(Value, frozen=True, kw_only=True):
 
 
 class KeepConfig(Value, frozen=True, kw_only=True):
-    """When idle instances are kept."""
+    """When idle instances are kept. Seconds of an instance are the unit in which all of it is weighed."""
+
+    restart: float = 2.0
+    """What a start costs, in times the part of it that nobody should have to wait for: the start itself,
+    and the queue that it lets grow meanwhile."""
+    late_s: float = 1100.0
+    """What a request that waits for too long costs. The knob between cost and waiting."""
+    prior: float = 20.0
+    """How many idle times the assumption made before any was seen weighs as much as."""
+    memory: float = 400.0
+    """Idle times at which those of a level are halved, to forget."""
 
 
 class BurstConfig(Value, frozen=True, kw_only=True):
@@ -55,6 +81,8 @@ class BurstConfig(Value, frozen=True, kw_only=True):
     """At ``balance`` 0.5, spot that boots counts as there for this many of its boot times."""
     hedge: float = 1.0
     """At ``balance`` 0.5 and above, the part of what is wanted that losing one zone must leave."""
+    saving: float = 0.2
+    """Spot that saves less than this part of the cheapest on-demand price is not launched."""
     alarm_s: float = 300.0
     """For so long after spot was taken away only spot that is ready counts."""
     preempted_s: float = 1800.0

@@ -1,11 +1,9 @@
-"""The first policy: how many instances of each endpoint, started where, released when. Pure.
+"""What to do now: who starts where, who gives way, who is let go, what is launched elsewhere. Pure.
 
-Wanted = ceil((in flight + queued) / target concurrency), plus ``warm`` while there is demand, between
-min and max. It scales up at once. What it remembers (`EndpointState.desired`) is the most that was
-wanted during the last ``scale_down_delay_s``: while there is demand, idle instances beyond that go;
-without demand each goes ``idle_timeout_s`` after its last use (or its start, when it was never used),
-down to min. On full hosts, when others wait, the longest idle ones give way sooner. A busy instance is
-never released, except an old version's when a rollout has no room: that one drains, its requests finish.
+`wants` says how many instances each endpoint should have; here that is carried out. Home first: what
+fits there starts there, then what can be launched elsewhere (`burst`). On full hosts, when others wait, the
+longest idle ones give way. A busy instance is never released, except an old version's when a rollout has
+no room: that one drains, its requests finish.
 
 Where a host can, who gives way is paused: it keeps its memory, and goes on when it is called again, before
 anything new is started. What was paused longest ago is stopped when memory is needed.
@@ -16,11 +14,11 @@ exceed max by one. Draining the old ones when enough new are ready is the platfo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
 
+from headrace_autoscaler import burst, offers
 from headrace_autoscaler.placement import Book, Donor, Given, idle_since
 from headrace_autoscaler.spec import (
     Action,
@@ -29,7 +27,9 @@ from headrace_autoscaler.spec import (
     EndpointObservation,
     EndpointState,
     InstanceObservation,
+    Launch,
     Observation,
+    OfferObservation,
     Pause,
     Release,
     Resume,
@@ -37,44 +37,121 @@ from headrace_autoscaler.spec import (
     State,
     Wait,
 )
+from headrace_autoscaler.states import BurstState
+from headrace_autoscaler.wants import LOOK_S, NEW, Seen, Surplus, asleep, learned, look, remember, wanted
+
+__all__ = ["decide", "wanted"]
+
+
+class _Market:
+    """The offers, written down as a decision takes them."""
+
+    def __init__(self, found: Sequence[OfferObservation]) -> None:
+        self.offers = tuple(found)
+
+    def take(self, names: Sequence[str]) -> None:
+        self.offers = offers.taken(self.offers, names)
 
 
 def decide(now: float, observation: Observation, state: State, config: Config) -> Decision:
     """What to do now. Equal arguments give equal results; actions are in the order to carry out."""
     book = Book(observation.hosts)
     donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
+    market = _Market(observation.offers)
     actions: list[Action] = []
-    states = dict(state.endpoints)
+    looks: list[float] = []
+    states: dict[str, EndpointState] | None = None
     for endpoint in observation.endpoints:
-        after = remember(now, endpoint, states.get(endpoint.endpoint, EndpointState()), config)
-        states[endpoint.endpoint] = after
-        actions += _starts(now, endpoint, after, book, donors)
-        actions += _releases(now, endpoint, after, book)
+        before = state.endpoints.get(endpoint.endpoint, NEW)
+        if not (endpoint.instances or endpoint.queued or endpoint.in_flight or endpoint.scaling.min):
+            if asleep(before):
+                continue
+        seen, after = look(now, endpoint, before, config)
+        surplus = Surplus()
+        if endpoint.rollout_from is None and (endpoint.scaling.learn_idle or market.offers):
+            after, surplus = learned(now, endpoint, seen, after, config)
+        else:
+            after = remember(now, seen, after, endpoint.scaling.max, config)
+            surplus = Surplus(gone=tuple(_timed_out(now, endpoint, seen, after, book)))
+        actions += _starts(now, endpoint, seen, after, book, donors, bool(market.offers))
+        if market.offers or any(i.offer for i in endpoint.instances):
+            done, after, due = _launches(now, endpoint, seen, after, surplus, actions, market, config)
+            actions += done
+            looks += due
+        else:
+            actions += [_release(endpoint, one, why) for one, why in surplus.gone]
         actions += _expired(now, endpoint, config)
-    return Decision(actions=tuple(actions), state=State(endpoints=states))
+        if surplus.look_again_at is not None:
+            looks.append(surplus.look_again_at)
+        if seen.left:
+            looks.append(now + LOOK_S)
+        if after is not before:
+            states = dict(state.endpoints) if states is None else states
+            states[endpoint.endpoint] = after
+    return Decision(
+        actions=tuple(actions),
+        state=state if states is None else State(endpoints=states, pools=state.pools),
+        look_again_at=min(looks, default=None),
+    )
 
 
-def wanted(endpoint: EndpointObservation) -> int:
-    """Instances that this demand asks for now."""
-    scaling = endpoint.scaling
-    demand = endpoint.in_flight + endpoint.queued
-    count = math.ceil(demand / scaling.target_concurrency)
-    if demand > 0:
-        count += scaling.warm
-    return min(scaling.max, max(scaling.min, count))
+def _launches(
+    now: float,
+    endpoint: EndpointObservation,
+    seen: Seen,
+    after: EndpointState,
+    surplus: Surplus,
+    done: Sequence[Action],
+    market: _Market,
+    config: Config,
+) -> tuple[list[Action], EndpointState, list[float]]:
+    """What is launched elsewhere for what home does not hold, and what is given back there and at home."""
+    mine, _ = _split(endpoint)
+    gone = {one.id for one, _ in surplus.gone}
+    # What costs most goes first: of those that are idle for too long home is kept longest.
+    actions: list[Action] = []
+    elsewhere = [i for i in endpoint.instances if i.offer and i.version == endpoint.version]
+    at_home = sum(not i.offer for i in mine)
+    started = sum(isinstance(a, Start | Resume) and a.endpoint == endpoint.endpoint for a in done)
+    spare = max(0, len(surplus.gone) - sum(i.state in ("starting", "ready") for i in elsewhere))
+    for one in [i for i in mine if i.id in gone and not i.offer][:spare]:
+        at_home -= 1
+        actions.append(_release(endpoint, one, dict((i.id, why) for i, why in surplus.gone)[one.id]))
+    want = max(0, after.desired - at_home - started)
+    if now < endpoint.blocked_until:
+        want = min(want, sum(i.state in ("starting", "ready") for i in elsewhere))
+    choice = burst.choose(
+        now,
+        endpoint.scaling,
+        want,
+        elsewhere,
+        market.offers,
+        state=after.burst or BurstState(),
+        config=config.burst,
+    )
+    actions += [
+        Launch(
+            endpoint=endpoint.endpoint,
+            version=endpoint.version,
+            offer=offer.offer,
+            reason=f"{seen.reason}; {why}",
+        )
+        for offer, why in choice.launches
+    ]
+    why = f"{surplus.gone[0][1]}; " if surplus.gone else ""
+    for name, text in choice.surplus:
+        actions.append(Release(endpoint=endpoint.endpoint, instance=name, reason=f"{why}{text}"))
+    if choice.wait is not None:
+        short = max(1, want - len(elsewhere) - len(choice.launches))
+        actions.append(Wait(endpoint=endpoint.endpoint, wanted=short, reason=choice.wait))
+    market.take([offer.offer for offer, _ in choice.launches])
+    if choice.state != (after.burst or BurstState()):
+        after = msgspec.structs.replace(after, burst=choice.state)
+    return actions, after, [] if choice.look_again_at is None else [choice.look_again_at]
 
 
-def remember(
-    now: float, endpoint: EndpointObservation, before: EndpointState, config: Config
-) -> EndpointState:
-    """Follow demand up at once, and down only when it stayed down for ``scale_down_delay_s``."""
-    want = wanted(endpoint)
-    if want >= before.desired:
-        return EndpointState(desired=want)
-    since = now if before.below_since is None else before.below_since
-    if now - since >= config.scale_down_delay_s:
-        return EndpointState(desired=want)
-    return EndpointState(desired=min(before.desired, endpoint.scaling.max), below_since=since)
+def _release(endpoint: EndpointObservation, one: InstanceObservation, why: str) -> Release:
+    return Release(endpoint=endpoint.endpoint, instance=one.id, reason=why)
 
 
 def _split(endpoint: EndpointObservation) -> tuple[list[InstanceObservation], list[InstanceObservation]]:
@@ -87,11 +164,18 @@ def _split(endpoint: EndpointObservation) -> tuple[list[InstanceObservation], li
 
 
 def _starts(
-    now: float, endpoint: EndpointObservation, after: EndpointState, book: Book, donors: list[Donor]
+    now: float,
+    endpoint: EndpointObservation,
+    seen: Seen,
+    after: EndpointState,
+    book: Book,
+    donors: list[Donor],
+    elsewhere: bool,
 ) -> list[Action]:
+    """What starts, or goes on, at home; with ``elsewhere`` what does not fit is nobody's loss here."""
     mine, old = _split(endpoint)
     rollout = endpoint.rollout_from is not None and bool(old)
-    target = max(after.desired, wanted(endpoint)) if rollout else wanted(endpoint)
+    target = max(after.desired, seen.asked) if rollout or elsewhere else seen.asked
     missing = target - len(mine)
     if missing <= 0:
         return []
@@ -103,7 +187,7 @@ def _starts(
             )
         ]
     allowed = endpoint.scaling.max + (1 if rollout else 0) - len(mine) - len(old)
-    reason = _why_start(endpoint, target, rollout)
+    reason = f"rollout to version {endpoint.version}: {target} wanted" if rollout else seen.reason
     actions: list[Action] = []
     paused = _paused(endpoint)
     for done in range(max(0, min(missing, allowed))):
@@ -118,6 +202,8 @@ def _starts(
                 actions += resumed
                 continue
             made = book.make_room(endpoint.scaling, donors)
+            if made is None and elsewhere:
+                return actions
             if made is None and rollout:
                 return actions + _drain_first(endpoint, old, missing - done, book)
             if made is None:
@@ -227,9 +313,12 @@ def _expired(now: float, endpoint: EndpointObservation, config: Config) -> list[
     return actions
 
 
-def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, book: Book) -> list[Action]:
+def _timed_out(
+    now: float, endpoint: EndpointObservation, seen: Seen, after: EndpointState, book: Book
+) -> list[tuple[InstanceObservation, str]]:
+    """Idle ones that are not needed any more, by ``idle_timeout_s``: (instance, why)."""
     mine, old = _split(endpoint)
-    if old:
+    if old or (seen.burst and endpoint.in_flight + endpoint.queued):
         return []
     demand = endpoint.in_flight + endpoint.queued
     scaling = endpoint.scaling
@@ -237,9 +326,9 @@ def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, b
     surplus = len(mine) - floor
     if surplus <= 0:
         return []
-    actions: list[Action] = []
+    gone: list[tuple[InstanceObservation, str]] = []
     for instance in sorted(mine, key=lambda i: (idle_since(i), i.id)):
-        if len(actions) == surplus:
+        if len(gone) == surplus:
             break
         idle = now - idle_since(instance)
         timed_out = idle >= scaling.idle_timeout_s
@@ -251,8 +340,8 @@ def _releases(now: float, endpoint: EndpointObservation, after: EndpointState, b
             text = f"{len(mine)} instances, {floor} do for {demand} requests"
         else:
             continue
-        actions.append(Release(endpoint=endpoint.endpoint, instance=instance.id, reason=text))
-    return actions
+        gone.append((instance, text))
+    return gone
 
 
 def _may_give_way(now: float, donor: Donor, config: Config) -> bool:
@@ -266,12 +355,3 @@ def _may_give_way(now: float, donor: Donor, config: Config) -> bool:
     held = min(scaling.idle_timeout_s, config.unused_hold_s)
     settled = instance.last_used_at is not None or now - instance.started_at >= held
     return instance.state == "ready" and not instance.in_flight and settled
-
-
-def _why_start(endpoint: EndpointObservation, target: int, rollout: bool) -> str:
-    if rollout:
-        return f"rollout to version {endpoint.version}: {target} wanted"
-    demand = endpoint.in_flight + endpoint.queued
-    if not demand:
-        return f"min={endpoint.scaling.min}"
-    return f"{endpoint.in_flight} in flight and {endpoint.queued} queued ask for {target}"

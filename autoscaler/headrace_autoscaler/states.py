@@ -100,8 +100,30 @@ class ForecastState(Value, frozen=True, kw_only=True):
     horizons: tuple[HorizonState, ...] = ()
 
 
+class IdleTimes(Value, frozen=True, kw_only=True):
+    """How long instances were idle before they were needed again, at one level; see `keep`."""
+
+    watched: tuple[float, ...] = ()
+    """Per span of `keep.EDGES_S`: instances that were idle at its begin and watched through it."""
+    needed: tuple[float, ...] = ()
+    """Of those, how many were needed within it."""
+
+
+class Idle(Value, frozen=True, kw_only=True):
+    """An instance that was idle when one last looked."""
+
+    since: float
+    level: int
+    """Instances that there were when it became idle, without those that were idle for longer."""
+
+
 class KeepState(Value, frozen=True, kw_only=True):
     """What is known of one endpoint's idle times."""
+
+    levels: dict[int, IdleTimes] = msgspec.field(default_factory=dict)
+    """By `keep.bucket` of the level."""
+    idle: dict[str, Idle] = msgspec.field(default_factory=dict)
+    """Those that are idle now, by id; at most `keep.MAX_WATCHED`."""
 
 
 class Refusal(Value, frozen=True, kw_only=True):

@@ -1,0 +1,55 @@
+"""How many instances demand needs beyond those that are there: for the queue, and ahead of it. Pure.
+
+For the queue: a request that waits is left to the instances that are there while those free themselves in
+time, because a start buys nothing that a completion gives for free. With n busy ones and a mean service
+time m, about n * t / m become free within t seconds; what varies about that is allowed for by
+``confidence`` standard deviations (of a Poisson count). In time means before the request has waited for
+``goal_s``, or for as long as a start takes, whichever is less: where starts are fast nobody queues.
+
+Ahead of it: a start that takes longer than anybody should wait comes too late for whoever asked for it.
+So instances are there before they are asked for: the level of demand and a multiple of its square root,
+times the part of a start that nobody should wait for. Where starts are in time that is nothing. The level
+is what the forecast says for when a start would be ready, or, while it does not know, the smoothed
+concurrency.
+"""
+
+from __future__ import annotations
+
+import math
+
+from headrace_autoscaler.configs import DemandConfig
+
+
+def left(
+    *,
+    queued: int,
+    oldest_wait_s: float,
+    busy: int,
+    start_s: float | None,
+    service_s: float | None,
+    config: DemandConfig,
+) -> int:
+    """How many of the requests that wait are left to the instances that are there.
+
+    ``busy``: requests that run, each of which frees a place; ``start_s`` and ``service_s``: seconds that a
+    start and a request take, None when not known: then nothing is left to anybody. The requests behind
+    the oldest are taken to have come evenly since then.
+    """
+    if not queued or not busy or start_s is None or not service_s:
+        return 0
+    patience, rate = min(config.goal_s, start_s), busy / service_s
+    for place in range(queued):
+        freed = rate * max(0.0, patience - oldest_wait_s * (1.0 - place / queued))
+        if place + 1 > freed - config.confidence * math.sqrt(freed):
+            return place
+    return queued
+
+
+def ahead(level: float, start_s: float | None, config: DemandConfig) -> float:
+    """Instances that should be there when the level of demand is ``level`` (mean concurrency)."""
+    if start_s is None or start_s <= config.goal_s or level <= 0.0:
+        return 0.0
+    late = 1.0 - config.goal_s / start_s
+    return late * max(
+        0.0, config.staff_share * level + config.staff_root * math.sqrt(level) - config.staff_less
+    )

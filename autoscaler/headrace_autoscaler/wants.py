@@ -1,0 +1,199 @@
+"""How many instances each endpoint should have now, and which idle ones it no longer needs. Pure.
+
+What demand asks for is what runs, and what waits and would not be served in time by the instances that are
+there (`staffing.left`), by requests or by tokens; before that, what is needed so that nobody has to wait
+for a start (`staffing.ahead`, on the `forecast`); plus ``warm`` while there is demand. It goes up at once.
+
+Down it goes in one of two ways. With an idle time-out the most that was wanted during the last
+``scale_down_delay_s`` is remembered (`EndpointState.desired`): while there is demand, idle instances
+beyond that go; without demand each goes ``idle_timeout_s`` after its last use, down to min. When idle
+times are learnt (`ScalingSpec.learn_idle`), each idle instance goes when `keep` says that holding it no
+longer pays. Neither lets go of anything in a burst (`panic`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from headrace_autoscaler import forecast, keep, panic, staffing
+from headrace_autoscaler.placement import idle_since
+from headrace_autoscaler.signals import average
+from headrace_autoscaler.spec import Config, EndpointObservation, EndpointState, InstanceObservation
+from headrace_autoscaler.states import DemandState, ForecastState, KeepState
+
+_ROUNDING = 1e-9
+NEW = EndpointState()
+LOOK_S = 2.0
+"""While requests are left to the instances that are there, it looks again after so long."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one endpoint's demand comes to."""
+
+    asked: int
+    """Instances that it asks for now, within min and max."""
+    reason: str
+    left: int = 0
+    """Requests that wait and are left to the instances that are there."""
+    burst: bool = False
+    """Nothing may shrink."""
+    start_s: float | None = None
+    service_s: float | None = None
+    """Mean seconds that a request takes; None: not known."""
+
+
+@dataclass(frozen=True)
+class Surplus:
+    """Idle instances that it no longer needs."""
+
+    gone: tuple[tuple[InstanceObservation, str], ...] = ()
+    """(instance, why), in the order in which they go."""
+    look_again_at: float | None = None
+
+
+def asleep(state: EndpointState) -> bool:
+    """Whether nothing that is remembered would change while there is no demand and no instance."""
+    levels = () if state.forecast is None else state.forecast.levels
+    return not state.desired and not any(levels) and (state.keep is None or not state.keep.idle)
+
+
+def wanted(endpoint: EndpointObservation, left: int = 0, needed: float = 0.0) -> int:
+    """Instances that this demand asks for: but for ``left`` requests, and ``needed`` at least."""
+    scaling = endpoint.scaling
+    demand = endpoint.in_flight + endpoint.queued
+    count = math.ceil((demand - left) / scaling.target_concurrency - _ROUNDING)
+    if demand > 0:
+        count += scaling.warm
+    count = max(count, math.ceil(needed - _ROUNDING))
+    return min(scaling.max, max(scaling.min, count))
+
+
+def look(
+    now: float, endpoint: EndpointObservation, before: EndpointState, config: Config
+) -> tuple[Seen, EndpointState]:
+    """What its demand comes to, and what is remembered of it."""
+    past = before.demand or DemandState()
+    past = panic.remember(now, endpoint, past, config.demand)
+    demand = panic.demand(now, endpoint, past.window, config.demand, past.panic)
+    if demand.panic is not past.panic:
+        past = msgspec.structs.replace(past, panic=demand.panic)
+    ahead_of = before.forecast
+    mean = average(past.window, now, config.forecast.step_s)
+    if mean is not None:
+        ahead_of = forecast.learn(now, mean, ahead_of or ForecastState(), config.forecast)
+    service = past.service
+    service_s = service.seconds / service.total if service.total else None
+    left = staffing.left(
+        queued=endpoint.queued,
+        oldest_wait_s=endpoint.oldest_wait_s,
+        busy=endpoint.in_flight,
+        start_s=endpoint.start_s,
+        service_s=service_s,
+        config=config.demand,
+    )
+    level = _level(now, ahead_of, endpoint.start_s, config)
+    needed = staffing.ahead(level, endpoint.start_s, config.demand) / endpoint.scaling.target_concurrency
+    if demand.tokens is not None:
+        needed = max(needed, demand.instances)
+    asked = wanted(endpoint, left, needed)
+    seen = Seen(
+        asked=asked,
+        reason=_reason(endpoint, asked, left, level, needed),
+        left=left,
+        burst=demand.in_panic,
+        start_s=endpoint.start_s,
+        service_s=service_s,
+    )
+    known = past if past != DemandState() else None
+    if known == before.demand and ahead_of is before.forecast:
+        return seen, before
+    return seen, msgspec.structs.replace(before, demand=known, forecast=ahead_of)
+
+
+def _level(now: float, known: ForecastState | None, start_s: float | None, config: Config) -> float:
+    """Mean concurrency when a start made now would be ready."""
+    if known is None or known.at is None or start_s is None or start_s <= config.demand.goal_s:
+        return 0.0
+    if config.demand.trust:
+        coming = forecast.forecast(now, known, start_s, config.demand.quantile, config.forecast)
+        if coming is not None:
+            return coming.value
+    return known.levels[0]
+
+
+def remember(now: float, seen: Seen, before: EndpointState, limit: int, config: Config) -> EndpointState:
+    """Follow demand up at once, and down only when it stayed down for ``scale_down_delay_s``."""
+    want = seen.asked
+    if want >= before.desired:
+        return _desiring(before, want, None)
+    since = now if before.below_since is None else before.below_since
+    if now - since >= config.scale_down_delay_s and not seen.burst:
+        return _desiring(before, want, None)
+    return _desiring(before, min(before.desired, limit), since)
+
+
+def _desiring(before: EndpointState, desired: int, since: float | None) -> EndpointState:
+    if before.desired == desired and before.below_since == since:
+        return before
+    return msgspec.structs.replace(before, desired=desired, below_since=since)
+
+
+def learned(
+    now: float, endpoint: EndpointObservation, seen: Seen, before: EndpointState, config: Config
+) -> tuple[EndpointState, Surplus]:
+    """What is wanted (`EndpointState.desired`), and who has been idle too long: by what was learnt, or else
+    by ``idle_timeout_s``.
+
+    Instances beyond what was wanted before (a hedge) are not what it decides on: as many of those that
+    were idle for longest are left to whoever launched them.
+    """
+    mine = [i for i in endpoint.instances if i.state in ("ready", "starting") and i.lost_at is None]
+    idle = sorted(
+        [(idle_since(i), i) for i in mine if i.state == "ready" and not i.in_flight],
+        key=lambda one: (one[0], one[1].id),
+    )
+    past = before.keep or KeepState()
+    known = keep.learn(now, mine, idle, past, config.keep)
+    count = before.desired if before.desired and (endpoint.queued or not idle) else len(mine)
+    count = min(count, before.desired) if before.desired else count
+    floor = max(seen.asked, endpoint.scaling.min)
+    spare = max(0, len(mine) - count) if before.desired else 0
+    gone: list[tuple[InstanceObservation, str]] = []
+    look_at: float | None = None
+    for since, one in idle[spare:]:
+        level = count - len(gone)
+        if level <= floor or seen.burst or endpoint.queued:
+            break
+        held = _held(level, endpoint, seen, known, config)
+        if now - since < held:
+            look_at = since + held
+            break
+        gone.append((one, f"idle for {now - since:.1f} s (number {level} is kept for {held:.0f} s)"))
+    after = keep.let_go(known, [one.id for one, _ in gone], now, config.keep)
+    desired = max(floor, count - len(gone))
+    state = _desiring(before, desired, None)
+    if after is not past:
+        state = msgspec.structs.replace(state, keep=after)
+    return state, Surplus(tuple(gone), look_at)
+
+
+def _held(level: int, endpoint: EndpointObservation, seen: Seen, known: KeepState, config: Config) -> float:
+    if not endpoint.scaling.learn_idle:
+        return endpoint.scaling.idle_timeout_s
+    cost = keep.restart_s(level, endpoint.start_s or 0.0, seen.service_s, config.demand, config.keep)
+    return keep.hold_s(known.levels.get(keep.bucket(level)), cost, config.keep)
+
+
+def _reason(endpoint: EndpointObservation, asked: int, left: int, level: float, needed: float) -> str:
+    demand = endpoint.in_flight + endpoint.queued
+    if asked == endpoint.scaling.min and (not demand or asked > demand):
+        return f"min={endpoint.scaling.min}"
+    if needed > (demand - left) / endpoint.scaling.target_concurrency:
+        ask = f"a level of {level:.1f} asks for {asked}"
+        return f"{ask}, as starts take {endpoint.start_s:.0f} s" if endpoint.start_s else ask
+    text = f"{endpoint.in_flight} in flight and {endpoint.queued} queued ask for {asked}"
+    return f"{text} ({left} will be served in time)" if left else text
