@@ -26,6 +26,8 @@ MAX_POINTS = 1200
 CDF_POINTS = 240
 LEAST_WAIT_S = 0.01
 """Where the axis of waits begins; who waited less is drawn there."""
+MISSED = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5)
+LEAST_MISSED = 1e-5
 SOON_S = 10.0
 """The chart of cost against waiting shows who waited at most so long."""
 DIGITS = 5
@@ -192,7 +194,7 @@ def _costs(report: Report) -> dict[str, Any]:
         }
         for use in COSTS
     ]
-    layout: dict[str, Any] = {"barmode": "stack", "yaxis": {"autorange": "reversed"}}
+    layout: dict[str, Any] = {"barmode": "stack", "yaxis": {"autorange": "reversed", "automargin": True}}
     if report.bound_usd:
         layout |= {"shapes": [_upright(report.bound_usd)]}
     return _plot(
@@ -240,25 +242,43 @@ def _pareto(report: Report) -> dict[str, Any]:
                 "text": [played.name],
                 "textposition": "top center",
                 "x": _numbers([f["cost_usd"]]),
-                "y": _numbers([f["share_within_10s"] * 100]),
+                "y": _missed([f["share_within_10s"] or 0.0]),
                 "error_x": {"array": _numbers([half_width(f, "cost_usd")]), "thickness": 1},
-                "error_y": {"array": _numbers([half_width(f, "share_within_10s") * 100]), "thickness": 1},
                 "marker": {"color": COLOURS[number % len(COLOURS)], "size": 9},
             }
         )
     if report.curve:
         points = [(r.cost.total, share_within(r, SOON_S), label) for label, r in report.curve]
         costs, shares, labels = zip(*sorted(points), strict=True)
-        curve = _line(
-            f"{report.curve_name}: other settings", _numbers(costs), np.array(shares) * 100,
-            text=list(labels), line={"color": COLOURS[0], "dash": "dot"},
-        )  # fmt: skip
-        data.insert(0, {**curve, "mode": "lines+markers", "marker": {"size": 5}})
-    layout: dict[str, Any] = {"yaxis": {"rangemode": "normal"}}
+        curve = {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"{report.curve_name}: other settings",
+            "x": _numbers(costs),
+            "y": _missed(shares),
+            "text": list(labels),
+            "line": {"color": COLOURS[0], "dash": "dot"},
+            "marker": {"size": 5},
+        }
+        data.insert(0, curve)
+    # The last percent is what matters: the axis is the logarithm of who waited longer, upside down.
+    axis = {
+        "type": "log",
+        "autorange": "reversed",
+        "tickvals": [100 * part for part in MISSED],
+        "ticktext": [f"{100 * (1 - part):.6g} %" for part in MISSED],
+        "rangemode": "normal",
+    }
+    layout: dict[str, Any] = {"yaxis": axis}
     if report.bound_usd:
         layout |= {"shapes": [_upright(report.bound_usd)]}
     title = "Cost against waiting: up and to the left is better (dashed: lower bound)"
-    return _plot("pareto", title, data, "dollars", "requests that waited at most 10 s, %", **layout)
+    return _plot("pareto", title, data, "dollars", "requests that waited at most 10 s", **layout)
+
+
+def _missed(shares: Sequence[float]) -> list[float | None]:
+    """Percent that waited longer; none at all is drawn at the axis' end."""
+    return _numbers([100 * max(1 - share, LEAST_MISSED) for share in shares])
 
 
 def _table(report: Report) -> str:
@@ -266,13 +286,15 @@ def _table(report: Report) -> str:
     rows = []
     for played in report.played:
         cells = "".join(
-            f"<td>{html.escape(_cell(played.figures.get(key)))}</td>" for key, _ in report.columns
+            f"<td>{html.escape(_cell(key, played.figures.get(key)))}</td>" for key, _ in report.columns
         )
         rows.append(f"<tr><th>{html.escape(played.name)}</th>{cells}</tr>")
     return f"<table><thead><tr><th>policy</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
+    if key.startswith("share_") or key in ("cold_share", "availability"):
+        return f"{value * 100:.3f} %"
     return f"{value:,.{DIGITS - 1}g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"

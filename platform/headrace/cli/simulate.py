@@ -14,6 +14,7 @@ from typing import Any
 import click
 from headrace_autoscaler.baselines import names, policy_of
 from headrace_autoscaler.simulate import report as reports
+from headrace_autoscaler.simulate.bounds import Bound
 from headrace_autoscaler.simulate.scenario import Result, Scenario
 from headrace_autoscaler.simulate.summary import counted_days, document, lower_bound, mean_and_peak, unbeaten
 from headrace_autoscaler.simulate.sweep import KNOBS, OURS, Variant, play, point_of, settings, steps
@@ -41,6 +42,7 @@ class Plan:
     jobs: int
     report: Path | None
     tiers: dict[str, float]
+    bound_bin: float | None
 
 
 @click.command("simulate", help=SUMMARIES["simulate"])
@@ -52,6 +54,8 @@ class Plan:
 @click.option("--tier", "tiers", metavar="NAME=SECONDS", multiple=True,
               help="With --sweep: starts may take so long too, such as cached=12; repeatable.")  # fmt: skip
 @click.option("--report", type=FILE, metavar="FILE", help="Write plots to this HTML file.")
+@click.option("--bound-bin", type=click.FloatRange(1), metavar="SECONDS",
+              help="Of the lower bound: shorter is tighter and slower (default: 10 to 60).")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), help="Processes at once (default: the cores).")
 @json_option
 def simulate_command(
@@ -64,6 +68,7 @@ def simulate_command(
     sweep: bool,
     tiers: Sequence[str],
     report: Path | None,
+    bound_bin: float | None,
     jobs: int | None,
 ) -> None:
     """TRACE: a CSV file (time,duration[,endpoint]), or diurnal, flash-crowd, on-off, heavy-tail or mmpp."""
@@ -72,7 +77,9 @@ def simulate_command(
     if tiers and not sweep:
         raise UsageError("--tier belongs to --sweep.", hint="Without it say --start-seconds.")
     cores = len(os.sched_getaffinity(0))
-    plan = Plan(_policies(policy, compare), seeds, min(jobs or cores, cores), report, _tiers(tiers))
+    plan = Plan(
+        _policies(policy, compare), seeds, min(jobs or cores, cores), report, _tiers(tiers), bound_bin
+    )
     if report is not None:
         _can_report(report)
     with out.progress("reading the requests"):
@@ -138,7 +145,7 @@ def _compare(out: Output, scenario: Scenario, plan: Plan) -> None:
     # Only a report shows a timeline, of the first seed, and our policy's curve.
     step = (scenario.trace.end + scenario.tail_s) / TIMELINE_POINTS if plan.report else None
     curve = _curve() if plan.report and OURS in plan.policies else []
-    tasks: list[tuple[str, Task]] = [("lower bound", lower_bound)]
+    tasks: list[tuple[str, Task]] = [("lower bound", partial(lower_bound, bin_s=plan.bound_bin))]
     for name in plan.policies:
         for seed in range(plan.seeds):
             task = partial(
@@ -147,7 +154,8 @@ def _compare(out: Output, scenario: Scenario, plan: Plan) -> None:
             tasks.append((f"{name}, seed {seed}", task))
     for variant in curve:
         tasks.append((f"{OURS}, {text.options_text(variant)}", partial(play, variant=variant, seed=0)))
-    bound_usd, *results = _play(out, scenario, tasks, plan.jobs)
+    bound, *results = _play(out, scenario, tasks, plan.jobs)
+    bound_usd = _dollars(out, bound)
     runs = dict(zip(plan.policies, _of_each(results, plan), strict=False))
     found = {name: document(mine, bound_usd) for name, mine in runs.items()}
     about = [text.about_trace(scenario), text.about_nights(scenario), text.about_bound(bound_usd)]
@@ -171,6 +179,12 @@ def _compare(out: Output, scenario: Scenario, plan: Plan) -> None:
         {"bound_usd": bound_usd, "policies": found},
         lambda: "\n".join([about[0], "", text.policies_text(found, unbeaten(found)), "", *about[1:]]),
     )
+
+
+def _dollars(out: Output, bound: Bound) -> float | None:
+    if bound.note:
+        out.note(f"note: {bound.note}")
+    return bound.usd if math.isfinite(bound.usd) else None
 
 
 def _curve() -> list[Variant]:
@@ -198,11 +212,12 @@ def _sweep(out: Output, scenario: Scenario, plan: Plan) -> None:
         )
     (policy,) = plan.policies
     variants = settings(scenario, policy, KNOBS if policy == OURS else {}, plan.tiers)
-    tasks: list[tuple[str, Task]] = [("lower bound", lower_bound)]
+    tasks: list[tuple[str, Task]] = [("lower bound", partial(lower_bound, bin_s=plan.bound_bin))]
     for variant in variants:
         words = text.options_text(variant)
         tasks += [(words, partial(play, variant=variant, seed=seed)) for seed in range(plan.seeds)]
-    bound_usd, *results = _play(out, scenario, tasks, plan.jobs)
+    bound, *results = _play(out, scenario, tasks, plan.jobs)
+    bound_usd = _dollars(out, bound)
     days = counted_days(scenario)
     runs = _of_each(results, plan)
     points = [point_of(variant, mine, days) for variant, mine in zip(variants, runs, strict=True)]

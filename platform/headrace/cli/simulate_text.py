@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from headrace_autoscaler.simulate.bounds import SHARE, WITHIN_S
 from headrace_autoscaler.simulate.generators import DAY_S
 from headrace_autoscaler.simulate.scenario import Scenario
 from headrace_autoscaler.simulate.summary import counted_days, half_width, mean_and_peak
@@ -72,16 +73,17 @@ def about_trace(scenario: Scenario) -> str:
     requests = int(np.count_nonzero(trace.arrivals >= scenario.warm_up_s))
     endpoints = "" if len(trace.names) == 1 else f" to {len(trace.names)} endpoints"
     warm = f", after {before:.3g} days that are played and not counted" if before else ""
-    return f"{trace.name}: {requests:,} requests{endpoints} in {(trace.end - scenario.warm_up_s) / DAY_S:.3g} days{warm}"
+    days = (trace.end - scenario.warm_up_s) / DAY_S
+    return f"{trace.name}: {requests:,} requests{endpoints} in {days:.3g} days{warm}"
 
 
 def about_bound(bound_usd: float | None) -> str:
     """What the bound means."""
     if bound_usd is None:
-        return "There is no lower bound for this world."
+        return "There is no lower bound."
     return (
-        f"Lower bound ${bound_usd:,.2f}: what who knows each request before it comes must still spend; "
-        "nobody can do with less."
+        f"Lower bound ${bound_usd:,.2f}: no policy can start {SHARE:.0%} of the requests within "
+        f"{WITHIN_S:g} s for less, even one that knows them all before they come."
     )
 
 
