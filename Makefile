@@ -14,10 +14,10 @@ ONCE ?=
 PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 
-.PHONY: help setup run test chaos check format bench docs lock clean
+.PHONY: help setup run test chaos check format bench bench-autoscaler docs lock clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(BASE) ## Make .venv; the command is then .venv/bin/headrace
 
@@ -56,6 +56,10 @@ format: $(BASE) ## Format the code and apply safe fixes
 
 bench: $(BASE) $(TORCH) $(TOOLS) ## Measure us and the peers, refresh benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks
+
+bench-autoscaler: $(BASE) ## Simulate the autoscaler beside others and beside bare metal (DATA=folder, ARGS=--quick)
+	@$(BIN)/python -m benchmarks.autoscaler $(if $(DATA),--data $(DATA)) $(ARGS)
+	@$(BIN)/python -m benchmarks.serverless_effect $(if $(DATA),--data $(DATA)) $(ARGS)
 
 docs: $(BASE) ## Write docs/reference/cli.md from the commands
 	@$(BIN)/python scripts/cli_reference.py

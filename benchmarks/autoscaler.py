@@ -161,6 +161,8 @@ def compared(
     if not curve:
         return found
     found["verdict"] = judge(curve, theirs)
+    if default := rows.get(OURS):
+        found["best"] = best_of(default, {name: one for name, one in rows.items() if name not in mine})
     found["on_or_above"] = [one["policy"] for one in found["verdict"] if one["beats"]]
     found["not_comparable"] = [
         one["policy"] for one in found["verdict"] if one["where"] == "cheaper" and not one["beats"]
@@ -175,6 +177,16 @@ def compared(
             "met": default["share_within_10s"] >= goal["share"] and default["bound_ratio"] <= goal["ratio"],
         }
     return found
+
+
+def best_of(mine: Mapping[str, Any], others: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The cheapest of the others in which no fewer requests start within 10 s, and our part of its cost."""
+    good = {name: one for name, one in others.items() if one["share_within_10s"] >= mine["share_within_10s"]}
+    if not good:
+        return {"policy": "", "of_best": None}
+    name = min(good, key=lambda each: good[each]["cost_usd"])
+    share = percent(good[name]["share_within_10s"])
+    return {"policy": f"{name}: {share}", "of_best": mine["cost_usd"] / good[name]["cost_usd"]}
 
 
 def spot(data: Path | None, trace: Trace, plan: Plan) -> dict[str, Any]:
@@ -276,16 +288,8 @@ def beside(runs: Mapping[str, dict[str, Any]], trace: Trace, least: Mapping[str,
         "wait_p99_s": mine["wait_p99_s"],
         "bound_ratio": mine["cost_usd"] / least["lp"],
     }
-    good = {
-        name: one
-        for name, one in runs.items()
-        if name != OURS and one["share_within_10s"] >= mine["share_within_10s"]
-    }
-    if good:
-        best = min(good, key=lambda name: good[name]["cost_usd"])
-        found["best_other"] = best
-        found["of_best_other"] = mine["cost_usd"] / good[best]["cost_usd"]
-    return found
+    best = best_of(mine, {name: one for name, one in runs.items() if name != OURS})
+    return {**found, "best_other": best["policy"] or None, "of_best_other": best["of_best"]}
 
 
 def said(found: dict[str, Any]) -> str:
@@ -370,9 +374,8 @@ def _said_spot(found: dict[str, Any]) -> list[str]:
         rows = [
             (
                 what, percent(run["availability"], 3), percent(run["least_availability"], 3),
- f"{run['cost_usd']:.0f}",
-                percent(run.get("of_never"), 1), percent(run["share_within_10s"]), f"{run['preempted_usd']:.0f}",
-                f"{run['errors']:.0f}",
+                f"{run['cost_usd']:.0f}", percent(run.get("of_never"), 1), percent(run["share_within_10s"]),
+                f"{run['preempted_usd']:.0f}", f"{run['errors']:.0f}",
             )
             for what, run in one["policies"].items()
         ]  # fmt: skip
@@ -446,9 +449,10 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    print(said(found), file=sys.stderr if given.json else sys.stdout)
+    text = said(found)
+    print(text, file=sys.stderr if given.json else sys.stdout)
     if given.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({**found, "text": text}, indent=2))
     return 0
 
 

@@ -171,7 +171,7 @@ def main_question(asked: Question) -> dict[str, Any]:
     fleet = fair_fleet(asked)
     homes = HOMES[1:4:2] if asked.quick else HOMES
     tried = _homes(asked, homes)
-    chosen = {owned: _best_home(tried, owned) for owned in OWNED_USD}
+    chosen = {owned: best_home(tried, owned) for owned in OWNED_USD}
     scenarios = {"peak": asked.bare(asked.counted, PEAK_FLEET), "fair": asked.bare(asked.counted, fleet)}
     cases = [
         Case("peak", f"bare metal, {PEAK_FLEET} GPUs", Variant(f"always-on-{PEAK_FLEET}")),
@@ -188,7 +188,7 @@ def main_question(asked: Question) -> dict[str, Any]:
         found["sides"][label] = {"scenario": scenario, **figures}
     for owned in OWNED_USD:
         found["costs"][owned] = {
-            label: _dollars(figures, scenario, owned, fleet, hours)
+            label: dollars_of(figures, scenario, owned, fleet, hours)
             for (scenario, label), figures in sides.items()
             if scenario in ("peak", "fair", "home-0", f"home-{chosen[owned]}")
         }
@@ -209,7 +209,7 @@ def _homes(asked: Question, homes: Sequence[int]) -> dict[int, dict[str, Any]]:
     }
 
 
-def _best_home(tried: dict[int, dict[str, Any]], owned: float) -> int:
+def best_home(tried: dict[int, dict[str, Any]], owned: float) -> int:
     """The number of owned GPUs (0 too) that was cheapest at this price, among those that met the SLO."""
     good = {home: run for home, run in tried.items() if run["share_within_10s"] >= SLO.share} or tried
     return min(
@@ -217,7 +217,7 @@ def _best_home(tried: dict[int, dict[str, Any]], owned: float) -> int:
     )
 
 
-def _dollars(figures: dict[str, Any], scenario: str, owned: float, fleet: int, hours: float) -> float:
+def dollars_of(figures: dict[str, Any], scenario: str, owned: float, fleet: int, hours: float) -> float:
     """What a side costs at this price: in the runs an owned GPU cost 1 dollar per hour, used or not."""
     count = {"peak": PEAK_FLEET, "fair": fleet}.get(scenario)
     if count is None:
@@ -375,9 +375,10 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    print(said(found, data), file=sys.stderr if given.json else sys.stdout)
+    text = said(found, data)
+    print(text, file=sys.stderr if given.json else sys.stdout)
     if given.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({**found, "text": text}, indent=2))
     return 0
 
 
