@@ -79,8 +79,8 @@ class BurstConfig(Value, frozen=True, kw_only=True):
     """Taken for the boot of an offer where none was seen yet."""
     patience: float = 1.5
     """At ``balance`` 0.5, spot that boots counts as there for this many of its boot times."""
-    hedge: float = 1.0
-    """At ``balance`` 0.5 and above, the part of what is wanted that losing one zone must leave."""
+    hedge: float = 0.5
+    """At ``balance`` 0.5, the part of what is wanted that losing one zone must leave."""
     saving: float = 0.2
     """Spot that saves less than this part of the cheapest on-demand price is not launched."""
     alarm_s: float = 300.0
