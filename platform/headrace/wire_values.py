@@ -215,6 +215,9 @@ class WarmReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: Literal["starting", "ready", "failed"] = "starting"
     spares: int = 0
     bytes: int = 0
+    """Memory of all of it."""
+    refill_s: float | None = None
+    """Seconds that its last spare took to make."""
     refused: dict[str, str] = {}
     """Module -> why it could not be preloaded."""
     detail: str = ""

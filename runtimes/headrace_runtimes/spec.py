@@ -148,6 +148,8 @@ class BaseStatus:
     spares: int = 0
     bytes: int = 0
     """Proportional set size of the zygote and its spares."""
+    refill_s: float | None = None
+    """Seconds that it took to make the last spare; None: none was made."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Module -> reason."""
     loaded: bool = False

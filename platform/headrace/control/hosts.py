@@ -16,6 +16,7 @@ from headrace.control import state
 from headrace.control.claims import Claims
 from headrace.control.model import BEAT_COUNTS_AFTER_S, Endpoint, Host, Instance, World
 from headrace.control.parking import heard
+from headrace.control.pools import Pools
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
 from headrace.control.warm import Warm
@@ -33,13 +34,21 @@ class Hosts:
     """Keeps the tables of hosts and instances in step with what hosts say."""
 
     def __init__(
-        self, world: World, claims: Claims, routes: Routes, reconciler: Reconciler, warm: Warm
+        self,
+        world: World,
+        claims: Claims,
+        routes: Routes,
+        reconciler: Reconciler,
+        warm: Warm,
+        *,
+        pools: Pools,
     ) -> None:
         self._world = world
         self._claims = claims
         self._routes = routes
         self._reconciler = reconciler
         self._warm = warm
+        self._pools = pools
         self._checked = world.now()
 
     # -- messages --------------------------------------------------------------------------
@@ -120,6 +129,7 @@ class Hosts:
             instance.report, instance.state = report, "ready"
             took = max(host.last_seen - instance.started, report.timings.total_s)
             instance.endpoint.signals.started(report.tier, took)
+            self._pools.claimed(instance, report.tier)
             self._reconciler.ready(instance)
         elif turned in ("paused", "seen"):
             instance.report = report

@@ -114,6 +114,8 @@ class Host:
     warm: dict[wire.BaseSpec, wire.WarmReport] = field(default_factory=dict)
     asked: tuple[tuple[wire.BaseSpec, int], ...] = ()
     """The last `SetWarm` sent on this link."""
+    claims: dict[wire.BaseSpec, tuple[int, int]] = field(default_factory=dict)
+    """By the base that they asked for: how many starts there were, and how many found no spare."""
     used_cpu: float = 0.0
     used_memory: int = 0
     used_paused: int = 0

@@ -11,6 +11,7 @@ from headrace.control.history import History
 from headrace.control.hosts import Hosts
 from headrace.control.lifecycle import Lifecycle
 from headrace.control.model import World
+from headrace.control.pools import Pools
 from headrace.control.ports import NodeManager
 from headrace.control.reconcile import Reconciler
 from headrace.control.routes import Routes
@@ -35,6 +36,7 @@ class Parts:
     warm: Warm
     reconciler: Reconciler
     hosts: Hosts
+    pools: Pools
     deployer: Deployer
     lifecycle: Lifecycle
     nodes: NodeManager | None

@@ -17,6 +17,7 @@ from headrace_autoscaler.spec import (
     Config,
     Decision,
     EndpointState,
+    Launch,
     Pause,
     Record,
     Release,
@@ -24,6 +25,7 @@ from headrace_autoscaler.spec import (
     Start,
     State,
     Wait,
+    WarmNodes,
 )
 
 from headrace import wire
@@ -258,11 +260,13 @@ class Reconciler:
                 if instance.endpoint is not endpoint:
                     instance.endpoint.note("release", action.reason)
                 self.release([instance], action.reason)
-
         elif isinstance(action, Resume):
             instance = self._world.instances.get(action.instance)
             if instance is not None and instance.state == "paused" and instance.resuming is None:
                 self._claims.resume(instance, action.after)
+        elif isinstance(action, Launch | WarmNodes):
+            # Never, while no provider offers nodes: nothing is observed that could be launched.
+            log.warning("%s: no provider can launch nodes yet: %s", endpoint.key, action.reason)
         elif isinstance(action, Pause) and not self.adopting:
             instance = self._world.instances.get(action.instance)
             if instance is not None and instance.state == "ready":
@@ -297,6 +301,9 @@ class Reconciler:
     def _explain(self, endpoint: Endpoint, lane: observe.Lane, decision: Decision) -> None:
         """Why requests wait (or the endpoint failed), for the route and for people."""
         wait = next((a.reason for a in decision.actions if isinstance(a, Wait)), "")
+        nodes = next((a for a in decision.actions if isinstance(a, Launch)), None)
+        if nodes is not None and not wait:
+            wait = f"needs a node ({nodes.offer}), and no provider can launch one yet: add one"
         failing = endpoint.failing
         if failing is not None and failing.version == endpoint.version:
             endpoint.reason = failing.reason

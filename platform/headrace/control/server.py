@@ -27,6 +27,7 @@ from headrace.control.keyring import FILE as KEY_FILE
 from headrace.control.lifecycle import COLLECT_EVERY_S, Lifecycle
 from headrace.control.model import Endpoint, Host, World
 from headrace.control.parts import Parts
+from headrace.control.pools import Pools
 from headrace.control.ports import NodeManager
 from headrace.control.reconcile import Reconciler
 from headrace.control.recorder import Recorder
@@ -182,7 +183,8 @@ class Control:
         grace = settings.drain_grace
         reconciler = Reconciler(world, claims, routes, Recorder(history), config=self._config, grace_s=grace)
         reconciler.on_start = lambda endpoint, version: _use(warm, endpoint, version)
-        hosts = Hosts(world, claims, routes, reconciler, warm)
+        pools = Pools(world, warm, history, config=self._config)
+        hosts = Hosts(world, claims, routes, reconciler, warm, pools=pools)
         return Parts(
             epoch=epoch,
             started_at=time.time(),
@@ -196,6 +198,7 @@ class Control:
             warm=warm,
             reconciler=reconciler,
             hosts=hosts,
+            pools=pools,
             deployer=Deployer(world, store, routes, reconciler, warm),
             lifecycle=Lifecycle(
                 world=world,
@@ -364,6 +367,7 @@ class Control:
                 self._adopt(parts)
                 parts.hosts.check()
                 parts.reconciler.tick()
+                parts.pools.tick()
                 await self._remember_nodes(parts)
                 if parts.world.now() >= self._collect_at:
                     self._collect_at = parts.world.now() + COLLECT_EVERY_S

@@ -23,6 +23,8 @@ class Warm:
         self._spares = spares
         self._recent: OrderedDict[wire.BaseSpec, None] = OrderedDict()
         self._wanted: tuple[tuple[wire.BaseSpec, int], ...] = ()
+        self._sizes: dict[str, dict[wire.BaseSpec, int]] = {}
+        """By host: spares of bases that were decided for it; all others have the setting's."""
 
     def seed(self, specs: list[tuple[EndpointSpec, int]]) -> None:
         """At start: specs with their versions, most recently changed first."""
@@ -93,7 +95,33 @@ class Warm:
 
     def push_to(self, host: Host) -> None:
         """Tell one host, if it does not know yet."""
-        self._claims.warm(host, self._wanted)
+        sizes = self._sizes.get(host.id)
+        wanted = self._wanted
+        if sizes:
+            wanted = tuple((base, sizes.get(base, spares)) for base, spares in wanted)
+        self._claims.warm(host, wanted)
+
+    def bases(self) -> list[wire.BaseSpec]:
+        """Those that hosts shall hold, most wanted first."""
+        return [base for base, _ in self._wanted]
+
+    def size(self, host: Host, base: wire.BaseSpec) -> int:
+        """Spares that the host shall have of a base."""
+        return self._sizes.get(host.id, {}).get(base, self._spares)
+
+    def resize(self, host: Host, base: wire.BaseSpec, count: int) -> None:
+        """So many spares from now on, for as long as the base is wanted and the host lives."""
+        self._sizes.setdefault(host.id, {})[base] = count
+        self.push_to(host)
+
+    def tidy(self) -> None:
+        """Forget sizes of hosts and bases that are gone."""
+        alive = {host.id for host in self._world.living_hosts()}
+        self._sizes = {
+            id: {base: count for base, count in sizes.items() if base in self._recent}
+            for id, sizes in self._sizes.items()
+            if id in alive
+        }
 
     def _unreported(self, bases: list[wire.BaseSpec]) -> None:
         """Hosts let them go without a word: what they told of them before is true no more."""

@@ -139,6 +139,7 @@ class Pool:
                 state=status.state,
                 spares=status.spares,
                 bytes=status.bytes,
+                refill_s=status.refill_s,
                 refused=dict(status.refused),
                 detail=detail,
             )

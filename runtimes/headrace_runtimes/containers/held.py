@@ -24,6 +24,7 @@ class HeldContainers:
         self.base = base
         self.want = 0
         self.bytes = 0
+        self.refill_s: float | None = None
         self.spares: deque[Waiting] = deque()
         self.state = "starting"
         self.detail = ""
@@ -45,6 +46,7 @@ class HeldContainers:
             pid=first.frame.container.pid if first else 0,
             spares=len(self.spares),
             bytes=self.bytes,
+            refill_s=self.refill_s,
             refused=dict(self.refused),
             loaded=first.loaded if first else False,
             detail=self.detail,
@@ -106,6 +108,7 @@ class HeldContainers:
     async def _fill(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         while len(self.spares) < self.want and not self._ended:
+            began = asyncio.get_running_loop().time()
             try:
                 waiting = await self._make(self.base)
             except PrepareFailed as failed:
@@ -121,6 +124,7 @@ class HeldContainers:
             self._failures = 0
             self.state, self.detail, self.refused = "ready", "", waiting.refused
             self.spares.append(waiting)
+            self.refill_s = round(asyncio.get_running_loop().time() - began, 3)
             self._watch(waiting)
             self._on_change(self)
 

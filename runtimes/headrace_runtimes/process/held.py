@@ -55,6 +55,7 @@ class HeldBase:
         self.want = 0
         self.wanted = True
         self.bytes = 0
+        self.refill_s: float | None = None
         self.zygote: Zygote | None = None
         self.loaded = False
         self.state: str = "starting"
@@ -90,6 +91,7 @@ class HeldBase:
             pid=self.zygote.pid if self.zygote else 0,
             spares=len(self.spares),
             bytes=self.bytes,
+            refill_s=self.refill_s,
             refused=dict(self.refused),
             loaded=self.loaded,
             detail=self.detail,
@@ -195,6 +197,7 @@ class HeldBase:
             zygote = self.zygote
             if zygote is None:
                 break
+            began = asyncio.get_running_loop().time()
             try:
                 child = await self._maker.spare(zygote)
             except (ZygoteFailed, PrepareFailed):
@@ -204,6 +207,7 @@ class HeldBase:
                 child.kill()
             elif child.alive:
                 self.spares.append(child)
+                self.refill_s = round(asyncio.get_running_loop().time() - began, 3)
                 changed = True
         if changed:
             self._on_change(self)
