@@ -34,6 +34,9 @@ AT_ONCE = 3
 """Forecasts that are under way per horizon, with at least as many steps between them."""
 LATE = 3
 """Steps: what comes due in a longer pause of looking cannot be checked."""
+NOISE = 1.5
+"""Units of scale: a difference that is larger is no noise, and a hint of no more than that. (Else a crowd
+that comes within a minute would be taken for noise that goes away again.)"""
 MOST_SEASON = 2.0
 """A day may be this much higher than usual, and its ramps with it."""
 LEAST_USUAL = 0.5
@@ -134,7 +137,9 @@ def _hints(now: float, ahead: float, state: ForecastState, config: ForecastConfi
     ramp = 0.0
     if here is not None and there is not None:
         ramp = (there - here) * min(MOST_SEASON, slow / max(here, LEAST_USUAL))
-    hints = (fast - state.last, middle - fast, slow - middle, ramp)
+    noise = NOISE * residuals.scale(fast)
+    changes = (fast - state.last, middle - fast, slow - middle)
+    hints = (*(min(noise, max(-noise, change)) for change in changes), ramp)
     return tuple(round(hint, _DIGITS) for hint in hints)
 
 
