@@ -104,6 +104,10 @@ class LimitConfig(Value, frozen=True, kw_only=True):
 
     budget: float | None = None
     """Dollars per hour that all endpoints together may spend; None: no limit."""
+    up_cool_down_s: float = 0.0
+    """Seconds after an increase in which there is no further one, unless requests wait."""
+    down_cool_down_s: float = 0.0
+    """Seconds after any change in which there is no decrease."""
 
 
 class PoolConfig(Value, frozen=True, kw_only=True):
