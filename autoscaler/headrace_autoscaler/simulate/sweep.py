@@ -83,7 +83,6 @@ def _with(config: Any, path: Sequence[str], value: Any) -> Any:
 
 def settings(
     scenario: Scenario,
-    policy: str,
     knob: Mapping[str, Sequence[Any]],
     tiers: Mapping[str, float],
 ) -> list[Variant]:
@@ -98,9 +97,9 @@ def settings(
     for least in _minima(scenario):
         if base.min < least <= base.max:
             wishes += [{"idle_timeout_s": idle, "min": least} for idle in (None, 60.0)]
-    found = [Variant(policy, wish) for wish in wishes]
+    found = [Variant(OURS, wish) for wish in wishes]
     for path, values in knob.items():
-        found += [Variant(policy, {"idle_timeout_s": None}, {path: value}) for value in values]
+        found += [Variant(OURS, {"idle_timeout_s": None}, {path: value}) for value in values]
     if not tiers:
         return found
     return [replace(v, tier=name, start_s=seconds) for name, seconds in tiers.items() for v in found]

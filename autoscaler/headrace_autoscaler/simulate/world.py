@@ -92,6 +92,11 @@ class WishTable(_Table, frozen=True, kw_only=True):
     budget: NotNegative | None = None
     max_price: NotNegative | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` when min and max contradict each other."""
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, which is more than max, {self.max}")
+
 
 class World(_Table, frozen=True, kw_only=True):
     """The whole file."""

@@ -20,7 +20,7 @@ from headrace_autoscaler.simulate.summary import counted_days, document, lower_b
 from headrace_autoscaler.simulate.sweep import KNOBS, OURS, Variant, play, point_of, settings, steps
 
 from headrace.cli import simulate_text as text
-from headrace.cli.app import SUMMARIES
+from headrace.cli.app import INTERRUPTED, SUMMARIES
 from headrace.cli.options import json_option
 from headrace.cli.output import Output
 from headrace.cli.simulate_options import FILE, world_options
@@ -72,8 +72,8 @@ def simulate_command(
     jobs: int | None,
 ) -> None:
     """TRACE: a CSV file (time,duration[,endpoint]), or diurnal, flash-crowd, on-off, heavy-tail or mmpp."""
-    if sweep and (compare or report):
-        raise UsageError("--sweep is about one policy, without a report: leave out --compare and --report.")
+    if sweep and (compare or report or policy != OURS):
+        raise UsageError(f"--sweep tries options of {OURS}: leave out --policy, --compare and --report.")
     if tiers and not sweep:
         raise UsageError("--tier belongs to --sweep.", hint="Without it say --start-seconds.")
     cores = len(os.sched_getaffinity(0))
@@ -135,9 +135,15 @@ def _play(out: Output, scenario: Scenario, tasks: Sequence[tuple[str, Task]], jo
         out.progress(f"simulating: {len(tasks)} runs") as change,
         closing(run_all(scenario, [task for _, task in tasks], jobs)) as ended,
     ):
-        for count, (index, result) in enumerate(ended, start=1):
-            found[index] = result
-            change(f"simulating: {count} of {len(tasks)} runs done, the last one {tasks[index][0]}")
+        count = 0
+        try:
+            for index, result in ended:
+                found[index] = result
+                count += 1
+                change(f"simulating: {count} of {len(tasks)} runs done, the last one {tasks[index][0]}")
+        except KeyboardInterrupt:
+            click.echo(f"headrace: interrupted after {count} of {len(tasks)} runs.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
     return found
 
 
@@ -210,8 +216,7 @@ def _sweep(out: Output, scenario: Scenario, plan: Plan) -> None:
             f"there are {len(names)} endpoints, and --sweep is about one.",
             hint=f"Say which, for example --endpoint {names[0]}.",
         )
-    (policy,) = plan.policies
-    variants = settings(scenario, policy, KNOBS if policy == OURS else {}, plan.tiers)
+    variants = settings(scenario, KNOBS, plan.tiers)
     tasks: list[tuple[str, Task]] = [("lower bound", partial(lower_bound, bin_s=plan.bound_bin))]
     for variant in variants:
         words = text.options_text(variant)
@@ -225,7 +230,6 @@ def _sweep(out: Output, scenario: Scenario, plan: Plan) -> None:
     out.answer(
         {
             "bound_usd_per_day": None if bound_usd is None else bound_usd / days,
-            "policy": policy,
             "days": days,
             "frontier": [{"p95_s": step.p95_s, **step.point.document} for step in found],
             "points": [point.document for point in points],

@@ -87,6 +87,8 @@ def world_options(function: Callable[..., Any]) -> Callable[..., Any]:
         history = Path(where).expanduser().absolute() if from_history else None
         names = ("least", "most", "idle_timeout", "concurrency", "use_spot")
         least, most, idle, concurrency, spot = (kwargs.pop(name) for name in names)
+        if least > most:
+            raise UsageError(f"--min {least} is more than --max {most}.")
         wish = WishTable(min=least, max=most, idle_timeout_s=idle, concurrency=concurrency, spot=spot)
         mine = {name: kwargs.pop(name) for name in Asked.__dataclass_fields__ if name in kwargs}
         return function(*args, asked=Asked(history=history, wish=wish, **mine), **kwargs)

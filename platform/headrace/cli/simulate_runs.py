@@ -41,6 +41,7 @@ def run_all(scenario: Scenario, tasks: Sequence[Task], jobs: int) -> Generator[t
         initializer=_begin,
         initargs=(os.getpid(), scenario),
     )
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
         # Ctrl-C reaches the whole group: only this process is to answer it.
         with _deaf_to_interrupts():
@@ -58,21 +59,28 @@ def run_all(scenario: Scenario, tasks: Sequence[Task], jobs: int) -> Generator[t
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Children that are made here never hear SIGINT; this process hears it afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Children that are made here never hear SIGINT; this process hears both afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _exit(number: int, frame: object) -> None:
+    """SIGTERM as an exception: what was begun is put away."""
+    raise SystemExit(128 + number)
+
+
 def _begin(parent: int, scenario: Scenario) -> None:
     global _scenario  # noqa: PLW0603 - one per worker process, by design of the pool
     die_with_parent(parent, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _scenario = scenario
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from headrace_autoscaler.simulate.data import read_spot
 from headrace_autoscaler.simulate.generators import DAY_S, SYNTHETIC, synthetic
 from headrace_autoscaler.simulate.recorded import Recorded, read_history
-from headrace_autoscaler.simulate.scenario import Scenario, Trace
+from headrace_autoscaler.simulate.scenario import Scenario, Steps, Trace
 from headrace_autoscaler.simulate.traces import between, read_trace
 from headrace_autoscaler.simulate.world import (
     SupplyTable,
@@ -70,7 +70,7 @@ def scenario_of(asked: Asked) -> tuple[Scenario, tuple[str, ...]]:
         where = asked.world.parent if asked.world else Path()
         scenario = Scenario(
             trace=trace,
-            supplies=supplies_of(world, lambda name: read_spot(where / name), begin_s=begin_s),
+            supplies=supplies_of(world, lambda name: _spot(where / name), begin_s=begin_s),
             wishes=wishes_of(world, trace.names),
             timeout_s=world.timeout_s,
             queue_cap=world.queue_cap,
@@ -82,6 +82,12 @@ def scenario_of(asked: Asked) -> tuple[Scenario, tuple[str, ...]]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return scenario, notes
+
+
+def _spot(path: Path) -> Steps:
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file.")
+    return read_spot(path)
 
 
 def _read(asked: Asked) -> Recorded:
@@ -104,7 +110,9 @@ def _endpoint(trace: Trace, name: str | None) -> Trace:
     if name is None:
         return trace
     if name not in trace.names:
-        raise UsageError(f"there is no endpoint {name!r} there.", hint=f"It has {_some(trace.names)}.")
+        raise UsageError(
+            f"there is no endpoint {name!r} there.", hint=f"The trace has: {_some(trace.names)}."
+        )
     keep = trace.endpoints == trace.names.index(name)
     return replace(
         trace,
