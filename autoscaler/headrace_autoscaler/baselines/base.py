@@ -125,7 +125,8 @@ def leavers(
         )
     going += sorted((i for i in alive if is_idle(i)), key=lambda i: (idle_from(i), i.id))
     if busy:
-        going += sorted((i for i in alive if i.in_flight), key=lambda i: (i.in_flight, i.started_at, i.id))
+        working = (i for i in alive if i.state == "ready" and i.in_flight)
+        going += sorted(working, key=lambda i: (i.in_flight, i.started_at, i.id))
     return going[:surplus]
 
 
