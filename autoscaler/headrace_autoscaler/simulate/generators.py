@@ -152,7 +152,7 @@ def synthetic(
 
 def _services(rng: Generator, count: int, mean_s: float) -> Floats:
     drawn = rng.lognormal(np.log(mean_s) - SIGMA**2 / 2, SIGMA, count)
-    return np.maximum(drawn, SHORTEST_S)
+    return np.asarray(np.maximum(drawn, SHORTEST_S), dtype=np.float64)
 
 
 def _tail(rng: Generator, count: int, mean_s: float) -> Floats:
@@ -162,4 +162,4 @@ def _tail(rng: Generator, count: int, mean_s: float) -> Floats:
     h = TAIL_LONGEST * a / (a - 1)
     mean = a / (a - 1) * (1 - h ** (1 - a)) / (1 - h**-a)
     drawn = (1 - rng.uniform(size=count) * (1 - h**-a)) ** (-1 / a)
-    return np.maximum(drawn * (mean_s / mean), SHORTEST_S)
+    return np.asarray(np.maximum(drawn * (mean_s / mean), SHORTEST_S), dtype=np.float64)
