@@ -312,11 +312,16 @@ def said(found: dict[str, Any]) -> str:
         lines += [table(header, rows), ""]
     if one := found.get("decide"):
         lines.append(
-            f"decide: {one['endpoints']} endpoints, {one['hosts']} nodes: p50 {one['p50_ms']} ms, "
-            f"max {one['max_ms']} ms (wanted: {DECIDE_GOAL_MS:g})"
+            f"decide: {one['endpoints']} endpoints, {one['hosts']} nodes, {one['instances']} instances: "
+            f"p50 {one['wall_ms']['p50']} ms, p99 {one['wall_ms']['p99']} ms, max {one['wall_ms']['max']} ms "
+            f"(processor {one['cpu_ms']['p99']}, {one['cpu_ms']['max']} ms; wanted: {DECIDE_GOAL_MS:g})"
         )
     if one := found.get("speed"):
-        timed = ", ".join(f"{n} {v['seconds']} s" for n, v in one.items() if isinstance(v, dict))
+        timed = ", ".join(
+            f"{n} {v['seconds']} s (processor {v['cpu_seconds']} s)"
+            for n, v in one.items()
+            if isinstance(v, dict)
+        )
         lines.append(
             f"simulator: {one['requests']} requests of {one['days']:g} days: {timed} "
             f"(wanted: {SPEED_GOAL_S:g})"

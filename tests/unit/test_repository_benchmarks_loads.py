@@ -192,12 +192,14 @@ def test_dollars_of_a_side_at_other_prices(load: Callable[[str], ModuleType]) ->
     assert row[1:] == ("$90, beside", "$200, fair", "0.45 of its cost")
 
 
-def test_observation_of_the_timed_decision_is_as_large_as_said(load: Callable[[str], ModuleType]) -> None:
-    seen = load("_decide").observation(50, 10, 1000.0)
-    assert (len(seen.endpoints), len(seen.hosts), len(seen.offers)) == (50, 10, 20)
-    assert seen == load("_decide").observation(50, 10, 1000.0)
-    assert any(one.queued for one in seen.endpoints)
-    assert all(one.in_flight <= len(one.instances) for one in seen.endpoints)
+def test_decisions_are_timed_on_the_whole_installation(load: Callable[[str], ModuleType]) -> None:
+    scenario = load("_decide").installation(30, 4, 10.0)
+    assert len(scenario.trace.names) == 30
+    assert [s.owned for s in scenario.supplies].count(True) == 4
+    found = load("_decide").decisions(30, 4, 10.0)
+    assert found["decisions"] > 1
+    assert found["instances"] > 0
+    assert 0 < found["cpu_ms"]["p50"] <= found["cpu_ms"]["max"]
 
 
 def test_table_has_columns(load: Callable[[str], ModuleType]) -> None:
