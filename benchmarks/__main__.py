@@ -24,6 +24,7 @@ COMMANDS: dict[str, list[str]] = {
     "chaos": ["benchmarks.chaos"],
     "switch": ["benchmarks.switch"],
     "runtimes": ["benchmarks.runtimes"],
+    "refill": ["benchmarks.refill", "--json"],
     "autoscaler": ["benchmarks.autoscaler", "--json"],
     "serverless_effect": ["benchmarks.serverless_effect", "--json"],
 }
