@@ -42,7 +42,7 @@ ON_S = 1_800.0
 OFF_S = 5_400.0
 """Mean lengths of the times with and without requests."""
 TAIL_EXPONENT = 1.5
-"""Pareto: finite mean, no variance; the longest is cut at `TAIL_LONGEST` times the mean."""
+"""Pareto: finite mean, no variance; the longest is cut at about `TAIL_LONGEST` times the mean."""
 TAIL_LONGEST = 200.0
 MMPP_RATES = (0.2, 1.0, 5.0)
 MMPP_STAY_S = (1_800.0, 1_200.0, 300.0)
@@ -158,7 +158,7 @@ def _services(rng: Generator, count: int, mean_s: float) -> Floats:
 def _tail(rng: Generator, count: int, mean_s: float) -> Floats:
     """Pareto, bounded: by inversion of its distribution, least value such that the mean is right."""
     a = TAIL_EXPONENT
-    # Mean of a Pareto on [1, h] with exponent a; h is chosen so that it is `TAIL_LONGEST` means.
+    # Mean of a Pareto on [1, h] with exponent a; h is `TAIL_LONGEST` means of one that is not bounded.
     h = TAIL_LONGEST * a / (a - 1)
     mean = a / (a - 1) * (1 - h ** (1 - a)) / (1 - h**-a)
     drawn = (1 - rng.uniform(size=count) * (1 - h**-a)) ** (-1 / a)
