@@ -112,3 +112,10 @@ class LimitConfig(Value, frozen=True, kw_only=True):
 
 class PoolConfig(Value, frozen=True, kw_only=True):
     """How large warm pools are."""
+
+    wait_cost: float = 10.0
+    """Dollars that an hour of a request's waiting is worth: against it stands what a spare costs per hour."""
+    enough: int = 20
+    """Windows that must have been seen before a size is changed."""
+    memory_share: float = 0.25
+    """Part of a host's free memory that further spares may take."""

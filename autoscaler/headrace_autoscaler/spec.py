@@ -179,7 +179,7 @@ class PoolObservation(Value, frozen=True, kw_only=True):
     ready: int = 0
     making: int = 0
     claimed: int | None = None
-    """Claims that ever were made, a counter; None: not known."""
+    """Claims that ever were made, with those that found none ready, a counter; None: not known."""
     missed: int | None = None
     """Claims that found none ready, a counter."""
     cost: float = 0.0

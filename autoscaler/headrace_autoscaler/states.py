@@ -146,3 +146,10 @@ class BurstState(Value, frozen=True, kw_only=True):
 
 class PoolState(Value, frozen=True, kw_only=True):
     """What is known of the claims on one pool of warm sandboxes."""
+
+    since: float = 0.0
+    """When the window that is counted now began."""
+    claimed: int | None = None
+    """The counter of claims then; None: not seen yet."""
+    windows: tuple[float, ...] = ()
+    """How many windows had 0, 1, ... claims, the older the less; at most `pools.MOST` + 1."""
