@@ -40,6 +40,7 @@ class Instance:
         "id",
         "last_finish",
         "last_used_at",
+        "lost_at",
         "paid_until",
         "ready_at",
         "running",
@@ -66,6 +67,8 @@ class Instance:
         self.ready_at: float | None = None
         self.last_used_at: float | None = None
         self.last_finish = -math.inf
+        self.lost_at: float | None = None
+        """When it is taken away; None: no notice was given."""
         self.running: dict[int, float] = {}
         """Requests that it runs, with when each will be done."""
         self.doomed = ""
@@ -126,6 +129,8 @@ class Site:
         self.missed = 0
         self.boots: deque[float] = deque(maxlen=RECENT_STARTS)
         self.boot_s: float | None = None
+        self.refused = 0
+        """Launches under way that will fail."""
         self.failures = 0
         self.failed_at: float | None = None
         self.reason = ""
@@ -247,6 +252,8 @@ class Fleet:
         """In the order of their launch."""
         self.free: dict[Instance, None] = {}
         """Those with a slot free, the most recently used last."""
+        self.leaving: dict[Instance, None] = {}
+        """Likewise, those that are to be taken away soon: they take what no other can."""
         self.queue: deque[int] = deque()
         """Requests in order, with some that have left since."""
         self.queued = 0
@@ -267,6 +274,17 @@ class Fleet:
         self.demand_s += (self.in_flight + self.queued) * (now - self.demand_at)
         self.demand_at = now
         self.view = None
+
+    def put(self, one: Instance) -> None:
+        """It has a slot free, and was used last."""
+        slots = self.free if one.lost_at is None else self.leaving
+        slots.pop(one, None)
+        slots[one] = None
+
+    def take(self, one: Instance) -> None:
+        """It has no slot free."""
+        self.free.pop(one, None)
+        self.leaving.pop(one, None)
 
     def started(self, seconds: float) -> None:
         """A start took so long."""

@@ -132,6 +132,7 @@ def _instance(one: Instance) -> InstanceObservation:
         spot=supply.spot,
         price=one.site.rate,
         paid_until=one.paid_until if supply.min_billing_s else None,
+        lost_at=one.lost_at,
     )
     return one.view
 
@@ -167,6 +168,7 @@ def _offer(site: Site) -> OfferObservation:
         failed_at=site.failed_at,
         reason=site.reason,
         preempted_at=site.preempted_at,
+        launching=site.doing[STARTING] + site.refused,
     )
     return site.offer_view
 

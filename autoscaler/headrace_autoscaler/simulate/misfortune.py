@@ -46,11 +46,17 @@ class Misfortune:
             return
         on.preempted_at = now
         self._nodes.lose_starting(now, on, "spot capacity went away during the start")
-        for one in list(on.instances.values()):
-            if one.state == "ready":
-                self._nodes.release(now, one)
-            if one.state == "draining":
-                self._put(now + on.supply.notice_s, self._on_taken, one)
+        supply = on.supply
+        lost_at = now + supply.notice_s
+        drain_at = now if supply.drain_s is None else max(now, lost_at - supply.drain_s)
+        for one in [each for each in on.instances.values() if each.lost_at is None]:
+            self._nodes.warn(one, lost_at)
+            self._put(drain_at, self._on_drain, one)
+            self._put(lost_at, self._on_taken, one)
+
+    def _on_drain(self, now: float, on: Instance, _: int, __: int) -> None:
+        if on.state == "ready":
+            self._nodes.release(now, on)
 
     def _on_taken(self, now: float, on: Instance, _: int, __: int) -> None:
         if on.state != "gone":

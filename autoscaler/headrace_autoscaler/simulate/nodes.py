@@ -37,6 +37,8 @@ class Nodes:
         fleet.changed(one)
         if refusal:
             one.doomed = refusal
+            site.refused += 1
+            site.changed()
             self._events.put(now + FAILURE_TOLD_S, READY, self._on_refused, one)
             return
         self.starts += now >= self._warm_up_s
@@ -54,10 +56,18 @@ class Nodes:
             self._forget(one)
         elif one.running:
             one.state = "draining"
-            one.fleet.free.pop(one, None)
+            one.fleet.take(one)
             one.fleet.changed(one)
         else:
             self.finish(now, one)
+
+    def warn(self, one: Instance, lost_at: float) -> None:
+        """It is to be taken away then; it goes on, as the last choice."""
+        one.lost_at = lost_at
+        one.fleet.changed(one)
+        if one in one.fleet.free:
+            one.fleet.take(one)
+            one.fleet.put(one)
 
     def finish(self, now: float, one: Instance) -> None:
         """Its time is over, and nothing that it did is lost."""
@@ -120,8 +130,11 @@ class Nodes:
         self._forget(one)
 
     def _forget(self, one: Instance) -> None:
+        if one.doomed:
+            one.site.refused -= 1
+            one.site.changed()
         one.state = "gone"
-        one.fleet.free.pop(one, None)
+        one.fleet.take(one)
         del one.fleet.instances[one.id]
         one.fleet.changed(one)
 

@@ -82,6 +82,9 @@ class Supply:
     availability: Steps | None = None
     """For spot: while 0 nothing can be launched, and what runs is preempted after ``notice_s``."""
     notice_s: float = 120.0
+    drain_s: float | None = None
+    """After the notice an instance goes on to take requests (when no other is free) until so long before
+    its loss; None: it takes none from the notice on."""
     outages: tuple[tuple[float, float], ...] = ()
     """(from, until) in which launches fail, and what runs there is lost at its begin."""
     mtbf_s: float | None = None

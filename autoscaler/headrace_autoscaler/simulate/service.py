@@ -42,7 +42,7 @@ class Service:
         fleet = self._fleet_of[request]
         fleet.count(now)
         fleet.arrived += 1
-        if fleet.free:
+        if fleet.free or fleet.leaving:
             self._serve_first(now, fleet, request)
         elif self._queue_cap is not None and fleet.queued >= self._queue_cap:
             self._fail(request, "queue-full")
@@ -59,7 +59,7 @@ class Service:
             self.cold[request] = 1
             self._serve(now, fleet, request, one)
         if len(one.running) < fleet.concurrency:
-            fleet.free[one] = None
+            fleet.put(one)
 
     def again(self, now: float, lost: Sequence[int]) -> None:
         """Run requests again whose instances are gone, before those that wait; or give them up."""
@@ -70,7 +70,7 @@ class Service:
             self.cold[request] = 0
             if attempts > self._retries:
                 self._fail(request, "lost")
-            elif fleet.free:
+            elif fleet.free or fleet.leaving:
                 self._serve_first(now, fleet, request)
             else:
                 behind.append(request)
@@ -97,10 +97,11 @@ class Service:
             self.woken[fleet] = None
 
     def _serve_first(self, now: float, fleet: Fleet, request: int) -> None:
-        """By the free instance that was used last."""
-        one = next(reversed(fleet.free))
+        """By the free instance that was used last; by one that is to be taken away only if no other is."""
+        slots = fleet.free or fleet.leaving
+        one = next(reversed(slots))
         if len(one.running) + 1 >= fleet.concurrency:
-            del fleet.free[one]
+            del slots[one]
         self._serve(now, fleet, request, one)
 
     def _serve(self, now: float, fleet: Fleet, request: int, one: Instance) -> None:
@@ -133,8 +134,7 @@ class Service:
         else:
             if not on.running:
                 on.turn(now, IDLE)
-            fleet.free.pop(on, None)
-            fleet.free[on] = None
+            fleet.put(on)
 
     def _next(self, fleet: Fleet) -> int:
         """Take the request off the queue whose turn it is."""

@@ -80,6 +80,8 @@ def test_spot_capacity_that_goes_away_gives_notice() -> None:
     # taken at 80 and its request is run again from 102 on.
     assert states(looks, 49)[3] == ("spot-4", "starting", 0)
     assert states(looks, 50) == [("spot-2", "draining", 1), ("spot-3", "draining", 1)]
+    assert seen(looks, 50).instances[0].lost_at == 80.0
+    assert [o.offers[0].launching for now, o in looks if now in (9, 10, 49, 50, 61)] == [3, 0, 1, 0, 1]
     assert states(looks, 60) == [("spot-2", "draining", 1)]
     assert states(looks, 80) == []
     offers = {now: o.offers[0] for now, o in looks}
@@ -89,6 +91,28 @@ def test_spot_capacity_that_goes_away_gives_notice() -> None:
     # Lost: 41 to 80, and the start from 45 to 50. Idle: 10..50, 10..41, 10..40.
     assert costs(result) == {"starting": 40.0, "idle": 101.0, "busy": 120.0, "preempted": 39.0 + 5.0}
     assert seen(looks, 49).instances[0].spot
+
+
+def test_after_the_notice_an_instance_may_go_on_as_the_last_choice() -> None:
+    looks: Looks = []
+    steps = Steps((0, 50), (1, 0))
+    spot = cloud("spot", boot=10.0, spot=True, notice_s=30.0, drain_s=10.0, availability=steps)
+    given = scenario(trace((55, 5), (56, 30), (72, 1)), spot, cloud("b", boot=0.0), tail_s=38.0)
+    plan = {0: [launch("spot")] * 2, 52: [launch("b")]}
+    result = play(given, plan, looks=looks)
+    # The first and the last go to b; the second finds it busy, is lost at 80 and run again by b.
+    assert result.waits.tolist() == [0.0, 24.0, 0.0]
+    assert [(i.id, i.state, i.lost_at) for i in seen(looks, 69).instances] == [
+        ("spot-1", "ready", 80.0), ("spot-2", "ready", 80.0), ("b-3", "ready", None),
+    ]  # fmt: skip
+    assert states(looks, 70) == [("spot-2", "draining", 1), ("b-3", "ready", 0)]
+    assert states(looks, 80) == [("b-3", "ready", 1)]
+    assert costs(result) == {
+        "starting": 20.0,
+        "idle": 60.0 + 46 + 3 + 12 + 7,
+        "busy": 36.0,
+        "preempted": 24.0,
+    }
 
 
 def test_an_instance_that_shares_its_time_was_of_use_until_its_last_request_was_done() -> None:

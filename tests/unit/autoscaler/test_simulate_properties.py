@@ -52,6 +52,7 @@ OFFERS = st.builds(
     min_billing_s=st.sampled_from([0.0, 60.0]),
     availability=st.none() | st.just(Steps((0.0, 40.0, 90.0, 91.0), (1, 0, 1, 0))),
     notice_s=st.sampled_from([0.0, 10.0]),
+    drain_s=st.sampled_from([None, 0.0, 4.0]),
     **FAILING,
 )
 
