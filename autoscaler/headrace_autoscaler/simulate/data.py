@@ -21,7 +21,7 @@ from headrace_autoscaler.simulate.generators import DAY_S
 from headrace_autoscaler.simulate.scenario import Draw, Steps, Supply
 from headrace_autoscaler.simulate.traces import TraceError
 
-OUTLIER = 4.0
+OUTLIER = 10.0
 """A price above this many times the median of its kind and market over all providers is an error of
 whoever collected it, and is clipped to that."""
 MAX_SAMPLES = 2_000

@@ -167,7 +167,7 @@ def test_a_price_far_above_what_others_ask_is_clipped() -> None:
         Price("Y", "c", True, 60.0),
     ]
     got = clipped(given_)
-    assert [each.price for each in got] == [0.5, 0.4, 0.3, 4 * 0.4, 60.0]
+    assert [each.price for each in got] == [0.5, 0.4, 0.3, 10 * 0.4, 60.0]
     assert clipped([]) == []
 
 
