@@ -140,11 +140,11 @@ class Nodes:
 
     def _claim(self, now: float, site: Site, *, warm: bool) -> None:
         """Take a warm sandbox, if one is there; it is made again."""
-        if not warm:
-            site.missed += 1
-            return
-        site.sandboxes -= 1
         site.claimed += 1
+        if warm:
+            site.sandboxes -= 1
+        else:
+            site.missed += 1
         self._make(now, site)
 
     def _make(self, now: float, site: Site) -> None:

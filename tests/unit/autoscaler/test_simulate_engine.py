@@ -208,7 +208,7 @@ def test_home_starts_from_a_warm_sandbox_then_from_what_is_cached_else_it_boots(
     assert ready == {"home-1": 1.0, "home-2": 10.0, "home-3": 31.0}
     pools = {now: o.pools[0] for now, o in looks}
     assert [(p.ready, p.making, p.claimed, p.missed) for p in (pools[0], pools[1], pools[10], pools[31])] == [
-        (1, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 1), (0, 1, 2, 1),
+        (1, 0, 0, 0), (0, 1, 2, 1), (1, 0, 2, 1), (0, 1, 3, 1),
     ]  # fmt: skip
     assert pools[0].refill_s == 10.0
     assert result.starts == 3
