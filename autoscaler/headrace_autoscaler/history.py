@@ -45,10 +45,16 @@ class Writer:
         if len(self._given) >= MAX_LANES:
             self._given.clear()
         self._given[lane] = record.decision.state
-        shown = msgspec.to_builtins(record)
+        shown = msgspec.to_builtins(record, str_keys=True)
         state, after = shown.pop("state"), shown["decision"].pop("state")
         shown["observation"].pop("hosts")
-        was = None if before is None else state if before == record.state else msgspec.to_builtins(before)
+        was = (
+            None
+            if before is None
+            else state
+            if before == record.state
+            else msgspec.to_builtins(before, str_keys=True)
+        )
         line = {"hosts": hosts, "state": delta(was, state), "after": delta(state, after)}
         return self._encoder.encode(shown | line) + b"\n"
 
@@ -74,7 +80,7 @@ class Reader:
                     f"the line is none, or needs one before it that is not there ({error}): "
                     "read the file from its beginning"
                 ) from error
-        record = msgspec.convert(shown, Record)
+        record = msgspec.convert(shown, Record, str_keys=True)
         self._hosts = shown["observation"]["hosts"]
         self._given[record.lane] = shown["decision"]["state"]
         return record
@@ -110,7 +116,9 @@ def read(lines: Iterable[bytes | str]) -> Iterator[tuple[int, Record]]:
 def _of_hosts(old: tuple[HostObservation, ...] | None, new: tuple[HostObservation, ...]) -> list[Any]:
     """As `delta`, but fast for many hosts of which few have changed."""
     if old is None or len(old) != len(new):
-        return [SAME, msgspec.to_builtins(new)]
+        return [SAME, msgspec.to_builtins(new, str_keys=True)]
     pairs = enumerate(zip(old, new, strict=True))
-    changed = {str(at): [SAME, msgspec.to_builtins(now)] for at, (was, now) in pairs if was != now}
+    changed = {
+        str(at): [SAME, msgspec.to_builtins(now, str_keys=True)] for at, (was, now) in pairs if was != now
+    }
     return [ITEMS, changed] if changed else [SAME]

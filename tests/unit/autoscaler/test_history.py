@@ -24,7 +24,7 @@ from headrace_autoscaler.spec import (
     ScalingSpec,
     State,
 )
-from headrace_autoscaler.states import ForecastState
+from headrace_autoscaler.states import ForecastState, IdleTimes, KeepState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,6 +108,10 @@ RECORDS = [
     record(3 / 7, remembered(5), hosts=(host("a", 3.5), host("b"))),
     record(4 / 7, remembered(5), queued=0, hosts=(host("a"),)),
     record(5 / 7, State()),
+    record(
+        6 / 7,
+        State(endpoints={"p/e": EndpointState(keep=KeepState(levels={1: IdleTimes(), -2: IdleTimes()}))}),
+    ),
 ]
 
 
