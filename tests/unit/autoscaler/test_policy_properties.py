@@ -230,6 +230,13 @@ def room(world):
     return world.scaling.max if world.offers else min(world.home, world.scaling.max)
 
 
+def drain(world):
+    """Until nobody waits: each tick serves one at least, once there is an instance."""
+    for _ in range(len(world.queue) + 9):
+        if world.queue:
+            world.tick(60.0)
+
+
 def settle(world, hold=None):
     """Longer than anything idle is kept, `keep.EDGES_S`."""
     for seconds, times in ((2.0, 45), (10.0, 240)):
@@ -264,6 +271,7 @@ def test_constant_demand_does_not_flap(world, history, demand):
 def test_when_nothing_arrives_it_goes_to_min(world, history):
     for seconds, arrivals in history:
         world.tick(seconds, arrivals)
+    drain(world)
     settle(world)
     assert not world.queue or not room(world)
     assert len(world.instances) == min(world.scaling.min, room(world))
@@ -303,9 +311,7 @@ def test_who_waits_gets_an_instance_where_there_is_room(world, history, waiting)
     for seconds, arrivals in history:
         world.tick(seconds, arrivals)
     world.tick(1.0, waiting)
-    for _ in range(len(world.queue) + 9):
-        # Each serves at least one, once there is an instance.
-        world.tick(60.0)
+    drain(world)
     assert not world.queue or not room(world)
 
 
