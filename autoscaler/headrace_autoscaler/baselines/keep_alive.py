@@ -52,4 +52,4 @@ def decide(now: float, observation: Observation, state: Mapping[str, None], conf
 
 def policy(idle_s: float = DEFAULT_S) -> Policy:
     """Idle instances are kept ``idle_s`` seconds."""
-    return Policy(f"keep-alive-{idle_s:g}", decide, {}, KeepAliveConfig(idle_s=idle_s), TICK_S)
+    return Policy("keep-alive", decide, {}, KeepAliveConfig(idle_s=idle_s), TICK_S)

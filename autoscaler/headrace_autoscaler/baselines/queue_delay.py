@@ -96,5 +96,4 @@ def decide(
 
 def policy(delay_s: float = DEFAULT_DELAY_S) -> Policy:
     """A worker for each request that waits ``delay_s`` seconds."""
-    name = "queue-delay" if delay_s == DEFAULT_DELAY_S else f"queue-delay-{delay_s:g}"
-    return Policy(name, decide, {}, QueueDelayConfig(delay_s=delay_s), TICK_S, wakes="from-zero")
+    return Policy("queue-delay", decide, {}, QueueDelayConfig(delay_s=delay_s), TICK_S, wakes="from-zero")

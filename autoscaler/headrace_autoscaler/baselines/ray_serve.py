@@ -98,5 +98,4 @@ def decide(
 
 def policy(target: float = DEFAULT_TARGET) -> Policy:
     """Serve with ``target`` ongoing requests per replica."""
-    name = "ray-serve" if target == DEFAULT_TARGET else f"ray-serve-{target:g}"
-    return Policy(name, decide, {}, RayServeConfig(target=target), TICK_S, wakes="from-zero")
+    return Policy("ray-serve", decide, {}, RayServeConfig(target=target), TICK_S, wakes="from-zero")

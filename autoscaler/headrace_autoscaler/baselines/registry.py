@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from headrace_autoscaler import policy as headrace
@@ -79,10 +80,10 @@ def names() -> tuple[str, ...]:
 def policy_of(name: str) -> Policy:
     """The policy of this name: one of `names`, or a name with another number, as keep-alive-60.
 
-    Raises `UnknownPolicy`.
+    It is called as it was asked for. Raises `UnknownPolicy`.
     """
     if name in _PLAIN:
-        return _PLAIN[name]()
+        return replace(_PLAIN[name](), name=name)
     stem, _, number = name.rpartition("-")
     if stem in _WITH_NUMBER:
         make, read, least = _WITH_NUMBER[stem]
@@ -91,7 +92,7 @@ def policy_of(name: str) -> Policy:
         except ValueError:
             raise UnknownPolicy(_message(name)) from None
         if least <= value <= _MOST:
-            return make(value)
+            return replace(make(value), name=name)
     raise UnknownPolicy(_message(name))
 
 

@@ -59,5 +59,4 @@ def decide(
 
 def policy(requests: int = DEFAULT_REQUESTS) -> Policy:
     """``requests`` per worker."""
-    name = "request-count" if requests == DEFAULT_REQUESTS else f"request-count-{requests}"
-    return Policy(name, decide, {}, RequestCountConfig(requests=requests), TICK_S)
+    return Policy("request-count", decide, {}, RequestCountConfig(requests=requests), TICK_S)
