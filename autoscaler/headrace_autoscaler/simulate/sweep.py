@@ -24,7 +24,7 @@ STEPS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 30
 """The bounds of p95 that are asked about."""
 TOLERANCE = 1e-9
 OURS = "headrace"
-KNOBS: Mapping[str, Sequence[Any]] = {}
+KNOBS: Mapping[str, Sequence[Any]] = {"keep.late_s": (50.0, 150.0, 400.0, 1100.0, 3000.0, 8000.0)}
 """Parameters of our own policy that move it between cost and waiting, with the values to try."""
 
 

@@ -12,7 +12,7 @@ import click
 from headrace_autoscaler.simulate.world import WishTable
 
 from headrace.cli.options import DEFAULT_DATA_DIR
-from headrace.cli.simulate_world import SPOT_PART, SYNTHETIC_DAYS, Asked
+from headrace.cli.simulate_world import SPOT_PART, START_S, SYNTHETIC_DAYS, Asked
 from headrace.errors import UsageError
 
 MORE = click.FloatRange(0, min_open=True)
@@ -37,8 +37,8 @@ _TRACE: tuple[Decorator, ...] = (
 _SUPPLIES: tuple[Decorator, ...] = (
     click.option("--price", type=NOT_LESS, default=2.0, show_default=True,
                  help="Dollars per hour of one instance."),
-    click.option("--start-seconds", type=MORE, default=12.0, show_default=True,
-                 help="From launch to ready, +-10 %."),
+    click.option("--start-seconds", type=MORE,
+                 help=f"From launch to ready, +-10 % (default: {START_S:g}; of a history: as recorded)."),
     click.option("--min-billing", type=NOT_LESS, default=0.0, help="Seconds of each instance paid at least."),
     click.option("--home", type=COUNT, default=0, help="Instances that are owned; they are filled first."),
     click.option("--home-price", type=NOT_LESS, default=0.0, help="Dollars per hour of each, used or not."),

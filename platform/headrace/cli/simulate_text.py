@@ -10,7 +10,7 @@ from headrace_autoscaler.simulate.bounds import SHARE, WITHIN_S
 from headrace_autoscaler.simulate.generators import DAY_S
 from headrace_autoscaler.simulate.scenario import Scenario
 from headrace_autoscaler.simulate.summary import counted_days, half_width, mean_and_peak
-from headrace_autoscaler.simulate.sweep import Step, Variant
+from headrace_autoscaler.simulate.sweep import KNOBS, Step, Variant
 
 from headrace.cli.output import table
 
@@ -27,6 +27,7 @@ REPORT_COLUMNS = (
     ("wait_p50_s", "P50, s"), ("wait_p95_s", "P95, s"), ("wait_p99_s", "P99, s"), ("cold_share", "cold"),
     ("errors", "errors"), ("availability", "availability"), ("starts", "starts"), ("seeds", "seeds"),
 )  # fmt: skip
+AUTO = '"auto"'
 UNEVEN = 0.35
 """Mean by peak below which demand is called uneven."""
 
@@ -98,7 +99,7 @@ def about_nights(scenario: Scenario) -> str:
     return words
 
 
-def sweep_text(found: Sequence[Step], learnt: str = "learnt") -> str:
+def sweep_text(found: Sequence[Step]) -> str:
     """One line per step: what it costs, and what to set."""
     if not found:
         return "No setting keeps p95 within any of the bounds that are asked about."
@@ -107,19 +108,18 @@ def sweep_text(found: Sequence[Step], learnt: str = "learnt") -> str:
         point = step.point
         lines.append(
             f"p95 <= {step.p95_s:g} s costs ${point.usd_per_day:,.2f} per day: "
-            f"{options_text(point.variant, learnt)}  (p95 {seconds(point.p95_s)}, "
+            f"{options_text(point.variant)}  (p95 {seconds(point.p95_s)}, "
             f"p99 {seconds(point.p99_s)}, {percent(point.share_within_10s)} within 10 s)"
         )
     return "\n".join(lines)
 
 
-def options_text(variant: Variant, learnt: str = "learnt") -> str:
-    """A setting's options for people."""
-    words = {"idle_timeout_s": "idle_timeout"}
+def options_text(variant: Variant) -> str:
+    """A setting's options, as `headrace.Scaling` has them where it has them."""
     parts = []
     for name, value in variant.options.items():
-        shown = learnt if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-        parts.append(f"{words.get(name, name)}={shown}")
+        shown = AUTO if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        parts.append(f"{'idle_timeout' if name == 'idle_timeout_s' else name}={shown}")
     return ", ".join(parts) or "defaults"
 
 
@@ -129,6 +129,8 @@ def sweep_page(scenario: Scenario, found: Sequence[Step], bound_usd: float | Non
     lines = [about_trace(scenario), "", sweep_text(found), ""]
     if bound_usd is not None:
         lines.append(f"Lower bound: ${bound_usd / days:,.2f} per day; it is for the whole service level.")
+    if any(step.point.variant.config for step in found):
+        lines.append(f"{', '.join(KNOBS)}: of the policy, not of an endpoint; no setting changes it yet.")
     if days < 1:
         lines.append(f"These are {days * 24:.1f} hours, scaled up to a day: nights would cost less.")
     return "\n".join(lines)

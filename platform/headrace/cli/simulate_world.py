@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from headrace_autoscaler.simulate.data import read_spot
 from headrace_autoscaler.simulate.generators import DAY_S, SYNTHETIC, synthetic
+from headrace_autoscaler.simulate.observed import observed_start
 from headrace_autoscaler.simulate.recorded import Recorded, read_history
 from headrace_autoscaler.simulate.scenario import Scenario, Steps, Trace
 from headrace_autoscaler.simulate.traces import between, read_trace
@@ -26,6 +27,7 @@ from headrace.errors import UsageError
 
 SYNTHETIC_DAYS = 3.0
 SYNTHETIC_SEED = 0
+START_S = 12.0
 SPOT_PART = 0.4
 """Of the price on demand, where --spot-price says nothing: spot costs 30 to 50 % as a rule."""
 CLOUD, HOME, SPOT = "cloud", "home", "spot"
@@ -45,7 +47,7 @@ class Asked:
     warm_up_days: float = 7.0
     world: Path | None = None
     price: float = 2.0
-    start_seconds: float = 12.0
+    start_seconds: float | None = None
     home: int = 0
     home_price: float = 0.0
     spot: tuple[Path, ...] = ()
@@ -66,6 +68,8 @@ def scenario_of(asked: Asked) -> tuple[Scenario, tuple[str, ...]]:
         whole, notes = _read(asked)
         mine = whole if asked.history is not None else _endpoint(whole, asked.endpoint)
         trace, begin_s = _cut(mine, asked)
+        asked, assumed = _started(asked)
+        notes += assumed
         world = _world(asked)
         where = asked.world.parent if asked.world else Path()
         scenario = Scenario(
@@ -147,6 +151,7 @@ def _cut(trace: Trace, asked: Asked) -> tuple[Trace, float]:
 def _world(asked: Asked) -> World:
     if asked.world is not None:
         return read_world(asked.world)
+    assert asked.start_seconds is not None
     outages = tuple(_hours(words) for words in asked.outages)
     supplies = [
         SupplyTable(
@@ -181,6 +186,18 @@ def _world(asked: Asked) -> World:
     return World(
         supply=tuple(supplies), endpoint=asked.wish, timeout_s=asked.timeout, queue_cap=asked.queue_cap
     )
+
+
+def _started(asked: Asked) -> tuple[Asked, tuple[str, ...]]:
+    """With the seconds that a start takes; of a history those that it has seen."""
+    if asked.start_seconds is not None or asked.world is not None:
+        return asked, ()
+    if asked.history is None:
+        return replace(asked, start_seconds=START_S), ()
+    seen = observed_start(asked.history, asked.endpoint)
+    how = "as recorded" if seen else "assumed: no start was recorded"
+    notes = (f"starts take {seen or START_S:.3g} s ({how})", f"an instance costs ${asked.price:g} per hour")
+    return replace(asked, start_seconds=seen or START_S), notes
 
 
 def _hours(words: str) -> tuple[float, float]:
