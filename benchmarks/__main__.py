@@ -167,7 +167,7 @@ def of_simulations(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             )
     if (one := found.get("serverless_effect")) and "main" in one:
         for owned, costs in one["main"]["costs"].items():
-            (_, _), (fair, bare), *ours = costs.items()
+            _, (fair, bare), _, *ours = costs.items()
             label, dollars = min(ours, key=lambda side: side[1])
             table.append(
                 (

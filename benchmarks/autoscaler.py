@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,16 @@ GOALS = {
 """Of issue 5, at our default: share within 10 s, and times the LP bound."""
 SPOT_GOALS = {"availability": 0.999, "cost": 0.65}
 DECIDE_GOAL_MS, SPEED_GOAL_S = 50.0, 10.0
-KNOB: tuple[Variant, ...] = tuple(
-    Variant(OURS, {"balance": balance}) for balance in (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
-)
-"""Our one knob from cheap to quick; the default is among them."""
 
 
 def _many(policy: str, field: str, values: tuple[float, ...]) -> list[Variant]:
     return [Variant(policy, config={field: value}) for value in values]
 
 
+KNOB = tuple(
+    _many(OURS, "keep.late_s", (25.0, 50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0, 6400.0, 12800.0))
+)
+"""Our one knob, from cheap to quick: what it is worth that nobody waits. The default is a point beside."""
 OTHERS: tuple[Variant, ...] = (
     *(Variant(f"always-on-{count}") for count in (5, 10, 20, 30, 40, 50, 60, 74)),
     *_many("keep-alive", "idle_s", (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1200.0)),
@@ -102,11 +102,23 @@ class Plan:
     boots: tuple[float, ...]
     days: tuple[float, float]
     quick: bool
+    sides: str = "both"
+    """Who is played in ``accept``: ours, others or both."""
+    earlier: Mapping[str, Any] = field(default_factory=dict)
+    """``accept`` of an earlier run of the same days and seeds, for the side that is not played."""
+
+    @property
+    def played(self) -> tuple[Variant, ...]:
+        """Who is played in ``accept``."""
+        return (
+            *(self.knob if self.sides != "others" else ()),
+            *(self.others if self.sides != "ours" else ()),
+        )
 
     @property
     def knob(self) -> tuple[Variant, ...]:
         """Our settings, with the default."""
-        return (Variant(OURS), *(KNOB[::4] if self.quick else KNOB))
+        return (Variant(OURS), *(KNOB[::3] if self.quick else KNOB))
 
     @property
     def others(self) -> tuple[Variant, ...]:
@@ -126,10 +138,14 @@ def accept(trace: Trace, plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for boot_s in plan.boots:
         name = f"boot {boot_s:g} s"
-        cases = [Case(name, label(variant), variant) for variant in (*plan.knob, *plan.others)]
-        least = bounds(one_kind(trace, boot_s), GOALS.get(boot_s, {}).get("share"))
+        cases = [Case(name, label(variant), variant) for variant in plan.played]
+        before = plan.earlier.get(f"{boot_s:g}", {})
+        least = before.get("bounds") or bounds(one_kind(trace, boot_s), GOALS.get(boot_s, {}).get("share"))
         runs = replay({name: one_kind(trace, boot_s)}, cases, plan.seeds, plan.processes, name)
-        found[f"{boot_s:g}"] = compared({what: one for (_, what), one in runs.items()}, plan, least, boot_s)
+        mine = {label(variant) for variant in plan.knob}
+        rows = {what: one for what, one in before.get("policies", {}).items() if what not in mine}
+        rows |= {what: one for (_, what), one in runs.items()}
+        found[f"{boot_s:g}"] = compared(rows, plan, least, boot_s)
     return found
 
 
@@ -230,9 +246,7 @@ def _spot_runs(
     }
     if not ours_only:
         variants["spothedge"] = Variant("spothedge")
-        variants |= {
-            f"headrace, spot prefer, balance {v}": Variant(OURS, {"balance": v}) for v in (0.0, 0.75, 1.0)
-        }
+        variants |= {f"headrace, spot prefer, balance {v}": Variant(OURS, {"balance": v}) for v in (0.0, 1.0)}
     cases = [Case(name + "/{seed}", what, variant) for what, variant in variants.items()]
     made = scenarios(name, market, trace, plan.seeds, {})
     runs = {what: one for (_, what), one in replay(made, cases, plan.seeds, plan.processes, name).items()}
@@ -415,6 +429,10 @@ def run(data: Path | None, plan: Plan, parts: set[str]) -> dict[str, Any]:
         "peak_gpus": peak,
         "seeds": plan.seeds,
     }
+    if plan.earlier:
+        found["caveats"].append(
+            "Baselines and bounds are those of an earlier run of the same days and seeds."
+        )
     if "decide" in parts:
         found["decide"] = decisions(1000, 200)
     if "speed" in parts:
@@ -426,6 +444,16 @@ def run(data: Path | None, plan: Plan, parts: set[str]) -> dict[str, Any]:
     if "fresh" in parts:
         found["fresh"] = fresh(data, whole, plan)
     return found
+
+
+def accept_of(file: Path, plan: Plan) -> Mapping[str, Any]:
+    """``accept`` of an earlier run's JSON. Raises `NoDataError` when that run was of other days or seeds."""
+    found: dict[str, Any] = json.loads(file.read_text())
+    said = (tuple(found["days"]), found["seeds"])
+    if said != (tuple(plan.days), plan.seeds) or "accept" not in found:
+        raise NoDataError(f"{file} is of days and seeds {said}, or has no `accept`: play the baselines again")
+    accepted: Mapping[str, Any] = found["accept"]
+    return accepted
 
 
 def main() -> int:
@@ -441,6 +469,12 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--boots", type=float, nargs="+", default=list(BOOTS_S))
     parser.add_argument("--days", type=float, nargs=2, default=list(LAST_DAYS))
+    parser.add_argument(
+        "--sides", choices=("both", "ours", "others"), default="both", help="Who is played in accept."
+    )
+    parser.add_argument(
+        "--earlier", type=Path, help="JSON of an earlier run: its baselines and bounds are not played again."
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout, the tables on stderr.")
     given = parser.parse_args()
     bounded(LIMIT_S)
@@ -448,6 +482,10 @@ def main() -> int:
     if given.quick:
         plan = Plan(1, given.processes, BOOTS_S[1:], (LAST_DAYS[0] + 3, LAST_DAYS[0] + 4), quick=True)
     try:
+        if given.earlier:
+            plan = replace(plan, sides="ours", earlier=accept_of(given.earlier, plan))
+        else:
+            plan = replace(plan, sides=given.sides)
         found = run(folder(given.data), plan, set(given.only))
     except NoDataError as error:
         print(error, file=sys.stderr)

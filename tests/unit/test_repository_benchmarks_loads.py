@@ -174,10 +174,10 @@ def test_spot_is_judged_by_cost_and_availability(load: Callable[[str], ModuleTyp
 def test_dollars_of_a_side_at_other_prices(load: Callable[[str], ModuleType]) -> None:
     effect = load("serverless_effect")
     # In the run 53 owned GPUs cost $1 for each of 10 hours; at $2.50 that is 1.5 times more of it.
-    assert effect.dollars_of({"cost_usd": 530.0}, "fair", 2.5, 53, 10.0) == pytest.approx(1325.0)
+    assert effect.dollars_of({"cost_usd": 530.0}, "fair", 2.5, {"fair": 53}, 10.0) == pytest.approx(1325.0)
     # 4 owned beside $60 of rented ones.
-    assert effect.dollars_of({"cost_usd": 100.0}, "home-4", 2.0, 53, 10.0) == pytest.approx(140.0)
-    assert effect.dollars_of({"cost_usd": 60.0}, "home-0", 2.0, 53, 10.0) == 60.0
+    assert effect.dollars_of({"cost_usd": 100.0}, "home-4", 2.0, {}, 10.0) == pytest.approx(140.0)
+    assert effect.dollars_of({"cost_usd": 60.0}, "home-0", 2.0, {}, 10.0) == 60.0
     tried = {
         0: {"cost_usd": 100.0, "share_within_10s": 0.995, "hours": 10.0},
         4: {"cost_usd": 90.0, "share_within_10s": 0.995, "hours": 10.0},
@@ -185,7 +185,7 @@ def test_dollars_of_a_side_at_other_prices(load: Callable[[str], ModuleType]) ->
     }
     assert effect.best_home(tried, 1.2) == 4
     assert effect.best_home(tried, 3.0) == 0
-    costs = {"2.0": {"peak": 400.0, "fair": 200.0, "rented": 100.0, "beside": 90.0}}
+    costs = {"2.0": {"peak": 400.0, "fair": 200.0, "known": 250.0, "rented": 100.0, "beside": 90.0}}
     (row,) = load("__main__").of_simulations(
         {"serverless_effect": {"data": "real", "main": {"costs": costs}}}
     )
