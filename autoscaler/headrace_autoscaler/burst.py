@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from headrace_autoscaler.backoff import learn, zone_of
 from headrace_autoscaler.configs import BurstConfig
 from headrace_autoscaler.market import Market, Pool, read
+from headrace_autoscaler.placement import idle_since
 from headrace_autoscaler.spec import InstanceObservation, OfferObservation, ScalingSpec
 from headrace_autoscaler.states import BurstState
 
@@ -311,6 +312,10 @@ def _most(counts: Counter[str]) -> int:
 
 
 def _order(instance: InstanceObservation) -> tuple[bool, bool, float, float, str]:
-    """What is given back first: starting, idle, then busy ones; the dearest and newest of each."""
-    busy = instance.in_flight > 0
-    return busy, instance.state == "ready", -(instance.price or 0.0), -instance.started_at, instance.id
+    """What is given back first: starting, idle, then busy ones; the dearest of each.
+
+    Of equally dear ones that starts which would be there last, or that which is idle for longest.
+    """
+    busy, ready = instance.in_flight > 0, instance.state == "ready"
+    order = idle_since(instance) if ready else -instance.started_at
+    return busy, ready, -(instance.price or 0.0), order, instance.id

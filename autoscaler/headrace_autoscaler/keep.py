@@ -19,18 +19,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import msgspec
+from itertools import pairwise
 
 from headrace_autoscaler.configs import DemandConfig, KeepConfig
-from headrace_autoscaler.spec import InstanceObservation
 from headrace_autoscaler.states import Idle, IdleTimes, KeepState
 
 EDGES_S = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
 """Spans of idle time; nothing is held beyond the last."""
 MAX_WATCHED = 256
-"""Idle instances whose idle times are learnt from."""
-_SPANS = tuple((low, high - low) for low, high in zip(EDGES_S, EDGES_S[1:], strict=False))
+"""Idle levels that are watched."""
+_SPANS = tuple((low, high - low) for low, high in pairwise(EDGES_S))
 _PRIOR = tuple(length / (low + length) if low else 0.5 for low, length in _SPANS)
 _NOTHING = (0.0,) * len(_SPANS)
 
@@ -70,44 +68,66 @@ def hold_s(times: IdleTimes | None, cost_s: float, config: KeepConfig) -> float:
         if held < cost_s:
             ahead = held
         else:
-            ahead, until = cost_s, low
+            ahead, until = cost_s, _within(low, length, hazard, cost_s)
     return until
 
 
-def learn(
-    now: float,
-    instances: Sequence[InstanceObservation],
-    idle: Sequence[tuple[float, InstanceObservation]],
-    state: KeepState,
-    config: KeepConfig,
-) -> KeepState:
-    """What is known after this look. ``idle``: (since when, instance), the longest first.
+def _within(low: float, length: float, hazard: float, cost_s: float) -> float:
+    """Until when it pays inside of a span that is not worth being held through.
 
-    An instance that was idle at the last look and is not any more was needed at some time since, or is
-    gone: then it was only watched. The same object when nothing changed.
+    Within a span the hazard is taken to fall as a / x, so holding pays up to x = a * cost.
     """
-    before = state.idle
-    if not idle and not before:
+    high = low + length
+    if hazard >= 1.0:
+        return high
+    if not low:
+        return min(high, cost_s)
+    slope = -math.log1p(-hazard) / math.log(high / low)
+    return min(high, max(low, slope * cost_s))
+
+
+def learn(now: float, busy: int, sinces: Sequence[float], state: KeepState, config: KeepConfig) -> KeepState:
+    """What is known after this look; the same object when nothing changed.
+
+    ``busy``: instances that are not idle; ``sinces``: since when the others are, ascending. What is idle
+    are levels and not certain instances: when of two idle ones that goes which was used last (it cost
+    more), the one that stays is not for that the one that was not needed for longest. So a level's time
+    only moves on when the instances' times say so.
+    """
+    before, found = state.idle, sinces[:MAX_WATCHED]
+    if not found and not before:
         return state
-    after: dict[str, Idle] = {}
-    busy = len(instances) - len(idle)
-    for place, (since, one) in enumerate(idle[-MAX_WATCHED:]):
-        old = before.get(one.id)
-        if old is not None and old.since == since:
-            after[one.id] = old
+    after: list[Idle] = []
+    levels, count = state.levels, busy + len(sinces)
+    for place, since in enumerate(found):
+        if place >= len(before):
+            after.append(Idle(since=since, level=count - place))
+        elif since > before[place].since:
+            levels = _with(levels, before[place], now, True, config)
+            after.append(Idle(since=since, level=count - place))
         else:
-            after[one.id] = Idle(since=since, level=busy + len(idle) - place)
-    if after == before:
+            after.append(before[place])
+    for old in before[len(found) :]:
+        levels = _with(levels, old, now, True, config)
+    idle = tuple(after)
+    if levels is state.levels and idle == before:
         return state
+    return KeepState(levels=levels, idle=idle)
+
+
+def let_go(now: float, count: int, state: KeepState, config: KeepConfig) -> KeepState:
+    """After ``count`` instances were let go: so many levels were not needed for as long as they were idle."""
     levels = state.levels
-    alive = {one.id for one in instances} if len(before) > len(after) or after.keys() != before.keys() else ()
-    for name, old in before.items():
-        if after.get(name) is old:
-            continue
-        ended = name in after or name in alive
-        key = bucket(old.level)
-        levels = {**levels, key: _counted(levels.get(key), now - old.since, ended, config)}
-    return KeepState(levels=levels, idle=after)
+    for old in state.idle[:count]:
+        levels = _with(levels, old, now, False, config)
+    return KeepState(levels=levels, idle=state.idle[count:]) if count else state
+
+
+def _with(
+    levels: dict[int, IdleTimes], old: Idle, now: float, needed: bool, config: KeepConfig
+) -> dict[int, IdleTimes]:
+    key = bucket(old.level)
+    return {**levels, key: _counted(levels.get(key), now - old.since, needed, config)}
 
 
 def _counted(times: IdleTimes | None, seconds: float, needed: bool, config: KeepConfig) -> IdleTimes:
@@ -127,16 +147,3 @@ def _counted(times: IdleTimes | None, seconds: float, needed: bool, config: Keep
         seen = [value / 2.0 for value in seen]
         hits = [value / 2.0 for value in hits]
     return IdleTimes(watched=tuple(seen), needed=tuple(hits))
-
-
-def let_go(state: KeepState, released: Sequence[str], now: float, config: KeepConfig) -> KeepState:
-    """After instances were released: each was watched for as long as it was idle, and not needed."""
-    levels, idle = state.levels, dict(state.idle)
-    for name in released:
-        old = idle.pop(name, None)
-        if old is not None:
-            key = bucket(old.level)
-            levels = {**levels, key: _counted(levels.get(key), now - old.since, False, config)}
-    if len(idle) == len(state.idle):
-        return state
-    return msgspec.structs.replace(state, levels=levels, idle=idle)

@@ -8,32 +8,20 @@ of one endpoint land on different hosts, so that losing one host costs the least
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from headrace_autoscaler.rooms import EPSILON, Order, Room, kind_of, pick_gpu, qualifies
 from headrace_autoscaler.spec import HostObservation, InstanceObservation, ScalingSpec
 
+__all__ = ["MIB", "Book", "Donor", "Given", "idle_since", "pick_gpu", "qualifies"]
+
 Donor = tuple[str, InstanceObservation, ScalingSpec]
-_EPSILON = 1e-9
 MIB = 1 << 20
-
-
-@dataclass
-class _Room:
-    """What is left of one host while a decision is being made."""
-
-    host: HostObservation
-    cpu: float
-    memory: int
-    gpu: dict[str, int]
-    paused: int = 0
-    """Bytes that further paused instances may hold."""
-
-    def copy(self) -> _Room:
-        """To try something with."""
-        return _Room(self.host, self.cpu, self.memory, dict(self.gpu), self.paused)
+FEW = 4
+"""So many endpoints are looked for in the hosts' lists; for more it pays to turn those lists round."""
 
 
 @dataclass(frozen=True)
@@ -44,55 +32,47 @@ class Given:
     pause: bool = False
 
 
-def qualifies(host: HostObservation, scaling: ScalingSpec) -> bool:
-    """Whether the host may run it at all, apart from room."""
-    return (
-        host.state == "ready"
-        and scaling.runtime in host.runtimes
-        and (not scaling.providers or host.provider in scaling.providers)
-        and (not scaling.regions or host.region in scaling.regions)
-        and (scaling.spot == "prefer" or host.spot == (scaling.spot == "only"))
-    )
-
-
-def pick_gpu(
-    free: dict[str, int], wanted: Sequence[tuple[str, int]]
-) -> tuple[int, tuple[str, int] | None] | None:
-    """The first preference that is free: (its rank, it); (0, None) when none is wanted; None: not free."""
-    if not wanted:
-        return 0, None
-    for rank, (name, count) in enumerate(wanted):
-        if free.get(name, 0) >= count:
-            return rank, (name, count)
-    return None
-
-
 class Book:
     """The free resources of all hosts, written down as a decision hands them out."""
 
     def __init__(self, hosts: Iterable[HostObservation]) -> None:
         self._rooms = {
-            h.host: _Room(h, h.cpu_free, h.memory_free, dict(h.gpu_free), h.paused_free) for h in hosts
+            h.host: Room(h, h.cpu_free, h.memory_free, dict(h.gpu_free), h.paused_free) for h in hosts
         }
+        self._orders: dict[tuple[object, ...], Order] = {}
+        self._changed: list[str] = []
+        self._warm: dict[str, set[str]] | None = None
+        self._asked = 0
 
     def place(self, scaling: ScalingSpec, endpoint: str) -> str | None:
         """Pick the best host with room and take the room; None when there is none."""
-        best: tuple[tuple[object, ...], _Room] | None = None
-        for room in self._rooms.values():
-            gpu = self._fit(room, scaling)
-            if gpu is None:
-                continue
-            key = _preference(room, scaling, endpoint, gpu[0])
-            if best is None or key < best[0]:
-                best = (key, room)
-        if best is None:
-            return None
-        self._take(best[1], scaling)
-        return best[1].host.host
+        best = self._order(scaling).best(scaling, self._warm_for(endpoint))
+        if best is not None:
+            self._take(self._rooms[best], scaling)
+        return best
+
+    def _warm_for(self, endpoint: str) -> Collection[str]:
+        """The hosts where the endpoint's zygote is ready."""
+        self._asked += 1
+        if self._asked <= FEW:
+            return {name for name, room in self._rooms.items() if endpoint in room.host.warm}
+        if self._warm is None:
+            self._warm = {}
+            for name, room in self._rooms.items():
+                for warm in room.host.warm:
+                    self._warm.setdefault(warm, set()).add(name)
+        return self._warm.get(endpoint, ())
 
     def has_room(self, scaling: ScalingSpec) -> bool:
         """Whether one more fits somewhere."""
-        return any(self._fit(room, scaling) is not None for room in self._rooms.values())
+        return self._order(scaling).fits(scaling)
+
+    def _order(self, scaling: ScalingSpec) -> Order:
+        kind = kind_of(scaling)
+        order = self._orders.get(kind)
+        if order is None:
+            order = self._orders[kind] = Order(scaling, self._rooms, self._changed)
+        return order
 
     def make_room(self, scaling: ScalingSpec, donors: Sequence[Donor]) -> tuple[str, list[Given]] | None:
         """Have idle instances of others give way: the fewest on one host, the longest idle first.
@@ -100,8 +80,14 @@ class Book:
         Returns the host and who goes, with the room already taken; None when nothing helps.
         """
         best: tuple[tuple[float, float, str], str, list[Given]] | None = None
-        for name, room in self._rooms.items():
-            given = self._handed_over(room, scaling, donors) if qualifies(room.host, scaling) else None
+        by_host: dict[str, list[Donor]] = {}
+        for donor in donors:
+            by_host.setdefault(donor[1].host, []).append(donor)
+        for name, here in by_host.items():
+            room = self._rooms.get(name)
+            if room is None or not qualifies(room.host, scaling):
+                continue
+            given = self._handed_over(room, scaling, here)
             if given:
                 key = (len(given), idle_since(given[0].donor[1]), name)
                 if best is None or key < best[0]:
@@ -130,7 +116,7 @@ class Book:
             room.paused += paused.memory
         return given
 
-    def _handed_over(self, room: _Room, scaling: ScalingSpec, donors: Sequence[Donor]) -> list[Given] | None:
+    def _handed_over(self, room: Room, scaling: ScalingSpec, donors: Sequence[Donor]) -> list[Given] | None:
         """The fewest on this host that make room, paused where that does: None when nothing does."""
         here = sorted((d for d in donors if d[1].host == room.host.host), key=lambda d: idle_since(d[1]))
         frozen = [d for d in here if d[1].state == "paused"]
@@ -161,7 +147,7 @@ class Book:
                 return given
         return None
 
-    def _carry_out(self, room: _Room, scaling: ScalingSpec, given: Sequence[Given]) -> None:
+    def _carry_out(self, room: Room, scaling: ScalingSpec, given: Sequence[Given]) -> None:
         for one in given:
             (_pause if one.pause else _release)(room, one.donor)
         self._take(room, scaling)
@@ -201,23 +187,23 @@ class Book:
         return room.host.state if room else "gone"
 
     @staticmethod
-    def _fit(room: _Room, scaling: ScalingSpec) -> tuple[int, tuple[str, int] | None] | None:
-        if room.cpu + _EPSILON < scaling.cpu or room.memory < scaling.memory:
-            return None
-        if not qualifies(room.host, scaling):
+    def _fit(room: Room, scaling: ScalingSpec) -> tuple[int, tuple[str, int] | None] | None:
+        """Whether there is room, on a host that qualifies."""
+        if room.cpu + EPSILON < scaling.cpu or room.memory < scaling.memory:
             return None
         return pick_gpu(room.gpu, scaling.gpu)
 
-    def _take(self, room: _Room, scaling: ScalingSpec) -> None:
+    def _take(self, room: Room, scaling: ScalingSpec) -> None:
         gpu = pick_gpu(room.gpu, scaling.gpu)
         assert gpu is not None
         room.cpu -= scaling.cpu
         room.memory -= scaling.memory
         if gpu[1] is not None:
             room.gpu[gpu[1][0]] -= gpu[1][1]
+        self._changed.append(room.host.host)
 
 
-def _pause(room: _Room, donor: Donor) -> None:
+def _pause(room: Room, donor: Donor) -> None:
     room.cpu += donor[2].cpu
     # Which of its preferences an instance holds is known by its scaling's first entry: whoever
     # observes narrows the list to what was handed out.
@@ -226,7 +212,7 @@ def _pause(room: _Room, donor: Donor) -> None:
     room.paused -= donor[2].memory
 
 
-def _release(room: _Room, donor: Donor) -> None:
+def _release(room: Room, donor: Donor) -> None:
     if donor[1].state != "paused":
         _pause(room, donor)
     room.paused += donor[2].memory
@@ -238,15 +224,10 @@ def _can_pause(host: HostObservation, donor: Donor) -> bool:
 
 
 def idle_since(instance: InstanceObservation) -> float:
-    """Since when it has nothing to do: its last use, or its start when it was never used."""
-    return instance.started_at if instance.last_used_at is None else instance.last_used_at
-
-
-def _preference(room: _Room, scaling: ScalingSpec, endpoint: str, rank: int) -> tuple[object, ...]:
-    host = room.host
-    spot = 0 if scaling.spot == "never" or host.spot else 1
-    wasted = 0 if scaling.gpu or not host.gpu_free else 1
-    return rank, endpoint not in host.warm, wasted, spot, host.price, -room.cpu, -room.memory, host.host
+    """Since when it has nothing to do: its last use; when it was never used, since it is ready or started."""
+    if instance.last_used_at is not None:
+        return instance.last_used_at
+    return instance.started_at if instance.ready_at is None else instance.ready_at
 
 
 def _filters(scaling: ScalingSpec) -> str:

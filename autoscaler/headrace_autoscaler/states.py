@@ -110,11 +110,11 @@ class IdleTimes(Value, frozen=True, kw_only=True):
 
 
 class Idle(Value, frozen=True, kw_only=True):
-    """An instance that was idle when one last looked."""
+    """A level that nobody needed when one last looked."""
 
     since: float
     level: int
-    """Instances that there were when it became idle, without those that were idle for longer."""
+    """Which one it is: instances that there were, without those that were idle for longer."""
 
 
 class KeepState(Value, frozen=True, kw_only=True):
@@ -122,8 +122,8 @@ class KeepState(Value, frozen=True, kw_only=True):
 
     levels: dict[int, IdleTimes] = msgspec.field(default_factory=dict)
     """By `keep.bucket` of the level."""
-    idle: dict[str, Idle] = msgspec.field(default_factory=dict)
-    """Those that are idle now, by id; at most `keep.MAX_WATCHED`."""
+    idle: tuple[Idle, ...] = ()
+    """The levels that are idle now, the longest first; at most `keep.MAX_WATCHED`."""
 
 
 class Refusal(Value, frozen=True, kw_only=True):

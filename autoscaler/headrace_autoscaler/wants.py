@@ -152,30 +152,30 @@ def learned(
     were idle for longest are left to whoever launched them.
     """
     mine = [i for i in endpoint.instances if i.state in ("ready", "starting") and i.lost_at is None]
-    idle = sorted(
-        [(idle_since(i), i) for i in mine if i.state == "ready" and not i.in_flight],
-        key=lambda one: (one[0], one[1].id),
-    )
+    idle = [i for i in mine if i.state == "ready" and not i.in_flight]
+    count = before.desired or len(mine)
+    if idle and not endpoint.queued:
+        # What was lost meanwhile is not missed.
+        count = min(count, len(mine))
+    spare = max(0, len(mine) - count)
+    idle.sort(key=lambda i: (idle_since(i), i.id))
     past = before.keep or KeepState()
-    known = keep.learn(now, mine, idle, past, config.keep)
-    count = before.desired if before.desired and (endpoint.queued or not idle) else len(mine)
-    count = min(count, before.desired) if before.desired else count
+    known = keep.learn(now, len(mine) - len(idle), [idle_since(i) for i in idle[spare:]], past, config.keep)
     floor = max(seen.asked, endpoint.scaling.min)
-    spare = max(0, len(mine) - count) if before.desired else 0
     gone: list[tuple[InstanceObservation, str]] = []
     look_at: float | None = None
-    for since, one in idle[spare:]:
-        level = count - len(gone)
-        if level <= floor or seen.burst or endpoint.queued:
+    for one, level in zip(idle[spare:], known.idle, strict=False):
+        number = count - len(gone)
+        if number <= floor or seen.burst or endpoint.queued:
             break
-        held = _held(level, endpoint, seen, known, config)
-        if now - since < held:
-            look_at = since + held
+        held = _held(number, endpoint, seen, known, config)
+        if now - level.since < held:
+            look_at = level.since + held
             break
-        gone.append((one, f"idle for {now - since:.1f} s (number {level} is kept for {held:.0f} s)"))
-    after = keep.let_go(known, [one.id for one, _ in gone], now, config.keep)
-    desired = max(floor, count - len(gone))
-    state = _desiring(before, desired, None)
+        text = f"idle for {now - level.since:.1f} s (number {number} is kept for {held:.0f} s)"
+        gone.append((one, text))
+    after = keep.let_go(now, len(gone), known, config.keep)
+    state = _desiring(before, max(floor, count - len(gone)), None)
     if after is not past:
         state = msgspec.structs.replace(state, keep=after)
     return state, Surplus(tuple(gone), look_at)
