@@ -10,6 +10,7 @@ from headrace.control.deploy import Deployer
 from headrace.control.history import History
 from headrace.control.hosts import Hosts
 from headrace.control.lifecycle import Lifecycle
+from headrace.control.memory import Memory
 from headrace.control.model import World
 from headrace.control.pools import Pools
 from headrace.control.ports import NodeManager
@@ -37,6 +38,7 @@ class Parts:
     reconciler: Reconciler
     hosts: Hosts
     pools: Pools
+    memory: Memory
     deployer: Deployer
     lifecycle: Lifecycle
     nodes: NodeManager | None

@@ -25,6 +25,7 @@ from headrace.control.history import History
 from headrace.control.hosts import Hosts
 from headrace.control.keyring import FILE as KEY_FILE
 from headrace.control.lifecycle import COLLECT_EVERY_S, Lifecycle
+from headrace.control.memory import Memory
 from headrace.control.model import Endpoint, Host, World
 from headrace.control.parts import Parts
 from headrace.control.pools import Pools
@@ -88,6 +89,7 @@ class Control:
             epoch = await store.take_epoch()
             self._parts = parts = self._make(store, epoch)
             await self._load(parts)
+            await parts.memory.load()
             await parts.deployer.resume()
             self.settings.control_socket.parent.mkdir(parents=True, exist_ok=True)
             addresses = [
@@ -119,6 +121,7 @@ class Control:
             await self._parts.deployer.stop()
             await self._parts.lifecycle.stop()
             await self._parts.history.stop()
+            await self._parts.memory.stop()
         if self._store is not None:
             await self._store.close()
         self._stopped.set()
@@ -199,6 +202,7 @@ class Control:
             reconciler=reconciler,
             hosts=hosts,
             pools=pools,
+            memory=Memory(settings.data / "history", world),
             deployer=Deployer(world, store, routes, reconciler, warm),
             lifecycle=Lifecycle(
                 world=world,
@@ -368,6 +372,7 @@ class Control:
                 parts.hosts.check()
                 parts.reconciler.tick()
                 parts.pools.tick()
+                parts.memory.tick()
                 await self._remember_nodes(parts)
                 if parts.world.now() >= self._collect_at:
                     self._collect_at = parts.world.now() + COLLECT_EVERY_S
