@@ -19,7 +19,8 @@ import msgspec
 
 from headrace_autoscaler import residuals, season
 from headrace_autoscaler.configs import ForecastConfig
-from headrace_autoscaler.states import ForecastState, HorizonState
+from headrace_autoscaler.signals import average
+from headrace_autoscaler.states import ForecastState, HorizonState, WindowState
 from headrace_autoscaler.values import Value
 
 SMOOTHING_S = (60.0, 300.0, 1800.0)
@@ -56,6 +57,18 @@ class Forecast(Value, frozen=True, kw_only=True):
     """With the chance that was asked for it will be above this,"""
     high: float
     """and with the same chance below this."""
+
+
+def watch(now: float, window: WindowState, state: ForecastState, config: ForecastConfig) -> ForecastState:
+    """`learn` from a window, however rarely one looks: the mean since the last lesson, at least over a step.
+
+    The same object when that is not known.
+    """
+    since = config.step_s if state.at is None or now < state.at else now - state.at
+    if since < config.step_s:
+        return state
+    mean = average(window, now, since)
+    return state if mean is None else learn(now, mean, state, config)
 
 
 def learn(now: float, concurrency: float, state: ForecastState, config: ForecastConfig) -> ForecastState:

@@ -10,8 +10,9 @@ import pytest
 from headrace_autoscaler import forecast as forecasting
 from headrace_autoscaler import residuals, season
 from headrace_autoscaler.configs import ForecastConfig
-from headrace_autoscaler.forecast import WEIGHTS, doubt, forecast, learn
-from headrace_autoscaler.states import ForecastState, HorizonState, ResidualState, SeasonState
+from headrace_autoscaler.forecast import WEIGHTS, doubt, forecast, learn, watch
+from headrace_autoscaler.signals import observe
+from headrace_autoscaler.states import ForecastState, HorizonState, ResidualState, SeasonState, WindowState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,6 +195,29 @@ def test_nothing_is_begun_before_there_is_demand_and_nothing_learnt_within_a_ste
     assert first.levels == (2.0, 2.0, 2.0)
     assert learn(5.0 + STEP - 0.1, 9.0, first, CONFIG) is first
     assert learn(5.0 + STEP, 9.0, first, CONFIG) is not first
+
+
+def test_it_learns_from_a_window_however_rarely_one_looks():
+    def look(now, demand_s, window):
+        return observe(window, now, demand_s, 0, 60.0)
+
+    window = look(0.0, 0.0, WindowState())
+    assert watch(0.0, window, ForecastState(), CONFIG) == ForecastState(), "one reading is no mean"
+    window = look(10.0, 20.0, window)
+    state = watch(10.0, window, ForecastState(), CONFIG)
+    assert (state.at, state.last) == (10.0, 2.0)
+    window = look(19.0, 65.0, window)
+    assert watch(19.0, window, state, CONFIG) is state
+    window = look(20.0, 70.0, window)
+    state = watch(20.0, window, state, CONFIG)
+    assert state.last == 5.0
+    rare = watch(60.0, look(60.0, 190.0, window), state, CONFIG)
+    assert (rare.at, rare.last) == (60.0, 3.0), "40 s without a look in between"
+    assert rare.levels != (3.0,) * 3
+    late = watch(320.0, look(320.0, 670.0, window), state, CONFIG)
+    assert late.levels == (2.0,) * 3, "longer than gap_s: begun anew"
+    back = watch(5.0, look(5.0, 4.0, look(0.0, 0.0, WindowState())), state, CONFIG)
+    assert back.last == 0.8, "another clock"
 
 
 def test_levels_follow_by_their_time_constants():
