@@ -41,7 +41,8 @@ class Bound:
     shed_hours: float
     """Hours of service that the SLO lets a policy leave undone: that of the longest requests."""
     method: str
-    """``slicing``, ``lp``, or ``busy`` when the linear program was not finished."""
+    """``slicing``; ``lp``; when the linear program was not solved ``dual`` (what its solver had reached) or
+    ``busy`` (the work that must be done, at the lowest price, without starts and idle time)."""
     note: str = ""
     """What to know about it; empty: nothing."""
 
@@ -99,7 +100,8 @@ def lp_bound(
         bin_s: shorter is tighter and slower.
         tail_s: how long after the last arrival things count.
         from_s: begin of what counts; instances that run then cost nothing to have been started.
-        time_limit_s: for the solver; when it runs out the bound is the cost of the work alone.
+        time_limit_s: for HiGHS, which is asked when the method of our own does not end; when it runs out
+            the bound is a weaker one, and says so.
 
     Raises:
         ValueError: arguments that make no sense, or supplies that cannot serve the work at all.
@@ -123,19 +125,19 @@ def lp_bound(
     )
     answer = solve(program, time_limit_s)
     dollars_per_unit = bin_s / HOUR_S
-    note = answer.note
     if answer.cost is None:
         free = sum(s.capacity or 0 for s in supplies if s.standing)
         left_s = max(0.0, (busy_s - shed_s) / concurrency - free * end_s)
         cheapest = min((s.price for s in supplies if not s.standing), default=0.0)
-        note += "; the bound is the work that must be done, at the lowest price, without starts and idle time"
+        work = left_s * cheapest / HOUR_S
+        found = max(work, answer.floor * dollars_per_unit)
         return Bound(
-            standing + left_s * cheapest / HOUR_S,
+            standing + found,
             left_s / HOUR_S,
             busy_s / HOUR_S,
             shed_s / HOUR_S,
-            "busy",
-            note,
+            "busy" if found == work else "dual",
+            f"{answer.note}; a weaker bound stands in for it",
         )
     return Bound(
         standing + answer.cost * dollars_per_unit,
@@ -143,7 +145,6 @@ def lp_bound(
         busy_s / HOUR_S,
         shed_s / HOUR_S,
         "lp",
-        note,
     )
 
 

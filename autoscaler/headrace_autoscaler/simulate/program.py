@@ -1,4 +1,4 @@
-"""The linear program of the lower bound: fewer unknowns without loss, then HiGHS.
+"""The linear program of the lower bound: fewer unknowns without loss, then `interior`, else HiGHS.
 
 Amounts are instances; time is in bins. Per bin t and supply j, with ``demand`` a(t):
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace_autoscaler.simulate.interior import minimise
 from headrace_autoscaler.simulate.scenario import Floats
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 EXTRA = "simulate"
 METHOD = "highs-ipm"
-"""The interior point method: on five days of requests three times as fast as the dual simplex."""
+"""Of HiGHS the interior point method: three times as fast here as its dual simplex."""
 _OPTIMAL, _LIMIT, _INFEASIBLE = 0, 1, 2
 
 
@@ -63,6 +64,8 @@ class Answer:
     cost: float | None
     units: float = 0.0
     note: str = ""
+    floor: float = 0.0
+    """The least cost is not below this."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Bins:
 
 
 def solve(program: Program, time_limit_s: float) -> Answer:
-    """Solve it with HiGHS, through scipy.
+    """Solve it: by `interior.minimise`, and by HiGHS (through scipy) where that does not end.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -96,24 +99,28 @@ def optimum(program: Program, bins: Bins, time_limit_s: float) -> Answer:
     if time_limit_s <= 0:
         # HiGHS looks at the time between its phases, and would solve a small one all the same.
         return Answer(None, note="the linear program was not tried")
-    cost, units, rows, right, upper = _matrices(program, bins)
+    lines = _matrices(program, bins)
+    quick = minimise(lines.cost, lines.rows, lines.right, lines.upper, most=lines.most, bins=lines.bins)
+    if quick.solved:
+        return Answer(quick.bound, float(lines.units @ quick.x))
     found = linprog(
-        cost,
-        A_ub=rows,
-        b_ub=right,
-        bounds=np.column_stack([np.zeros(len(cost)), upper]),
+        lines.cost,
+        A_ub=lines.rows,
+        b_ub=lines.right,
+        bounds=np.column_stack([np.zeros(len(lines.cost)), lines.upper]),
         method=METHOD,
         options={"time_limit": time_limit_s},
     )
-    return answer_of(found, units, time_limit_s)
+    if found.status == _INFEASIBLE:
+        # Its dual has no greatest value: what was reached of it means nothing.
+        return Answer(None, note="these supplies cannot serve so many requests in time, whatever it costs")
+    return replace(answer_of(found, lines.units, time_limit_s), floor=max(0.0, quick.bound))
 
 
 def answer_of(found: Any, units: Floats, time_limit_s: float) -> Answer:
     """What the solver's result says."""
     if found.status == _OPTIMAL:
         return Answer(float(found.fun), float(units @ found.x))
-    if found.status == _INFEASIBLE:
-        return Answer(None, note="these supplies cannot serve so many requests in time, whatever it costs")
     if found.status == _LIMIT:
         return Answer(None, note=f"the linear program was not solved within {time_limit_s:g} s")
     return Answer(None, note=f"the linear program was not solved: {found.message}")
@@ -211,9 +218,25 @@ def _least(most: Floats, bins: Bins) -> Floats:
     return least
 
 
-def _matrices(program: Program, bins: Bins) -> tuple[Floats, Floats, csr_matrix, Floats, Floats]:
-    """(cost, bins of instances, rows, right side, upper bounds); columns are c and u by supply, z, B."""
-    from scipy import sparse  # noqa: PLC0415  (an optional extra; `solve` has said so)
+@dataclass(frozen=True)
+class Lines:
+    """The program as ``rows @ x <= right``, ``0 <= x <= upper``; columns are c and u by supply, z, B."""
+
+    cost: Floats
+    units: Floats
+    """Per column, bins of instances that are paid for."""
+    rows: csr_matrix
+    """By bin, but the last: it says how much work may be left undone."""
+    right: Floats
+    upper: Floats
+    most: Floats
+    """Per column, what no optimal solution needs to exceed."""
+    bins: NDArray[np.intp]
+    """Per row but the last."""
+
+
+def _matrices(program: Program, bins: Bins) -> Lines:
+    from scipy import sparse  # noqa: PLC0415  (an optional extra; `optimum` has said so)
 
     count = len(bins.first)
     demand, late = program.demand[bins.first], _late(program)[bins.first]
@@ -225,39 +248,42 @@ def _matrices(program: Program, bins: Bins) -> tuple[Floats, Floats, csr_matrix,
     shed = np.flatnonzero((demand > 0) & (program.shed > 0))
     put_off = np.flatnonzero(late > 0)
     # A program that began while instances ran has them for nothing: its first bin has no row for starts.
-    started = every[1:] if program.running else every
-    cost, units, upper, grow = [], [], [], []
+    paid = every[1:] if program.running else every
+    cost, units, upper, grow, serve = [], [], [], [], []
     for ware in program.wares:
-        most = _least(ware.most, bins)
-        paid = len(started)
-        cost += [ware.price * bins.weight, np.full(paid, ware.price * ware.start)]
-        units += [
-            bins.weight if ware.price else np.zeros(count),
-            np.full(paid, ware.start * (ware.price > 0)),
-        ]
-        upper += [most, np.full(paid, np.inf)]
-        grow.append(sparse.hstack([(one - before)[started], -sparse.identity(paid, format="csr")]))
+        ready = _least(ware.most, bins)
+        # Where nothing can be ready nothing need be started.
+        start = np.where(ready[paid] > 0, np.inf, 0.0)
+        cost += [ware.price * bins.weight, np.full(len(paid), ware.price * ware.start)]
+        units += [bins.weight * (ware.price > 0), np.full(len(paid), ware.start * (ware.price > 0))]
+        upper += [ready, start]
+        grow.append(sparse.hstack([(one - before)[paid], -sparse.identity(len(paid), format="csr")]))
+        serve += [-one, sparse.csr_matrix((count, len(paid)))]
     nothing = np.zeros(len(shed) + len(put_off))
-    serve = sparse.hstack(
-        [part for _ in program.wares for part in (-one, sparse.csr_matrix((count, len(started))))]
-        + [-one[:, shed], -(one - before)[:, put_off]]
-    )
     budget = np.concatenate([np.zeros(sum(map(len, upper))), np.ones(len(shed)), np.zeros(len(put_off))])
     rows = sparse.vstack(
         [
-            serve,
+            sparse.hstack([*serve, -one[:, shed], -(one - before)[:, put_off]]),
             sparse.hstack(
-                [sparse.block_diag(grow), sparse.csr_matrix((len(started) * len(grow), len(nothing)))]
+                [sparse.block_diag(grow), sparse.csr_matrix((len(paid) * len(grow), len(nothing)))]
             ),
             sparse.csr_matrix(budget),
         ],
         format="csr",
     )
-    right = np.concatenate([-demand, np.zeros(len(started) * len(grow)), [program.shed]])
-    return (
-        np.concatenate([*cost, nothing]),
-        np.concatenate([*units, nothing]),
-        rows,
-        right,
-        np.concatenate([*upper, demand[shed], late[put_off]]),
+    # Without work that may be left undone the last row says nothing, and says it with room to spare.
+    right = np.concatenate([-demand, np.zeros(len(paid) * len(grow)), [program.shed if len(shed) else 1.0]])
+    all_upper = np.concatenate([*upper, demand[shed], late[put_off]])
+    peak = float((demand + np.concatenate([[0.0], late[:-1]])).max())
+    used = np.flatnonzero(all_upper > 0)
+    rows = rows[:, used]
+    said = np.append(np.flatnonzero(np.diff(rows.indptr[:-1]) + (right[:-1] < 0)), rows.shape[0] - 1)
+    return Lines(
+        np.concatenate([*cost, nothing])[used],
+        np.concatenate([*units, nothing])[used],
+        rows[said],
+        right[said],
+        all_upper[used],
+        np.minimum(all_upper, peak)[used],
+        np.concatenate([every, np.tile(paid, len(grow))])[said[:-1]],
     )

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from headrace_autoscaler.baselines.registry import policy_of
-from headrace_autoscaler.simulate import program
+from headrace_autoscaler.simulate import interior, program
 from headrace_autoscaler.simulate.bounds import (
     Bound,
     least_start_s,
@@ -249,7 +249,7 @@ def test_it_is_never_above_slicing(requests: list[tuple[float, float]], start: f
     given = trace(*sorted(requests))
     least = lp(given, cloud(start), bin_s=bin_s).usd
     assert least <= slicing_bound(given, HOURLY, start).usd + 1e-6
-    assert least >= sum(d for _, d in requests) - 1e-6
+    assert least >= sum(d for _, d in requests) * (1 - 1e-7) - 1e-6
     relaxed = lp(given, cloud(start), bin_s=bin_s, share=0.9, within_s=10).usd
     assert relaxed <= least + 1e-6
 
@@ -318,6 +318,75 @@ def test_a_dearer_supply_is_left_out_where_a_cheaper_one_is_there_for_long() -> 
     # 5 bins (a start of the dearer one, 4, by the bin's difference of 1, and one more) at each side.
     assert np.flatnonzero(kept[1].most).tolist() == list(range(35, 55))
     assert not kept[2].most.any()
+    # What costs the same is left out only if the other one is there all the time.
+    alike = program.pruned(Program(np.ones(100), 0, 0.0, (wares[0], wares[0], wares[1], wares[1]))).wares
+    assert np.isinf(alike[1].most).sum() == 90
+    assert alike[2].most.any()
+    assert not alike[3].most.any()
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.3, 1.0, 2.0, 7.5]), min_size=1, max_size=40),
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 1.0, 1.01, 3.0]),
+            st.sampled_from([0.0, 0.1, 2.0, 9.0]),
+            st.lists(st.sampled_from([0.0, 0.5, 3.0, math.inf]), min_size=1, max_size=9),
+        ),
+        max_size=3,
+    ),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.1, 4.0]),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_our_method_and_highs_find_the_same(
+    demand: list[float],
+    supplies: list[tuple[float, float, list[float]]],
+    late: int,
+    shed: float,
+    running: bool,
+) -> None:
+    count = len(demand)
+    wares = [Wares(price, start, np.resize(most, count)) for price, start, most in supplies]
+    wares.append(Wares(4.0, 1.0, np.full(count, math.inf)))
+    given = Program(np.asarray(demand), late, shed, tuple(wares), running)
+    bins = merged(given)
+    if not len(bins.first):
+        return
+    ours = program.optimum(given, bins, 10).cost
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interior, "MAX_STEPS", 0)
+        highs = program.optimum(given, bins, 10).cost
+    assert ours is not None
+    assert ours == pytest.approx(highs, rel=1e-6, abs=1e-6)
+    assert ours <= highs + 1e-7 * (1 + highs)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 15])
+def test_however_far_our_method_got_its_bound_is_one(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = synthetic("mmpp", days=0.1, requests_per_day=30_000)
+    supplies = (cloud(90, price=2.0), cloud(20, name="spot", price=1.0, outages=((1000, 3000), (5000, 6000))))
+    whole = lp_bound(requests, supplies)
+    monkeypatch.setattr(interior, "MAX_STEPS", steps)
+    monkeypatch.setattr(
+        "scipy.optimize.linprog", lambda *_, **__: SimpleNamespace(status=1, message="time limit")
+    )
+    weaker = lp_bound(requests, supplies, time_limit_s=3)
+    assert weaker.method in ("busy", "dual")
+    assert "not solved within 3 s" in weaker.note
+    assert 0 < weaker.usd <= whole.usd
+    assert steps < 15 or weaker.method == "dual"
+
+
+def test_numbers_that_allow_no_step_leave_it_to_highs(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Program(np.ones(4), 0, 0.0, (Wares(1.0, 2.0, np.full(4, math.inf)),))
+    monkeypatch.setattr(interior._Band, "solve", lambda _, right: np.full_like(right, math.nan))
+    assert solve(given, 10).cost == pytest.approx(6)
+    monkeypatch.undo()
+    factorise = interior._Band.factorise
+    monkeypatch.setattr(interior._Band, "factorise", lambda self, weights: factorise(self, -weights))
+    assert solve(given, 10).cost == pytest.approx(6)
 
 
 def test_empty_bins_are_merged_or_cut() -> None:
