@@ -13,7 +13,7 @@ from headrace_autoscaler.simulate.scenario import Draw, Scenario, Steps, Supply,
 from headrace_autoscaler.spec import Action, EndpointObservation, Launch, Observation, Refill, Release, Start
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate_harness import Looks
+from simulate_harness import Looks, launch, script
 
 SECONDS = st.floats(0, 200).map(lambda s: round(s, 1))
 DRAWS = st.builds(
@@ -201,3 +201,39 @@ def test_where_nothing_is_lost_what_is_busy_is_what_was_served(given: Scenario, 
         assert result.cost.busy == pytest.approx(sum(given.trace.durations))
     if given.timeout_s is not None:
         assert np.all(result.waits <= given.timeout_s + 1e-9)
+
+
+def by_hand(given: Scenario, servers: int) -> tuple[list[float], dict[str, int]]:
+    """Waits and errors of a queue before so many servers, by the recursion of Kiefer and Wolfowitz (1955)."""
+    free = [0.0] * servers
+    leaves: list[float] = []
+    waits: list[float] = []
+    errors = {"queue-full": 0, "timeout": 0}
+    patience = float("inf") if given.timeout_s is None else given.timeout_s
+    for arrival, duration in zip(given.trace.arrivals, given.trace.durations, strict=True):
+        waiting = sum(left > arrival for left in leaves)
+        begin = max(arrival, min(free))
+        if begin > arrival and given.queue_cap is not None and waiting >= given.queue_cap:
+            errors["queue-full"] += 1
+            continue
+        leaves.append(min(begin, arrival + patience))
+        if begin > arrival + patience:
+            errors["timeout"] += 1
+            continue
+        free[free.index(min(free))] = begin + duration
+        waits.append(begin - arrival)
+    return waits, {reason: count for reason, count in errors.items() if count}
+
+
+@settings(max_examples=100, deadline=None)
+@given(scenarios(), st.integers(1, 4))
+def test_a_fleet_that_does_not_change_is_a_queue_before_servers(given: Scenario, servers: int) -> None:
+    later, alone = given.trace.arrivals + 1.0, np.zeros(len(given.trace.arrivals), np.int32)
+    one = replace(given.trace, arrivals=later, endpoints=alone, names=("e",))
+    supply = Supply(name="cloud", price=3600.0, boot=Draw(0.0))
+    plain = replace(given, trace=one, supplies=(supply,), wishes=(Wish(),), warm_up_s=0.0, tail_s=1e6)
+    result = run(plain, script({0: [launch()] * servers}, tick_s=1e5), 0)
+    waits, errors = by_hand(plain, servers)
+    assert result.waits.tolist() == pytest.approx(waits)
+    assert result.errors == errors
+    assert result.cost.idle + result.cost.busy == pytest.approx(servers * (one.end + 1e6))
