@@ -230,6 +230,12 @@ def test_what_is_remembered_of_others_stays():
     assert set(then.state) == {"a", "b"}
 
 
+def test_it_looks_again_when_the_first_of_several_falls_due():
+    a = endpoint("a", instances=(one("x", last_used_at=30.0),))
+    b = endpoint("b", instances=(one("y", last_used_at=10.0),))
+    assert decide("keep-alive-60", 50.0, see(a, b, endpoint("c"))).look_again_at == 70.0
+
+
 # --- always on, keep-alive, break-even, request count
 
 
