@@ -61,8 +61,11 @@ def demand(
     window: WindowState,
     config: DemandConfig,
     panic: PanicState | None = None,
+    *,
+    ready: int | None = None,
 ) -> Demand:
-    """What demand asks for now. ``panic`` is that of the decision before.
+    """What demand asks for now. ``panic`` is that of the decision before; ``ready`` how many instances are,
+    where the caller has counted them.
 
     While a window is not known, what is there now counts instead of its average.
     """
@@ -74,7 +77,9 @@ def demand(
     size = _instance_size(endpoint, tokens)
     asked = (here if stable is None else stable) / size
     reason = f"{here} requests now" if stable is None else f"{stable:.2f} requests over {config.stable_s:g} s"
-    panic = _panic(now, endpoint, (here if burst is None else burst) / size, config, panic)
+    if ready is None:
+        ready = sum(instance.state == "ready" for instance in endpoint.instances)
+    panic = _panic(now, ready, (here if burst is None else burst) / size, config, panic)
     if panic is not None and panic.most > asked:
         asked, reason = panic.most, f"a burst asks for {panic.most:.2f} instances (until {panic.until:.0f})"
     if late and here / size > asked:
@@ -111,9 +116,8 @@ def _instance_size(endpoint: EndpointObservation, tokens: float | None) -> float
 
 
 def _panic(
-    now: float, endpoint: EndpointObservation, asked: float, config: DemandConfig, before: PanicState | None
+    now: float, ready: int, asked: float, config: DemandConfig, before: PanicState | None
 ) -> PanicState | None:
-    ready = sum(instance.state == "ready" for instance in endpoint.instances)
     if before is not None and (now >= before.until or before.until > now + config.panic_hold_s):
         before = None
     most = asked if before is None else max(before.most, asked)

@@ -1,9 +1,9 @@
 """What to do now: who starts where, who gives way, who is let go, what is launched elsewhere. Pure.
 
-`wants` says how many instances each endpoint should have; here that is carried out. Home first: what
-fits there starts there, then what can be launched elsewhere (`burst`). On full hosts, when others wait, the
-longest idle ones give way. A busy instance is never released, except an old version's when a rollout has
-no room: that one drains, its requests finish.
+`wants` says how many instances each endpoint should have and `limits` how many it may; here that is
+carried out. Home first: what fits there starts there, then what can be launched elsewhere (`burst`). On
+full hosts, when others wait, the longest idle ones give way. A busy instance is never released, except
+an old version's when a rollout has no room: that one drains, its requests finish.
 
 Where a host can, who gives way is paused: it keeps its memory, and goes on when it is called again, before
 anything new is started. What was paused longest ago is stopped when memory is needed.
@@ -14,11 +14,11 @@ exceed max by one. Draining the old ones when enough new are ready is the platfo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from headrace_autoscaler import burst, offers
+from headrace_autoscaler import burst, limits, offers, pools
 from headrace_autoscaler.placement import Book, Donor, Given, idle_since
 from headrace_autoscaler.spec import (
     Action,
@@ -29,7 +29,6 @@ from headrace_autoscaler.spec import (
     InstanceObservation,
     Launch,
     Observation,
-    OfferObservation,
     Pause,
     Release,
     Resume,
@@ -38,158 +37,267 @@ from headrace_autoscaler.spec import (
     Wait,
 )
 from headrace_autoscaler.states import BurstState
-from headrace_autoscaler.wants import LOOK_S, NEW, Seen, Surplus, asleep, learned, look, remember, wanted
+from headrace_autoscaler.wants import (
+    LOOK_S,
+    NEW,
+    Crew,
+    Seen,
+    Surplus,
+    asleep,
+    learned,
+    look,
+    remember,
+    wanted,
+)
 
 __all__ = ["decide", "wanted"]
 
 
-class _Market:
-    """The offers, written down as a decision takes them."""
+class _Case:
+    """One endpoint while a decision is made."""
 
-    def __init__(self, found: Sequence[OfferObservation]) -> None:
-        self.offers = tuple(found)
+    def __init__(self, endpoint: EndpointObservation, before: EndpointState) -> None:
+        self.endpoint = endpoint
+        self.crew = Crew(endpoint)
+        self.before = self.after = before
+        self.seen = Seen(asked=0, reason="")
+        self.surplus = Surplus()
+        self.target = 0
+        """Instances that it shall have."""
+        self.limit = ""
+        """Why not more, when money or a cool-down is why."""
+        self.actions: list[Action] = []
 
-    def take(self, names: Sequence[str]) -> None:
-        self.offers = offers.taken(self.offers, names)
+    def release(self, one: InstanceObservation, why: str) -> None:
+        """Have one go."""
+        self.actions.append(Release(endpoint=self.endpoint.endpoint, instance=one.id, reason=why))
+
+    def wait(self, wanted: int, why: str, *, no_room: bool = False) -> None:
+        """Say what does not happen now."""
+        name = self.endpoint.endpoint
+        self.actions.append(Wait(endpoint=name, wanted=wanted, reason=why, no_room=no_room))
+
+
+class _Round:
+    """What the endpoints of one decision share."""
+
+    def __init__(self, now: float, observation: Observation, config: Config) -> None:
+        self.now = now
+        self.config = config
+        self.book = Book(observation.hosts)
+        self.donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
+        self.offers = observation.offers
+        self.spot = any(offer.spot for offer in observation.offers)
+        self.spending = observation.spending
+        self.looks: list[float] = []
+
+    def look_again(self, *times: float | None) -> None:
+        """Something falls due then."""
+        self.looks += [at for at in times if at is not None]
 
 
 def decide(now: float, observation: Observation, state: State, config: Config) -> Decision:
     """What to do now. Equal arguments give equal results; actions are in the order to carry out."""
-    book = Book(observation.hosts)
-    donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
-    market = _Market(observation.offers)
-    actions: list[Action] = []
-    looks: list[float] = []
-    states: dict[str, EndpointState] | None = None
+    this = _Round(now, observation, config)
+    cases: list[_Case] = []
     for endpoint in observation.endpoints:
         before = state.endpoints.get(endpoint.endpoint, NEW)
-        if not (endpoint.instances or endpoint.queued or endpoint.in_flight or endpoint.scaling.min):
-            if asleep(before):
-                continue
-        seen, after = look(now, endpoint, before, config)
-        surplus = Surplus()
-        if endpoint.rollout_from is None and (endpoint.scaling.learn_idle or market.offers):
-            after, surplus = learned(now, endpoint, seen, after, config)
-        else:
-            after = remember(now, seen, after, endpoint.scaling.max, config)
-            surplus = Surplus(gone=tuple(_timed_out(now, endpoint, seen, after, book)))
-        actions += _starts(now, endpoint, seen, after, book, donors, bool(market.offers))
-        if market.offers or any(i.offer for i in endpoint.instances):
-            done, after, due = _launches(now, endpoint, seen, after, surplus, actions, market, config)
-            actions += done
-            looks += due
-        else:
-            actions += [_release(endpoint, one, why) for one, why in surplus.gone]
-        actions += _expired(now, endpoint, config)
-        if surplus.look_again_at is not None:
-            looks.append(surplus.look_again_at)
-        if seen.left:
-            looks.append(now + LOOK_S)
-        if after is not before:
-            states = dict(state.endpoints) if states is None else states
-            states[endpoint.endpoint] = after
-    return Decision(
-        actions=tuple(actions),
-        state=state if states is None else State(endpoints=states, pools=state.pools),
-        look_again_at=min(looks, default=None),
-    )
-
-
-def _launches(
-    now: float,
-    endpoint: EndpointObservation,
-    seen: Seen,
-    after: EndpointState,
-    surplus: Surplus,
-    done: Sequence[Action],
-    market: _Market,
-    config: Config,
-) -> tuple[list[Action], EndpointState, list[float]]:
-    """What is launched elsewhere for what home does not hold, and what is given back there and at home."""
-    mine, _ = _split(endpoint)
-    gone = {one.id for one, _ in surplus.gone}
-    # What costs most goes first: of those that are idle for too long home is kept longest.
+        awake = endpoint.instances or endpoint.queued or endpoint.in_flight or endpoint.scaling.min
+        if awake or not asleep(before):
+            case = _Case(endpoint, before)
+            _aim(this, case)
+            cases.append(case)
+    _limit(this, cases)
     actions: list[Action] = []
-    elsewhere = [i for i in endpoint.instances if i.offer and i.version == endpoint.version]
-    at_home = sum(not i.offer for i in mine)
-    started = sum(isinstance(a, Start | Resume) and a.endpoint == endpoint.endpoint for a in done)
-    spare = max(0, len(surplus.gone) - sum(i.state in ("starting", "ready") for i in elsewhere))
-    for one in [i for i in mine if i.id in gone and not i.offer][:spare]:
-        at_home -= 1
-        actions.append(_release(endpoint, one, dict((i.id, why) for i, why in surplus.gone)[one.id]))
-    want = max(0, after.desired - at_home - started)
-    if now < endpoint.blocked_until:
-        want = min(want, sum(i.state in ("starting", "ready") for i in elsewhere))
+    changed: dict[str, EndpointState] = {}
+    for case in cases:
+        _carry_out(this, case)
+        actions += case.actions
+        if case.after is not case.before:
+            changed[case.endpoint.endpoint] = case.after
+    after = state
+    if changed:
+        after = msgspec.structs.replace(state, endpoints={**state.endpoints, **changed})
+    if observation.pools or observation.offers:
+        refills, after = _warm(this, observation, after)
+        actions += refills
+    return Decision(actions=tuple(actions), state=after, look_again_at=min(this.looks, default=None))
+
+
+def _aim(this: _Round, case: _Case) -> None:
+    """How many it shall have, and who has been idle for too long."""
+    endpoint, crew, now, config = case.endpoint, case.crew, this.now, this.config
+    case.seen, case.after = look(now, endpoint, crew, case.before, config)
+    rollout = endpoint.rollout_from is not None
+    if not rollout and (endpoint.scaling.learn_idle or this.offers):
+        case.after, case.surplus = learned(
+            now, endpoint, crew, seen=case.seen, before=case.after, config=config
+        )
+        case.target = case.after.desired
+    else:
+        case.after = remember(now, case.seen, case.after, endpoint.scaling.max, config)
+        case.surplus = Surplus(gone=tuple(_timed_out(this, case)))
+        case.target = max(case.after.desired, case.seen.asked) if rollout and crew.old else case.seen.asked
+    this.look_again(case.surplus.look_again_at, now + LOOK_S if case.seen.left else None)
+
+
+def _limit(this: _Round, cases: Sequence[_Case]) -> None:
+    """Bound what costs money by budgets, and changes by cool-downs."""
+    config = this.config.limits
+    slow = config.up_cool_down_s > 0 or config.down_cool_down_s > 0
+    budget = config.budget
+    asking: dict[str, tuple[_Case, limits.Claim]] = {}
+    for case in cases:
+        scaling, have = case.endpoint.scaling, len(case.crew.mine)
+        if not slow and ((scaling.budget is None and budget is None) or case.target <= have):
+            continue
+        price = _price(this, case)
+        mine = limits.spending_of(case.endpoint.instances)
+        limited = limits.bound(
+            this.now,
+            case.target,
+            scaling,
+            have=have,
+            price=price,
+            spending=limits.Spending(mine, None if this.spending is None else this.spending - mine),
+            config=config,
+            changes=limits.Changes(case.before.up_at, case.before.down_at),
+            urgent=case.endpoint.queued > 0,
+        )
+        _held_to(case, limited.count, limited.reason)
+        if slow and case.target != have:
+            _changed(this.now, case, up=case.target > have)
+        if budget is not None and price and case.target > have:
+            asking[case.endpoint.endpoint] = case, limits.Claim(case.target - have, price)
+    if budget is not None and this.spending is not None and len(asking) > 1:
+        claims = {name: claim for name, (_, claim) in asking.items()}
+        for name, count in limits.share(budget - this.spending, claims).items():
+            case, claim = asking[name]
+            if count < claim.count:
+                text = (
+                    f"the budget of all endpoints of {budget:g} $/h is shared: {count} of {claim.count} more"
+                )
+                _held_to(case, len(case.crew.mine) + count, text)
+
+
+def _held_to(case: _Case, count: int, why: str) -> None:
+    if count == case.target:
+        return
+    if count < case.target:
+        case.limit = why
+    else:
+        # Fewer would do, and it is too early for that.
+        case.surplus = Surplus()
+    case.target = count
+
+
+def _changed(now: float, case: _Case, *, up: bool) -> None:
+    times = {"up_at": now} if up else {"down_at": now}
+    case.after = msgspec.structs.replace(case.after, **times)
+
+
+def _price(this: _Round, case: _Case) -> float | None:
+    """What one more costs: the cheapest offer that fits, else what the dearest of its instances does."""
+    scaling = case.endpoint.scaling
+    found = [o.price for o in this.offers if offers.fits(o, scaling) and not offers.dear(o, scaling)]
+    if not found:
+        found = [i.price for i in case.crew.mine if i.price is not None]
+        return max(found, default=None)
+    return min(found)
+
+
+def _carry_out(this: _Round, case: _Case) -> None:
+    missing = case.target - len(case.crew.mine)
+    if missing > 0:
+        _starts(this, case, missing)
+    if this.offers or any(one.offer for one in case.endpoint.instances):
+        _launches(this, case)
+    else:
+        for one, why in case.surplus.gone:
+            case.release(one, why)
+    if case.limit:
+        case.wait(max(1, case.seen.asked - len(case.crew.mine)), case.limit)
+    if case.crew.paused:
+        _expired(this, case)
+
+
+def _launches(this: _Round, case: _Case) -> None:
+    """What is launched elsewhere for what home does not hold, and what is given back there and at home."""
+    endpoint, crew = case.endpoint, case.crew
+    at_home = len(crew.mine) - crew.lost - crew.elsewhere
+    at_home += sum(isinstance(action, Start | Resume) for action in case.actions)
+    # What is idle too long at home goes when nothing is left elsewhere that could go for it.
+    spare = max(0, len(case.surplus.gone) - crew.elsewhere)
+    leaving = [(one, why) for one, why in case.surplus.gone if not one.offer][:spare]
+    for one, why in leaving:
+        case.release(one, why)
+    want = max(0, case.target - (at_home - len(leaving)))
+    if this.now < endpoint.blocked_until:
+        want = min(want, crew.elsewhere)
+    if want == crew.elsewhere and not crew.lost and not this.spot and case.after.burst is None:
+        return
+    known = case.after.burst or BurstState()
     choice = burst.choose(
-        now,
+        this.now,
         endpoint.scaling,
         want,
-        elsewhere,
-        market.offers,
-        state=after.burst or BurstState(),
-        config=config.burst,
+        [one for one in endpoint.instances if one.offer and one.version == endpoint.version],
+        this.offers,
+        state=known,
+        config=this.config.burst,
     )
-    actions += [
-        Launch(
-            endpoint=endpoint.endpoint,
-            version=endpoint.version,
-            offer=offer.offer,
-            reason=f"{seen.reason}; {why}",
-        )
-        for offer, why in choice.launches
-    ]
-    why = f"{surplus.gone[0][1]}; " if surplus.gone else ""
+    for offer, text in choice.launches:
+        why = f"{case.seen.reason}; {text}"
+        name, version = endpoint.endpoint, endpoint.version
+        case.actions.append(Launch(endpoint=name, version=version, offer=offer.offer, reason=why))
+    idle = f"{case.surplus.gone[0][1]}; " if case.surplus.gone else ""
     for name, text in choice.surplus:
-        actions.append(Release(endpoint=endpoint.endpoint, instance=name, reason=f"{why}{text}"))
+        case.actions.append(Release(endpoint=endpoint.endpoint, instance=name, reason=f"{idle}{text}"))
     if choice.wait is not None:
-        short = max(1, want - len(elsewhere) - len(choice.launches))
-        actions.append(Wait(endpoint=endpoint.endpoint, wanted=short, reason=choice.wait))
-    market.take([offer.offer for offer, _ in choice.launches])
-    if choice.state != (after.burst or BurstState()):
-        after = msgspec.structs.replace(after, burst=choice.state)
-    return actions, after, [] if choice.look_again_at is None else [choice.look_again_at]
+        case.wait(max(1, want - crew.elsewhere - len(choice.launches)), choice.wait)
+    if choice.launches:
+        this.offers = offers.taken(this.offers, [offer.offer for offer, _ in choice.launches])
+    if choice.state != known:
+        refusing = choice.state if choice.state.refusals else None
+        case.after = msgspec.structs.replace(case.after, burst=refusing)
+    this.look_again(choice.look_again_at)
 
 
-def _release(endpoint: EndpointObservation, one: InstanceObservation, why: str) -> Release:
-    return Release(endpoint=endpoint.endpoint, instance=one.id, reason=why)
+def _warm(this: _Round, observation: Observation, state: State) -> tuple[list[Action], State]:
+    """How many sandboxes and nodes wait for whoever comes."""
+    config, actions = this.config.pools, list[Action]()
+    if observation.pools:
+        room = pools.room_of(observation.hosts, observation.pools, config)
+        refills, known = pools.decide_pools(this.now, observation.pools, state.pools, config, room=room)
+        actions += refills
+        if known != state.pools:
+            state = msgspec.structs.replace(state, pools=known)
+    nodes = [
+        pools.Nodes(offer, offer.waiting, offer.waiting_booting, offer.launched)
+        for offer in observation.offers
+        if offer.launched is not None
+    ]
+    if nodes:
+        waiting, known = pools.warm_nodes(this.now, nodes, state.nodes, config)
+        actions += waiting
+        if known != state.nodes:
+            state = msgspec.structs.replace(state, nodes=known)
+    return actions, state
 
 
-def _split(endpoint: EndpointObservation) -> tuple[list[InstanceObservation], list[InstanceObservation]]:
-    """(of the current version, of others), without those that drain or are paused."""
-    alive = [i for i in endpoint.instances if i.state not in ("draining", "paused")]
-    return (
-        [i for i in alive if i.version == endpoint.version],
-        [i for i in alive if i.version != endpoint.version],
-    )
-
-
-def _starts(
-    now: float,
-    endpoint: EndpointObservation,
-    seen: Seen,
-    after: EndpointState,
-    book: Book,
-    donors: list[Donor],
-    elsewhere: bool,
-) -> list[Action]:
-    """What starts, or goes on, at home; with ``elsewhere`` what does not fit is nobody's loss here."""
-    mine, old = _split(endpoint)
-    rollout = endpoint.rollout_from is not None and bool(old)
-    target = max(after.desired, seen.asked) if rollout or elsewhere else seen.asked
-    missing = target - len(mine)
-    if missing <= 0:
-        return []
+def _starts(this: _Round, case: _Case, missing: int) -> None:
+    """What starts, or goes on, at home; what does not fit may be launched elsewhere afterwards."""
+    endpoint, crew, book, donors, now = case.endpoint, case.crew, this.book, this.donors, this.now
     if now < endpoint.blocked_until:
-        left = endpoint.blocked_until - now
-        return [
-            Wait(
-                endpoint=endpoint.endpoint, wanted=missing, reason=f"starts fail: tries again in {left:.1f} s"
-            )
-        ]
-    allowed = endpoint.scaling.max + (1 if rollout else 0) - len(mine) - len(old)
-    reason = f"rollout to version {endpoint.version}: {target} wanted" if rollout else seen.reason
-    actions: list[Action] = []
-    paused = _paused(endpoint)
+        case.wait(missing, f"starts fail: tries again in {endpoint.blocked_until - now:.1f} s")
+        return
+    rollout = endpoint.rollout_from is not None and bool(crew.old)
+    allowed = endpoint.scaling.max + (1 if rollout else 0) - len(crew.mine) - len(crew.old)
+    reason = case.seen.reason
+    if rollout:
+        reason = f"rollout to version {endpoint.version}: {case.target} wanted"
+    actions = case.actions
+    paused = _paused(crew, endpoint.version)
     for done in range(max(0, min(missing, allowed))):
         if resumed := _resume(endpoint, paused, book, (), reason=reason):
             actions += resumed
@@ -202,12 +310,14 @@ def _starts(
                 actions += resumed
                 continue
             made = book.make_room(endpoint.scaling, donors)
-            if made is None and elsewhere:
-                return actions
-            if made is None and rollout:
-                return actions + _drain_first(endpoint, old, missing - done, book)
             if made is None:
-                return [*actions, _no_room(endpoint, missing - done, book)]
+                if this.offers:
+                    return
+                if rollout:
+                    actions += _drain_first(endpoint, crew.old, missing - done, book)
+                else:
+                    actions.append(_no_room(endpoint, missing - done, book))
+                return
             host, given = made
             actions += _give_way(now, endpoint, given, donors)
             behind = tuple(one.donor[1].id for one in given)
@@ -216,12 +326,11 @@ def _starts(
                 endpoint=endpoint.endpoint, version=endpoint.version, host=host, reason=reason, after=behind
             )
         )
-    return actions
 
 
-def _paused(endpoint: EndpointObservation) -> list[InstanceObservation]:
+def _paused(crew: Crew, version: int) -> list[InstanceObservation]:
     """Those of the current version that can go on, the one used last first."""
-    found = [i for i in endpoint.instances if i.state == "paused" and i.version == endpoint.version]
+    found = [i for i in crew.paused if i.version == version]
     return sorted(found, key=lambda i: (-idle_since(i), i.id))
 
 
@@ -297,51 +406,42 @@ def _no_room(endpoint: EndpointObservation, missing: int, book: Book) -> Wait:
     return Wait(endpoint=endpoint.endpoint, wanted=missing, reason=why, no_room=full)
 
 
-def _expired(now: float, endpoint: EndpointObservation, config: Config) -> list[Action]:
+def _expired(this: _Round, case: _Case) -> None:
     """Paused ones that nobody will need: of another version, or not called for long."""
-    actions: list[Action] = []
-    for instance in endpoint.instances:
-        if instance.state != "paused":
-            continue
-        if instance.version != endpoint.version:
-            text = f"paused, and version {endpoint.version} has taken over"
-        elif now - idle_since(instance) >= config.paused_hold_s:
-            text = f"paused, and idle for {now - idle_since(instance):.0f} s"
-        else:
-            continue
-        actions.append(Release(endpoint=endpoint.endpoint, instance=instance.id, reason=text))
-    return actions
+    version = case.endpoint.version
+    for instance in case.crew.paused:
+        idle = this.now - idle_since(instance)
+        if instance.version != version:
+            case.release(instance, f"paused, and version {version} has taken over")
+        elif idle >= this.config.paused_hold_s:
+            case.release(instance, f"paused, and idle for {idle:.0f} s")
 
 
-def _timed_out(
-    now: float, endpoint: EndpointObservation, seen: Seen, after: EndpointState, book: Book
-) -> list[tuple[InstanceObservation, str]]:
+def _timed_out(this: _Round, case: _Case) -> Iterable[tuple[InstanceObservation, str]]:
     """Idle ones that are not needed any more, by ``idle_timeout_s``: (instance, why)."""
-    mine, old = _split(endpoint)
-    if old or (seen.burst and endpoint.in_flight + endpoint.queued):
-        return []
+    endpoint, mine = case.endpoint, case.crew.mine
     demand = endpoint.in_flight + endpoint.queued
     scaling = endpoint.scaling
-    floor = max(after.desired, scaling.min) if demand else scaling.min
+    floor = max(case.after.desired, scaling.min) if demand else scaling.min
     surplus = len(mine) - floor
-    if surplus <= 0:
-        return []
-    gone: list[tuple[InstanceObservation, str]] = []
+    if case.crew.old or (case.seen.burst and demand) or surplus <= 0:
+        return
     for instance in sorted(mine, key=lambda i: (idle_since(i), i.id)):
-        if len(gone) == surplus:
+        if not surplus:
             break
-        idle = now - idle_since(instance)
+        idle = this.now - idle_since(instance)
         timed_out = idle >= scaling.idle_timeout_s
-        if instance.state != "ready" or instance.in_flight or book.state_of(instance.host) == "suspect":
+        if instance.state != "ready" or instance.in_flight:
+            continue
+        if this.book.state_of(instance.host) == "suspect":
             continue
         if timed_out and not demand:
-            text = f"idle for {idle:.1f} s (idle_timeout={scaling.idle_timeout_s:g})"
+            yield instance, f"idle for {idle:.1f} s (idle_timeout={scaling.idle_timeout_s:g})"
         elif demand and (timed_out or instance.last_used_at is not None):
-            text = f"{len(mine)} instances, {floor} do for {demand} requests"
+            yield instance, f"{len(mine)} instances, {floor} do for {demand} requests"
         else:
             continue
-        gone.append((instance, text))
-    return gone
+        surplus -= 1
 
 
 def _may_give_way(now: float, donor: Donor, config: Config) -> bool:

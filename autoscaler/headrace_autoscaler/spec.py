@@ -166,6 +166,12 @@ class OfferObservation(Value, frozen=True, kw_only=True):
     """Why, in the provider's words."""
     preempted_at: float | None = None
     """When a node was last taken away there."""
+    waiting: int = 0
+    """Nodes of it that are up without an instance, to be there at once,"""
+    waiting_booting: int = 0
+    """and those of them that still boot."""
+    launched: int | None = None
+    """Instances that ever were to go on a node of it, a counter; None: not known."""
     launching: int | None = None
     """Launches under way there, for all endpoints; None: not known."""
     runtimes: tuple[str, ...] = ("process", "oci", "docker")
@@ -289,6 +295,9 @@ class EndpointState(Value, frozen=True, kw_only=True):
     forecast: ForecastState | None = None
     keep: KeepState | None = None
     burst: BurstState | None = None
+    up_at: float | None = None
+    """When more were wanted than before, and when fewer; only while cool-downs are set."""
+    down_at: float | None = None
 
 
 class State(Value, frozen=True, kw_only=True):
@@ -297,6 +306,8 @@ class State(Value, frozen=True, kw_only=True):
     endpoints: dict[str, EndpointState] = msgspec.field(default_factory=dict)
     pools: dict[str, PoolState] = msgspec.field(default_factory=dict)
     """By ``host/base``."""
+    nodes: dict[str, PoolState] = msgspec.field(default_factory=dict)
+    """Of nodes that wait, by offer."""
 
 
 class Config(Value, frozen=True, kw_only=True):

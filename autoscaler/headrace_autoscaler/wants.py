@@ -30,6 +30,46 @@ LOOK_S = 2.0
 """While requests are left to the instances that are there, it looks again after so long."""
 
 
+class Crew:
+    """One endpoint's instances, sorted out once per decision. Those that drain are in none of the lists."""
+
+    def __init__(self, endpoint: EndpointObservation) -> None:
+        self.mine: list[InstanceObservation] = []
+        """Of the current version,"""
+        self.old: list[InstanceObservation] = []
+        """and of others."""
+        self.paused: list[InstanceObservation] = []
+        self.idle: list[InstanceObservation] = []
+        """Of ``mine``: ready, without a request, and not about to be taken away."""
+        self.lost = 0
+        """Of ``mine``, those that are about to be taken away."""
+        self.elsewhere = 0
+        """Of ``mine``, those on nodes launched for it that are not."""
+        self.ready = 0
+        """Of any version."""
+        version = endpoint.version
+        for one in endpoint.instances:
+            state = one.state
+            if state == "ready":
+                self.ready += 1
+            elif state == "paused":
+                self.paused.append(one)
+                continue
+            elif state == "draining":
+                continue
+            if one.version != version:
+                self.old.append(one)
+                continue
+            self.mine.append(one)
+            if one.lost_at is not None:
+                self.lost += 1
+                continue
+            if one.offer:
+                self.elsewhere += 1
+            if state == "ready" and not one.in_flight:
+                self.idle.append(one)
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one endpoint's demand comes to."""
@@ -73,12 +113,12 @@ def wanted(endpoint: EndpointObservation, left: int = 0, needed: float = 0.0) ->
 
 
 def look(
-    now: float, endpoint: EndpointObservation, before: EndpointState, config: Config
+    now: float, endpoint: EndpointObservation, crew: Crew, before: EndpointState, config: Config
 ) -> tuple[Seen, EndpointState]:
     """What its demand comes to, and what is remembered of it."""
     past = before.demand or DemandState()
     past = panic.remember(now, endpoint, past, config.demand)
-    demand = panic.demand(now, endpoint, past.window, config.demand, past.panic)
+    demand = panic.demand(now, endpoint, past.window, config.demand, past.panic, ready=crew.ready)
     if demand.panic is not past.panic:
         past = msgspec.structs.replace(past, panic=demand.panic)
     ahead_of = before.forecast
@@ -143,7 +183,13 @@ def _desiring(before: EndpointState, desired: int, since: float | None) -> Endpo
 
 
 def learned(
-    now: float, endpoint: EndpointObservation, seen: Seen, before: EndpointState, config: Config
+    now: float,
+    endpoint: EndpointObservation,
+    crew: Crew,
+    *,
+    seen: Seen,
+    before: EndpointState,
+    config: Config,
 ) -> tuple[EndpointState, Surplus]:
     """What is wanted (`EndpointState.desired`), and who has been idle too long: by what was learnt, or else
     by ``idle_timeout_s``.
@@ -151,20 +197,20 @@ def learned(
     Instances beyond what was wanted before (a hedge) are not what it decides on: as many of those that
     were idle for longest are left to whoever launched them.
     """
-    mine = [i for i in endpoint.instances if i.state in ("ready", "starting") and i.lost_at is None]
-    idle = [i for i in mine if i.state == "ready" and not i.in_flight]
-    count = before.desired or len(mine)
-    if idle and not endpoint.queued:
+    there = len(crew.mine) - crew.lost
+    count = before.desired or there
+    if crew.idle and not endpoint.queued:
         # What was lost meanwhile is not missed.
-        count = min(count, len(mine))
-    spare = max(0, len(mine) - count)
-    idle.sort(key=lambda i: (idle_since(i), i.id))
+        count = min(count, there)
+    spare = min(max(0, there - count), crew.elsewhere)
+    count = max(count, there - spare)
+    idle = sorted([(idle_since(i), i.id, i) for i in crew.idle])[spare:]
     past = before.keep or KeepState()
-    known = keep.learn(now, len(mine) - len(idle), [idle_since(i) for i in idle[spare:]], past, config.keep)
+    known = keep.learn(now, there - spare - len(idle), [one[0] for one in idle], past, config.keep)
     floor = max(seen.asked, endpoint.scaling.min)
     gone: list[tuple[InstanceObservation, str]] = []
     look_at: float | None = None
-    for one, level in zip(idle[spare:], known.idle, strict=False):
+    for (_, _, one), level in zip(idle, known.idle, strict=False):
         number = count - len(gone)
         if number <= floor or seen.burst or endpoint.queued:
             break
