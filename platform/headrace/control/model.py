@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
-from headrace_autoscaler.spec import EndpointState
+from headrace_autoscaler.spec import EndpointState, HostObservation
 
 from headrace import wire
 from headrace.control.signals import Signals
@@ -123,6 +123,10 @@ class Host:
     checkpoints: Mapping[str, int] = field(default_factory=dict)
     """What became of them since it began, by outcome."""
     used_gpu: dict[str, int] = field(default_factory=dict)
+    booked: int = 0
+    """How often something was handed out or taken back."""
+    shown: tuple[tuple[object, ...], wire.HostHello, HostObservation] | None = None
+    """What it depends on, and how the autoscaler saw it last (with nothing warm)."""
     leaving: dict[Instance, float] = field(default_factory=dict)
     """Instances that were idle when they were told to end, and when that was."""
 
@@ -144,6 +148,7 @@ class Host:
 
     def book(self, instance: Instance, sign: int) -> None:
         """Hand out (1) or take back (-1) what an instance has."""
+        self.booked += 1
         self.used_memory += sign * instance.memory
         if instance.parked:
             self.used_paused += sign * instance.memory
@@ -431,3 +436,8 @@ class World:
 def gpu_pairs(gpus: tuple[Gpu, ...]) -> tuple[tuple[str, int], ...]:
     """Accelerators as messages have them."""
     return tuple((g.name, g.count) for g in gpus)
+
+
+def wall(world: World, at: float) -> float:
+    """A time of the world's clock as seconds since the Unix epoch."""
+    return time.time() - (world.now() - at)

@@ -225,6 +225,16 @@ def host_seen(host: Host, lane: str, base: wire.BaseSpec, now: float) -> HostObs
     """One host as the autoscaler sees it; None when it is not (yet, any more) part of anything."""
     if host.state in ("joining", "dead"):
         return None
+    # Looked at for every decision, of which there may be thousands a second: made anew when it has changed.
+    key, hello = (host.booked, host.state, host.usable), host.hello
+    shown = host.shown
+    if host.leaving or shown is None or shown[0] != key or shown[1] is not hello:
+        shown = host.shown = key, hello, _host_seen(host, now)
+    seen = shown[2]
+    return msgspec.structs.replace(seen, warm=(lane,)) if host.warm_for(base) else seen
+
+
+def _host_seen(host: Host, now: float) -> HostObservation:
     cpu, memory, gpu = host.free()
     soon_cpu, soon_memory = host.soon_free(now)
     return HostObservation(
@@ -241,7 +251,6 @@ def host_seen(host: Host, lane: str, base: wire.BaseSpec, now: float) -> HostObs
         pauses=host.hello.pauses,
         pauses_gpu=host.hello.pauses_gpu,
         paused_free=host.hello.paused_bytes - host.used_paused,
-        warm=(lane,) if host.warm_for(base) else (),
     )
 
 

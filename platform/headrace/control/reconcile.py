@@ -43,6 +43,8 @@ from headrace.control.shortage import Shortage
 
 log = logging.getLogger("headrace.control")
 PIN_QUEUE_VALID_S = 30.0
+TURN_S = 0.005
+"""Of ticks, before others have theirs."""
 START_MARGIN_S = 60.0
 """A start may take this much longer than the endpoint's ``load_timeout``."""
 
@@ -116,10 +118,19 @@ class Reconciler:
         if self._quiet(endpoint):
             self._world.active.pop(endpoint.key, None)
 
-    def tick(self) -> None:
-        """Decide for all endpoints with something going on, first for those that wait for room."""
+    async def tick(self) -> None:
+        """Decide for all endpoints with something going on, first for those that wait for room.
+
+        Whoever wakes meanwhile has their turn after some milliseconds of it.
+        """
         self.shortage.tick()
+        turn = time.monotonic()
         for endpoint in list(self._world.active.values()):
+            if time.monotonic() - turn > TURN_S:
+                await asyncio.sleep(0)
+                turn = time.monotonic()
+                if self._world.active.get(endpoint.key) is not endpoint:
+                    continue
             try:
                 self._overdue(endpoint)
                 self.again(endpoint)
@@ -423,8 +434,3 @@ class Reconciler:
             return False
         in_flight, queued, _ = endpoint.seen(now)
         return not in_flight and not queued
-
-
-def wall(world: World, at: float) -> float:
-    """A time of the world's clock as seconds since the Unix epoch."""
-    return time.time() - (world.now() - at)

@@ -370,7 +370,7 @@ class Control:
             try:
                 self._adopt(parts)
                 parts.hosts.check()
-                parts.reconciler.tick()
+                await parts.reconciler.tick()
                 parts.pools.tick()
                 parts.memory.tick()
                 await self._remember_nodes(parts)

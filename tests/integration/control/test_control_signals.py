@@ -86,3 +86,22 @@ async def test_a_host_without_a_price_costs_an_unknown_amount(platform: Any) -> 
     await platform.until(lambda: platform.gateway.of("hello"))
     assert shown(platform).instances[0].price is None
     assert platform.world.spending is None
+
+
+async def test_a_host_is_shown_anew_when_anything_about_it_has_changed(platform: Any) -> None:
+    host = await platform.new_host()
+    await platform.gateway.deploy(platform.spec(cpu=1.0), verify=False)
+    seen = platform.world.hosts[host.id]
+    base = next(iter(seen.warm))
+
+    def look() -> Any:
+        return observe.host_seen(seen, "default/hello", base, platform.world.now())
+
+    first = look()
+    assert (first.cpu_free, first.warm) == (4.0, ("default/hello",))
+    assert seen.shown is not None
+    assert not seen.shown[2].warm, "what is warm is the lane's own"
+    platform.gateway.wake("hello")
+    await platform.until(lambda: look().cpu_free == 3.0)
+    host.silence()
+    await platform.until(lambda: look() is None or look().state == "suspect")

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 
 from headrace import wire
-from headrace.control.model import Ended, Endpoint, Host, Instance, World
-from headrace.control.reconcile import wall
+from headrace.control.model import Ended, Endpoint, Host, Instance, World, wall
 from headrace.sdk.spec import EndpointSpec, ImageSpec
 
 
