@@ -57,9 +57,8 @@ format: $(BASE) ## Format the code and apply safe fixes
 bench: $(BASE) $(TORCH) $(TOOLS) ## Measure us and the peers, refresh benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks
 
-bench-autoscaler: $(BASE) ## Simulate the autoscaler beside others and beside bare metal (DATA=folder, ARGS=--quick)
-	@$(BIN)/python -m benchmarks.autoscaler $(if $(DATA),--data $(DATA)) $(ARGS)
-	@$(BIN)/python -m benchmarks.serverless_effect $(if $(DATA),--data $(DATA)) $(ARGS)
+bench-autoscaler: $(BASE) ## Simulate the autoscaler beside others and beside bare metal, for hours (DATA=folder)
+	@$(if $(DATA),HEADRACE_DATA=$(DATA)) $(BIN)/python -m benchmarks autoscaler serverless_effect
 
 docs: $(BASE) ## Write docs/reference/cli.md from the commands
 	@$(BIN)/python scripts/cli_reference.py

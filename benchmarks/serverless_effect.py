@@ -32,7 +32,7 @@ from benchmarks._loads import Loads, NoDataError, caveats, flat, folder, loads, 
 from benchmarks._platform import bounded
 from benchmarks._replays import Case, once, percent, replay, table
 
-LIMIT_S = 1800
+LIMIT_S = 3600
 OWNED_USD = (1.5, 2.0, 2.5, 3.0)
 RENTED_USD = 3.29
 PEAK_FLEET = 80

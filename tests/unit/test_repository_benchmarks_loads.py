@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -200,6 +201,20 @@ def test_decisions_are_timed_on_the_whole_installation(load: Callable[[str], Mod
     assert found["decisions"] > 1
     assert found["instances"] > 0
     assert 0 < found["cpu_ms"]["p50"] <= found["cpu_ms"]["max"]
+
+
+def test_results_keep_what_was_simulated_when_the_rest_is_measured_again(
+    load: Callable[[str], ModuleType],
+) -> None:
+    main = load("__main__")
+    part = main.simulated({"serverless_effect": {"text": "costs"}}, datetime.datetime(2026, 1, 2, 3, 4))
+    assert "python -m benchmarks.serverless_effect" in part
+    text = main.joined("# Measured\n\nfirst\n", part)
+    head, mark, played = text.partition(main.SIMULATED_MARK)
+    assert mark
+    assert main.joined("# Measured\n\nsecond\n", played) == text.replace("first", "second")
+    assert main.joined(head, part) == text
+    assert main.joined("# Measured\n", "") == "# Measured\n"
 
 
 def test_table_has_columns(load: Callable[[str], ModuleType]) -> None:
