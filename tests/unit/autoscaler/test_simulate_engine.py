@@ -92,10 +92,18 @@ def test_one_that_gave_up_in_the_middle_of_the_queue_is_passed_over() -> None:
     # The first is lost at 30 and waits again from then, at the head; the second gives up at 31.
     supply = cloud(boot=0.0, outages=((30.0, 33.0),))
     given = scenario(trace((20, 100), (21, 5), (28, 5)), supply, timeout_s=10.0)
-    result = play(given, {0: [launch()], 35: [launch()]})
+    result = play(given, {0: [launch()], 35: [launch(), launch()]})
+    assert result.waits.tolist() == [15.0, 7.0]
+    assert result.errors == {"timeout": 1}
+    assert result.arrivals.tolist() == [20.0, 28.0]
+
+
+def test_one_that_waits_again_has_all_its_patience_again() -> None:
+    # It would have given up at 10, is served at 5, lost at 7, and would give up at 17 now.
+    supply = cloud(boot=0.0, outages=((7.0, 8.0),))
+    result = play(scenario(trace((0, 100)), supply, timeout_s=10.0), {5: [launch()], 15: [launch()]})
     assert result.waits.tolist() == [15.0]
-    assert result.errors == {"timeout": 2}
-    assert result.arrivals.tolist() == [20.0]
+    assert result.errors == {}
 
 
 def test_who_finds_the_queue_full_gets_an_error() -> None:

@@ -46,6 +46,13 @@ def test_counters_of_an_endpoint() -> None:
     assert looks[6][1].spending == DOLLAR_A_SECOND
 
 
+def test_demand_counts_who_gave_up_until_then() -> None:
+    looks: Looks = []
+    play(scenario(trace((1, 1)), cloud(), timeout_s=2.5), {}, looks=looks)
+    assert seen(looks, 3).demand_s == 2.0
+    assert seen(looks, 4).demand_s == 2.5
+
+
 def test_what_did_not_change_is_the_same_object() -> None:
     looks: Looks = []
     play(scenario(trace((50, 1)), cloud(), home()), {}, looks=looks)
@@ -85,6 +92,16 @@ def test_a_wake_concerns_its_endpoint_alone_and_keeps_what_others_asked_for() ->
     assert [e.endpoint for e in at[30.5].endpoints] == ["a"]
     assert [(name, one.id) for name, one, _ in at[30.5].idle_elsewhere] == [("b", "home-1")]
     assert at[0.75].idle_elsewhere == ()
+
+
+def test_after_a_look_at_one_endpoint_all_are_seen_as_they_are() -> None:
+    looks: Looks = []
+    given = scenario(trace((0.5, 1, 1), names=("a", "b")), cloud(), timeout_s=0.0)
+    play(given, {}, looks=looks, wakes="queued")
+    at = dict(looks)
+    assert [(e.endpoint, e.arrived) for e in at[0.0].endpoints] == [("a", 0), ("b", 0)]
+    assert [(e.endpoint, e.arrived) for e in at[0.5].endpoints] == [("b", 1)]
+    assert [(e.endpoint, e.arrived) for e in at[1.0].endpoints] == [("a", 0), ("b", 1)]
 
 
 def test_endpoints_have_wishes_queues_and_instances_of_their_own() -> None:
@@ -133,6 +150,14 @@ def test_the_same_seed_gives_the_same_start_times_whatever_the_policy_does() -> 
     assert starts({0: [launch()], 5: [launch()], 99: [launch()]}, 7) == pytest.approx(first)
     assert starts({0: [launch()] * 3}, 8) != first
     assert len(set(first)) == 3
+
+
+def test_supplies_have_draws_of_their_own() -> None:
+    looks: Looks = []
+    supplies = [Supply(name=name, price=1.0, boot=Draw(90.0)) for name in ("a", "b")]
+    play(scenario(trace((500, 1)), *supplies), {0: [launch("a"), launch("b")]}, looks=looks)
+    first, second = seen(looks, 499).instances
+    assert first.ready_at != second.ready_at
 
 
 # What is refused

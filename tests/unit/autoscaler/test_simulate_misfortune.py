@@ -115,6 +115,33 @@ def test_after_the_notice_an_instance_may_go_on_as_the_last_choice() -> None:
     }
 
 
+def test_an_instance_under_notice_stays_the_last_choice() -> None:
+    looks: Looks = []
+    steps = Steps((0, 50, 60), (1, 0, 0))
+    spot = cloud("spot", boot=10.0, spot=True, notice_s=60.0, drain_s=10.0, availability=steps)
+    given = scenario(trace((55, 1), (55.5, 2), (63, 5)), spot, cloud("b", boot=0.0))
+    play(given, {0: [launch("spot"), launch("b")]}, looks=looks)
+    # It was used last, as b was busy, and b has the next one all the same.
+    assert [i.last_used_at for i in seen(looks, 62).instances] == [57.5, 56.0]
+    assert states(looks, 64) == [("spot-1", "ready", 0), ("b-2", "ready", 1)]
+    assert seen(looks, 64).instances[0].lost_at == 110.0
+    assert looks[64][1].offers[0].preempted_at == 50.0
+
+
+def test_a_request_that_is_done_when_the_outage_begins_is_served() -> None:
+    supply = cloud(boot=0.0, outages=((15.0, 16.0),))
+    result = play(scenario(trace((5, 10)), supply, retries=0), {0: [launch()]})
+    assert result.waits.tolist() == [0.0]
+    assert costs(result) == {"idle": 5.0, "busy": 10.0}
+
+
+def test_whether_a_request_that_is_run_again_was_cold_is_said_of_its_last_run() -> None:
+    supplies = (cloud("a", boot=10.0, outages=((15.0, 16.0),)), cloud("b", boot=12.0))
+    result = play(scenario(trace((5, 20)), *supplies), {0: [launch("a"), launch("b")]})
+    assert result.waits.tolist() == [10.0]
+    assert result.cold.tolist() == [False]
+
+
 def test_an_instance_that_shares_its_time_was_of_use_until_its_last_request_was_done() -> None:
     given = scenario(
         trace((0, 30), (5, 10)), cloud(boot=0.0, outages=((20.0, 21.0),)), wishes=(Wish(concurrency=2),),
