@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +14,10 @@ from headrace_autoscaler.simulate.traces import MAX_REQUESTS, TraceError, assemb
 
 PATTERN = "decisions*.jsonl"
 DIRECTORY = "history"
+LINES_S = 16.0
+"""Control writes a line each 15 s while requests arrive, at its next look."""
+QUIET_S = 1.0
+"""Longer than the time between two looks of control."""
 
 
 class Recorded(NamedTuple):
@@ -59,10 +62,12 @@ def read_history(path: str | Path, endpoint: str | None = None) -> Recorded:
     ``endpoint``: only this one (``project/name``, or the name when one project has it); None: all.
 
     A history says how many requests had arrived at each look, not when each did. So arrivals since the
-    look before are spread evenly up to this one (a look that a request caused is at that request), the
-    n-th request is taken to have lasted as long as the n-th service that was seen to end, and requests
-    whose end was not seen last as long as that endpoint's median. Where the recorder's clock starts
-    again, the time between is not known and left out. The notes say how often.
+    line before are spread evenly up to this one (a look that a request caused is at that request); since
+    there is a line at least each `LINES_S` while requests arrive, after a longer pause they are taken to
+    have come within the last `QUIET_S`. Not each look has a line, so only some services are seen to end:
+    the requests last, in their order, as long as those did in theirs, each standing for equally many.
+    Where the recorder's clock starts again, the time between is not known and left out. The notes say
+    how often that was so.
 
     Raises `TraceError` when there is no history, a line is none, or none of it has the counters.
     """
@@ -133,7 +138,8 @@ def _look(seen: dict[str, _Seen], now: float, each: _Endpoint) -> None:
         came = each.arrived - known.arrived if each.arrived >= known.arrived else each.arrived
         if len(known.times) + came > MAX_REQUESTS:
             raise TraceError(f"{each.endpoint}: more than {MAX_REQUESTS} requests: take fewer files")
-        step = (now - known.at) / came if came else 0.0
+        gap = now - known.at
+        step = (gap if gap <= LINES_S else QUIET_S) / came if came else 0.0
         known.times.extend(now - step * back for back in range(came - 1, -1, -1))
     known.at, known.arrived = now, each.arrived
 
@@ -159,25 +165,22 @@ def _trace(chosen: dict[str, _Seen], restarts: int, directory: Path) -> Recorded
     times: list[float] = []
     durations: list[float] = []
     names: list[str] = []
-    assumed = 0
+    seen = 0
     for name, each in sorted(chosen.items()):
         count = len(each.times)
         if count and not each.served:
             raise TraceError(
                 f"{directory}: of {name} {count} requests arrived and none was seen to end: record for longer"
             )
-        ended = each.served[:count]
-        assumed += count - len(ended)
         times += each.times
-        durations += ended
-        if len(ended) < count:
-            durations += [median(each.served)] * (count - len(ended))
+        seen += min(count, len(each.served))
+        durations += [each.served[int((i + 0.5) * len(each.served) / count)] for i in range(count)]
         names += [name] * count
     if not times:
         raise TraceError(f"{directory}: no request arrived in what was recorded")
-    notes = ["arrivals are spread evenly between looks"]
-    if assumed:
-        notes.append(f"{assumed} of {len(times)} requests were not seen to end; they last the median")
+    notes = ["arrivals are spread evenly between the lines of the history"]
+    if seen < len(times):
+        notes.append(f"{seen} services were seen to end, and stand for those of {len(times)} requests")
     if restarts:
         notes.append(f"the clock began again {restarts} times; the time between is left out")
     return Recorded(assemble("history", _based(times), durations, names), tuple(notes))
