@@ -50,3 +50,6 @@ class Policy:
     wakes: Literal["queued", "from-zero", "never"] = "queued"
     """Which arrivals it hears of at once: each that finds no free instance; only those that find no
     instance at all; none."""
+    hears_losses: bool = False
+    """Whether it also hears at once of instances that are lost or will be (preemption notice) and of
+    launches that failed."""

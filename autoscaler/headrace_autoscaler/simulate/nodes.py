@@ -64,6 +64,7 @@ class Nodes:
     def warn(self, one: Instance, lost_at: float) -> None:
         """It is to be taken away then; it goes on, as the last choice."""
         one.lost_at = lost_at
+        self._service.lost(one.fleet)
         one.fleet.changed(one)
         if one in one.fleet.free:
             one.fleet.take(one)
@@ -86,6 +87,7 @@ class Nodes:
             one.fleet.in_flight -= len(one.running)
             requests += one.running
             one.running = {}
+            self._service.lost(one.fleet)
             self._leave(now, one)
         self._service.again(now, requests)
 
@@ -115,6 +117,7 @@ class Nodes:
 
     def _on_refused(self, now: float, on: Instance, _: int, __: int) -> None:
         on.site.failed(now, on.doomed)
+        self._service.lost(on.fleet)
         if on.state != "gone":
             self._forget(on)
 

@@ -20,6 +20,7 @@ class Service:
         trace = scenario.trace
         self._events = events
         self._hear = policy.wakes
+        self._hear_losses = policy.hears_losses
         self._timeout_s = scenario.timeout_s
         self._queue_cap = scenario.queue_cap
         self._retries = scenario.retries
@@ -78,6 +79,11 @@ class Service:
             fleet = self._fleet_of[request]
             fleet.queue.appendleft(request)
             self._wait(now, fleet, request)
+
+    def lost(self, fleet: Fleet) -> None:
+        """It lost an instance, or will, or gets none that was launched."""
+        if self._hear_losses:
+            self.woken[fleet] = None
 
     def close(self, fleet: Fleet) -> None:
         """At the end: who waits fails, who runs is served."""

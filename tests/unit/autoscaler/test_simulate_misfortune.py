@@ -142,6 +142,22 @@ def test_whether_a_request_that_is_run_again_was_cold_is_said_of_its_last_run() 
     assert result.cold.tolist() == [False]
 
 
+@pytest.mark.parametrize(("hears", "expected"), [(False, []), (True, [25.5, 30.5, 60.5, 80.5])])
+def test_a_policy_may_hear_of_losses_at_once(hears: bool, expected: list[float]) -> None:
+    looks: Looks = []
+    supplies = (
+        cloud("a", boot=0.0, outages=((30.5, 40.0),)),
+        cloud("b", boot=0.0, notice_s=20.0, drain_s=0.0, spot=True, availability=Steps((0, 60.5), (1, 0))),
+        cloud("c", boot=0.0, capacity=0),
+    )
+    plan = {20.5: [launch("c")], 0: [launch("a"), launch("b")]}
+    play(
+        scenario(trace((50, 100)), *supplies), plan, looks=looks, hears_losses=hears,
+        again=lambda now: 20.5 if now == 20 else None,
+    )  # fmt: skip
+    assert [now for now, _ in looks if now % 1 and now != 20.5] == expected
+
+
 def test_an_instance_that_shares_its_time_was_of_use_until_its_last_request_was_done() -> None:
     given = scenario(
         trace((0, 30), (5, 10)), cloud(boot=0.0, outages=((20.0, 21.0),)), wishes=(Wish(concurrency=2),),
