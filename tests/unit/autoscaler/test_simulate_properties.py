@@ -127,7 +127,7 @@ def same(one: object, other: object) -> bool:
 WAKES = st.sampled_from(["queued", "from-zero", "never"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(scenarios(), st.integers(0, 9), WAKES)
 def test_costs_add_up_and_each_request_ends_once(given: Scenario, seed: int, wakes: str) -> None:
     result = run(given, erratic(seed, [], wakes=wakes), seed)
@@ -142,7 +142,7 @@ def test_costs_add_up_and_each_request_ends_once(given: Scenario, seed: int, wak
     assert np.all(result.waits[result.cold] >= 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(scenarios(), st.integers(0, 9), WAKES)
 def test_what_a_policy_sees_is_consistent(given: Scenario, seed: int, wakes: str) -> None:
     looks: Looks = []
@@ -225,7 +225,7 @@ def by_hand(given: Scenario, servers: int) -> tuple[list[float], dict[str, int]]
     return waits, {reason: count for reason, count in errors.items() if count}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(scenarios(), st.integers(1, 4))
 def test_a_fleet_that_does_not_change_is_a_queue_before_servers(given: Scenario, servers: int) -> None:
     later, alone = given.trace.arrivals + 1.0, np.zeros(len(given.trace.arrivals), np.int32)
