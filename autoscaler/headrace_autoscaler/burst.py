@@ -7,18 +7,18 @@ is min(N_tar, N_tar + N_extra - ready spot), N_extra a constant. Three things di
 
 - N_extra follows from what it is for. Spot is launched, where the least of it is, until what is left
   without the fullest zone is enough: one more over five zones for four wanted, not two for any number.
-  Where one zone is left, more spot in it is no hedge: on-demand takes that part.
+  Where one zone is left, more spot in it is no hedge: on-demand takes a part, the reserve.
 - Spot that boots in a zone that works counts for a while as if it were ready. Otherwise each rise in
   demand pays for a boot of on-demand as well. For `alarm_s` after spot was taken away only what is ready
   counts, so that on-demand starts at the notice and not at the loss.
 - A zone that took spot away or refused it gets one instance, beside what is wanted, and more only when
   that one is ready.
 
-``balance`` b, from 0 to 1: what losing one zone must leave is ``min(1, 2b * hedge)`` of what is wanted;
-spot that boots counts for ``patience * (1 - b) / b`` boot times; zones are used up to ``1 + 2b`` times the
-price of the cheapest. So 0 is all spot in the cheapest zone that has it, without spare, and on-demand only
-when every zone refuses; at 0.5 a zone's loss leaves most of it; 1 leaves all of it, and counts only what is
-ready, as the paper does.
+``balance`` b, from 0 to 1: what losing one zone must leave of what is wanted is nothing at 0, ``hedge`` at
+0.5 and all at 1, and between in proportion; the reserve likewise with ``reserve``, which costs more and so
+is less. Spot that boots counts for ``patience * (1 - b) / b`` boot times; zones are used up to ``1 + 2b``
+times the price of the cheapest. So 0 is all spot in the cheapest zone that has it, without spare, and
+on-demand only when every zone refuses; 1 counts only what is ready, as the paper does.
 Of what is wanted, ``on_demand`` instances are never on spot.
 
 Of what is not needed, instances that are starting go first, then idle ones, the dearest first; what is
@@ -114,9 +114,11 @@ class _Plan:
         self.floor = 0 if scaling.spot == "only" else min(want, scaling.on_demand) if some else want
         self.rest = want - self.floor
         """What may be on spot."""
-        self.need = math.ceil(min(1.0, config.hedge * 2 * scaling.balance) * self.rest - _ROUNDING)
+        self.need = self._part(config.hedge)
         """What losing one zone must leave of it."""
         self.mixed = self._mixed()
+        if self.mixed:
+            self.need = self._part(config.reserve)
         self.goal = self.rest - self.need if self.mixed else self.rest
         """What is wanted on spot, apart from the hedge."""
         self.counted = [i for i in self.spot if i.state == "ready" or not self._on_trial(i.offer)]
@@ -125,6 +127,12 @@ class _Plan:
         self.lacks = False
         """More would be launched if it could be."""
         self.due: list[float] = []
+
+    def _part(self, at_half: float) -> int:
+        """So many of what may be on spot; ``at_half`` is the part at ``balance`` 0.5, and 1 it is at 1."""
+        twice = 2 * min(1.0, self.scaling.balance)
+        part = twice * at_half if twice <= 1 else at_half + (twice - 1) * (1 - at_half)
+        return math.ceil(part * self.rest - _ROUNDING)
 
     def _on_trial(self, offer: str) -> bool:
         pool = self.pools.get(offer)

@@ -24,10 +24,14 @@ class DemandConfig(Value, frozen=True, kw_only=True):
     staff_share: float = 1.12
     """Where starts take longer than anybody should wait, instances are there before they are asked for:
     so many times the level of demand,"""
-    staff_root: float = 0.8
-    """and so many times its square root (square-root staffing: Halfin, Whitt 1981),"""
+    staff_root: float = -0.6
+    """and the square root of it (square-root staffing: Halfin, Whitt 1981) times this and the quantile of
+    the normal distribution for the chance that is worth its cost,"""
     staff_less: float = 0.8
     """less so many instances."""
+    spare_s: float = 100.0
+    """What a spare costs for each request that it keeps from being late, in its seconds: the chance worth
+    its cost is ``late_s / (late_s + spare_s)`` (newsvendor), with `KeepConfig.late_s`."""
     trust: bool = True
     """Whether the level is what the forecast says, where it knows; else what was smoothed."""
     quantile: float = 0.9
@@ -59,11 +63,12 @@ class ForecastConfig(Value, frozen=True, kw_only=True):
 class KeepConfig(Value, frozen=True, kw_only=True):
     """When idle instances are kept. Seconds of an instance are the unit in which all of it is weighed."""
 
-    restart: float = 2.0
-    """What a start costs, in times the part of it that nobody should have to wait for: the start itself,
-    and the queue that it lets grow meanwhile."""
+    restart: float = 0.34
+    """How much more a start costs than the part of it that nobody should have to wait for, as the queue
+    that it lets grow is dear: that part is taken 1 + ``restart`` * log(1 + ``late_s`` / 60) times."""
     late_s: float = 1100.0
-    """What a request that waits for too long costs. The knob between cost and waiting."""
+    """What a request that waits for too long costs. The knob between cost and waiting: what is idle is kept
+    for longer, and more are there ahead of demand, the dearer it is."""
     prior: float = 20.0
     """How many idle times the assumption made before any was seen weighs as much as."""
     memory: float = 400.0
@@ -81,6 +86,8 @@ class BurstConfig(Value, frozen=True, kw_only=True):
     """At ``balance`` 0.5, spot that boots counts as there for this many of its boot times."""
     hedge: float = 0.5
     """At ``balance`` 0.5, the part of what is wanted that losing one zone must leave."""
+    reserve: float = 0.2
+    """At ``balance`` 0.5, the part of what is wanted that is on demand while only one zone has spot."""
     saving: float = 0.2
     """Spot that saves less than this part of the cheapest on-demand price is not launched."""
     alarm_s: float = 300.0

@@ -13,7 +13,7 @@ from headrace_autoscaler.states import BurstState
 
 NOW = 10_000.0
 GPU = (("X1", 1),)
-FULL = BurstConfig(hedge=1.0)
+FULL = BurstConfig(hedge=1.0, reserve=1.0)
 """At the default balance a zone's loss leaves all that is wanted."""
 
 
@@ -120,7 +120,10 @@ def test_what_boots_counts_for_a_while():
     assert counts(chosen(1, old)) == {"od": 1}
     # Where no boot was seen yet, the configured one is taken.
     strange = (*(spot(z.offer, boot_s=None) for z in ZONES), demand())
-    assert chosen(1, young, strange, config=BurstConfig(hedge=1.0, boot_s=20.0)).look_again_at == NOW + 20
+    assert (
+        chosen(1, young, strange, config=BurstConfig(hedge=1.0, reserve=1.0, boot_s=20.0)).look_again_at
+        == NOW + 20
+    )
 
 
 def test_while_spot_is_taken_away_only_what_is_ready_counts():
@@ -192,7 +195,7 @@ def test_spot_that_is_ready_is_not_given_back_for_spot_that_boots():
 
 def test_in_one_zone_on_demand_is_the_hedge():
     only = (ZONES[0], demand())
-    half = BurstConfig(hedge=0.5)
+    half = BurstConfig(reserve=0.5)
     assert counts(chosen(4, offers=only, config=half)) == {"z0": 2, "od": 2}
     # It takes over from spot of one zone when it is ready, not before.
     there = several(ZONES[0], 4)
@@ -317,3 +320,13 @@ def test_instances_of_an_offer_that_is_withdrawn_are_kept_and_given_back():
     here = [at(gone), at(gone, 1, state="starting", started_at=NOW - 1)]
     assert "gone-0" not in released(chosen(2, here))
     assert set(released(chosen(0, here))) == {"gone-0", "gone-1"}
+
+
+@pytest.mark.parametrize(
+    ("balance", "reserved"), [(0.0, 0), (0.25, 1), (0.5, 2), (0.75, 6), (1.0, 10), (1.5, 10)]
+)
+def test_the_reserve_grows_from_nothing_to_all(balance, reserved):
+    only = (ZONES[0], demand())
+    ready = [*several(ZONES[0], 10), *several(demand(), 10)]
+    kept = chosen(10, ready, only, config=BurstConfig(reserve=0.2), balance=balance)
+    assert len([name for name in released(kept) if name.startswith("od")]) == 10 - reserved

@@ -207,7 +207,7 @@ def test_a_constant_want_in_a_market_that_stays_comes_to_rest(
     offers = [offer(f"z{n}", price) for n, price in enumerate(zones)]
     offers += [offer(f"d{n}", price, spot=False) for n, price in enumerate(on_demand)]
     world, wish = World(offers), msgspec.structs.replace(WISH, balance=balance, on_demand=floor)
-    config = BurstConfig(hedge=hedge)
+    config = BurstConfig(hedge=hedge, reserve=hedge)
     world.step(wish, before, config)
     for _ in range(60):
         choice = world.step(wish, want, config)
@@ -224,7 +224,7 @@ def test_a_constant_want_in_a_market_that_stays_comes_to_rest(
 @settings(max_examples=8, deadline=None)
 def test_the_loss_of_a_zone_is_covered_and_on_demand_goes_when_spot_is_back(order, want):
     world = World([*(offer(f"z{n}", 1.0) for n in range(3)), offer("d", 3.0, spot=False)])
-    config = BurstConfig(hedge=1.0)
+    config = BurstConfig(hedge=1.0, reserve=1.0)
     for _ in range(30):
         world.step(WISH, want, config)
     assert world.ready(spot=False) == 0
