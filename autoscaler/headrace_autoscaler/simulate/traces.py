@@ -24,7 +24,7 @@ from typing import TextIO
 
 import numpy as np
 
-from headrace_autoscaler.simulate.generators import DAY_S, SYNTHETIC, synthetic
+from headrace_autoscaler.simulate.generators import DAY_S
 from headrace_autoscaler.simulate.scenario import Floats, Trace
 
 TIME_COLUMNS = ("time", "t", "timestamp")
@@ -46,22 +46,6 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 class TraceError(ValueError):
     """A file that is no trace: which line, what is wrong there, and what to do."""
-
-
-def load_trace(
-    source: str | Path, *, days: float = 7.0, seed: int = 0, endpoint_column: str | None = None
-) -> Trace:
-    """The trace in the file ``source``, or the synthetic one of that name (``days`` and ``seed`` are its).
-
-    Raises `TraceError` when it is neither, or not readable.
-    """
-    if not Path(source).exists() and str(source) in SYNTHETIC:
-        return synthetic(str(source), days, seed)
-    if not Path(source).exists():
-        raise TraceError(
-            f"{source}: there is no such file, and no synthetic trace of that name: {', '.join(SYNTHETIC)}"
-        )
-    return read_trace(source, endpoint_column=endpoint_column)
 
 
 def read_trace(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from headrace_autoscaler.simulate import traces
 from headrace_autoscaler.simulate.generators import DAY_S
-from headrace_autoscaler.simulate.traces import TraceError, between, load_trace, read_trace
+from headrace_autoscaler.simulate.traces import TraceError, between, read_trace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -116,14 +116,6 @@ def test_what_was_written_is_read(tmp_path: Path, rows: list[tuple[float, float,
     )
     assert sorted(found) == sorted(rows)
     assert (np.diff(read.arrivals) >= 0).all()
-
-
-def test_a_source_is_a_file_or_a_synthetic_trace(tmp_path: Path) -> None:
-    file = table(tmp_path, "time,duration,who", "1,2,me")
-    assert load_trace(file, endpoint_column="who").names == ("me",)
-    assert load_trace("mmpp", days=0.1, seed=4).name == "mmpp"
-    with pytest.raises(TraceError, match="no such file, and no synthetic trace of that name: diurnal"):
-        load_trace("yesterday.csv")
 
 
 @pytest.mark.parametrize(
