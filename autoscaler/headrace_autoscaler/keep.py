@@ -51,7 +51,7 @@ def restart_s(
     if start_s <= demand.goal_s:
         # A request that finds nobody waits for a start, which is in time.
         late *= start_s / demand.goal_s
-    return config.restart * waited + config.late_s * late
+    return waited * (1.0 + config.restart * math.log1p(config.late_s / 60.0)) + config.late_s * late
 
 
 def hold_s(times: IdleTimes | None, cost_s: float, config: KeepConfig) -> float:

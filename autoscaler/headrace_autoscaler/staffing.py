@@ -7,7 +7,8 @@ time m, about n * t / m become free within t seconds; what varies about that is 
 ``goal_s``, or for as long as a start takes, whichever is less: where starts are fast nobody queues.
 
 Ahead of it: a start that takes longer than anybody should wait comes too late for whoever asked for it.
-So instances are there before they are asked for: the level of demand and a multiple of its square root,
+So instances are there before they are asked for: the level of demand and a multiple of its square root
+that follows from what a late request costs,
 times the part of a start that nobody should wait for. Where starts are in time that is nothing. The level
 is what the forecast says for when a start would be ready, or, while it does not know, the smoothed
 concurrency.
@@ -16,6 +17,8 @@ concurrency.
 from __future__ import annotations
 
 import math
+from functools import cache
+from statistics import NormalDist
 
 from headrace_autoscaler.configs import DemandConfig
 
@@ -45,11 +48,18 @@ def left(
     return queued
 
 
-def ahead(level: float, start_s: float | None, config: DemandConfig) -> float:
-    """Instances that should be there when the level of demand is ``level`` (mean concurrency)."""
+def ahead(level: float, start_s: float | None, late_s: float, config: DemandConfig) -> float:
+    """Instances that should be there when the level of demand is ``level`` (mean concurrency).
+
+    ``late_s``: what a late request costs, in seconds of an instance (`configs.KeepConfig.late_s`).
+    """
     if start_s is None or start_s <= config.goal_s or level <= 0.0:
         return 0.0
-    late = 1.0 - config.goal_s / start_s
-    return late * max(
-        0.0, config.staff_share * level + config.staff_root * math.sqrt(level) - config.staff_less
-    )
+    root = config.staff_root + _normal_quantile(late_s / (late_s + config.spare_s))
+    needed = config.staff_share * level + root * math.sqrt(level) - config.staff_less
+    return (1.0 - config.goal_s / start_s) * max(0.0, needed)
+
+
+@cache
+def _normal_quantile(share: float) -> float:
+    return NormalDist().inv_cdf(min(max(share, 1e-6), 1.0 - 1e-6))

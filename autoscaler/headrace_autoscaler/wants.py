@@ -136,7 +136,8 @@ def look(
         config=config.demand,
     )
     level = _level(now, ahead_of, endpoint.start_s, config)
-    needed = staffing.ahead(level, endpoint.start_s, config.demand) / endpoint.scaling.target_concurrency
+    needed = staffing.ahead(level, endpoint.start_s, config.keep.late_s, config.demand)
+    needed /= endpoint.scaling.target_concurrency
     if demand.tokens is not None:
         needed = max(needed, demand.instances)
     asked = wanted(endpoint, left, needed)
