@@ -45,7 +45,8 @@ $notes
 const report = $data;
 const margin = { l: 70, r: 20, t: 45, b: 50 };
 const common = { margin, hovermode: "closest", legend: { traceorder: "normal" } };
-const config = { displaylogo: false, responsive: true };
+// Nothing leaves the page: the library has a button that would send the data away.
+const config = { displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "" };
 const show = plot => Plotly.react(plot.id, plot.data, { ...common, ...plot.layout }, config);
 const policy = document.getElementById("policy");
 const choose = () => Object.values(report.policies[policy.value] || {}).forEach(show);

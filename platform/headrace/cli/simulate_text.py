@@ -84,7 +84,7 @@ def about_bound(bound_usd: float | None) -> str:
         return "There is no lower bound."
     return (
         f"Lower bound ${bound_usd:,.2f}: no policy can start {SHARE:.0%} of the requests within "
-        f"{WITHIN_S:g} s for less, even one that knows them all before they come."
+        f"{WITHIN_S:g} s for less, even one that knows them all before they come; who starts fewer may."
     )
 
 

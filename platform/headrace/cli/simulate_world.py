@@ -8,11 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from headrace_autoscaler.baselines import policy_of
+from headrace_autoscaler.simulate.check import check
 from headrace_autoscaler.simulate.data import read_spot
 from headrace_autoscaler.simulate.generators import DAY_S, SYNTHETIC, synthetic
 from headrace_autoscaler.simulate.observed import observed_start
 from headrace_autoscaler.simulate.recorded import Recorded, read_history
 from headrace_autoscaler.simulate.scenario import Scenario, Steps, Trace
+from headrace_autoscaler.simulate.sweep import OURS
 from headrace_autoscaler.simulate.traces import between, read_trace
 from headrace_autoscaler.simulate.world import (
     SupplyTable,
@@ -81,6 +84,7 @@ def scenario_of(asked: Asked) -> tuple[Scenario, tuple[str, ...]]:
             retries=world.retries,
             warm_up_s=begin_s,
         )
+        check(scenario, policy_of(OURS))  # what it says of a scenario holds for all policies
     except OSError as error:
         raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}.") from error
     except ValueError as error:

@@ -137,6 +137,7 @@ def test_without_its_extra_there_is_no_bound(monkeypatch: pytest.MonkeyPatch) ->
     found = lower_bound(Scenario(trace([0.0], [5.0]), (CLOUD,)))
     assert math.isnan(found.usd)
     assert "headrace[simulate]" in found.note
+    assert math.isnan(lower_bound(Scenario(trace([0.0], [5.0]), ())).usd)
 
 
 WORLD = """
@@ -274,6 +275,7 @@ def test_a_report_loads_nothing_and_shows_all() -> None:
     page.feed(text)
     assert page.loads == []
     assert page.policy.startswith("default-src 'none'")
+    assert "showSendToCloud: false" in text
     for words in ("a <b> & </script>", "$3", "a note", "knative", "keep-alive", "within 10 s"):
         assert words in page.text
     data = json.loads(re.search(r"^const report = (.*);$", text, re.MULTILINE)[1])  # type: ignore[index]

@@ -195,6 +195,7 @@ WRONG = [
     (("diurnal", "--world", "nope.toml"), "nope.toml"),
     (("diurnal", "--world", "wrong.toml"), "prize"),
     (("diurnal", "--world", "wrong.toml", "--price", "1"), "--price is said by the file"),
+    (("diurnal", "--days", "0.01", "--world", "owned.toml"), "only offers have an availability"),
     (("diurnal", "--min", "3", "--max", "2"), "--min 3 is more than --max 2"),
     (("diurnal", "--tier", "a=1"), "--sweep"),
     (("diurnal", "--sweep", "--tier", "a=x"), "NAME=SECONDS"),
@@ -211,6 +212,11 @@ def test_what_is_wrong_is_said_in_one_line(
     (tmp_path / "bad.csv").write_text("time,duration\n1,x\n")
     (tmp_path / "two.csv").write_text("time,duration,endpoint\n1,2,a\n2,3,b\n")
     (tmp_path / "wrong.toml").write_text('[[supply]]\nname = "a"\nprize = 1\nstart_s = 1\n')
+    (tmp_path / "zone.json").write_text('{"metadata": {"gap_seconds": 600}, "data": [1, 0]}')
+    (tmp_path / "owned.toml").write_text(
+        '[[supply]]\nname = "a"\nprice = 1\nstart_s = 1\n'
+        'home = true\ncapacity = 1\navailability = "zone.json"\n'
+    )
     code, out, err = said(*words)
     assert (code, out) == (2, "")
     assert part in err
