@@ -76,7 +76,7 @@ OTHERS: tuple[Variant, ...] = (
     Variant("hpa"),
     *_many("hpa", "utilization", (0.5, 0.65)),
     Variant("request-count"),
-    *(Variant("request-count", config={"requests": 1, "idle_s": s}) for s in (5.0, 60.0, 300.0)),
+    *_many("request-count", "requests", (2, 4)),
     Variant("queue-delay"),
     *_many("queue-delay", "idle_s", (60.0, 300.0)),
     Variant("hybrid-histogram"),
