@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def percent(part: float | None) -> str:
     if part is None:
         return "-"
     if part < 1 and part > 0.9995:
-        return f"{int(part * 1e6) / 1e4:.3f} %"
+        return f"{math.floor(part * 1e5) / 1e3:.3f} %"
     return f"{part * 100:.2f} %"
 
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
 from headrace.cli import simulate_runs
 from headrace.cli.app import run
+from headrace.cli.simulate_text import percent
 from headrace.errors import SetupError
+from headrace_autoscaler.history import Writer
 from headrace_autoscaler.simulate.generators import synthetic
 from headrace_autoscaler.simulate.scenario import Draw, Scenario, Supply
 from headrace_autoscaler.spec import (
@@ -107,6 +108,11 @@ def test_a_table_for_people(requests: str, said: Said) -> None:
     assert "mean/peak" in out
 
 
+def test_shares_are_not_rounded_up_to_all() -> None:
+    shown = [percent(part) for part in (None, 0.5, 0.9996, 0.9999999, 1.0)]
+    assert shown == ["-", "50.00 %", "99.960 %", "99.999 %", "100.00 %"]
+
+
 def test_everything_that_is_known_is_compared(requests: str, said: Said) -> None:
     code, out, _ = said(requests, "--compare", "all", "--days", "0.01", "--jobs", "1", "--json")
     assert code == 0
@@ -160,7 +166,7 @@ def history(folder: Path) -> None:
         records.append(
             Record(now=float(second), observation=seen, state=State(), config=Config(), decision=done)
         )
-    (folder / "decisions.jsonl").write_bytes(b"\n".join(msgspec.json.encode(r) for r in records) + b"\n")
+    (folder / "decisions.jsonl").write_bytes(b"".join(map(Writer().line, records)))
 
 
 def test_the_platforms_own_history(said: Said, tmp_path: Path) -> None:
