@@ -63,7 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keyless: bool = False
     """``headrace dev``: no key needed, loopback and same origin only."""
     spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
-    """Pre-forked children per zygote."""
+    """Pre-forked children per zygote, at least."""
     zygote_memory_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
     """Part of the host's memory that zygotes may use."""
     gateway_body_bytes: Amount = 512 << 20

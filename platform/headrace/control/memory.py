@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 from headrace_autoscaler.spec import EndpointState
-from headrace_autoscaler.states import WindowState
+from headrace_autoscaler.states import ForecastState, SeasonState, WindowState
 
 from headrace.control.model import UNUSED, World
 
@@ -116,3 +116,9 @@ def lasting(memory: EndpointState) -> EndpointState:
     if demand is not None:
         demand = msgspec.structs.replace(demand, window=WindowState(), panic=None)
     return EndpointState(demand=demand, forecast=memory.forecast, keep=memory.keep)
+
+
+def unasked(memory: EndpointState) -> EndpointState:
+    """A memory in which nobody has come of late: who scales down by hand expects no more than usual."""
+    season = memory.forecast.season if memory.forecast is not None else SeasonState()
+    return msgspec.structs.replace(lasting(memory), forecast=ForecastState(season=season))

@@ -21,7 +21,7 @@ from headrace.control.observe import host_seen
 from headrace.control.warm import Warm
 
 log = logging.getLogger("headrace.control")
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S = 2.0
 MAX_POOLS = 2000
 """Looked at in one go; the bases wanted most come first."""
 MAX_BASES = 256
@@ -83,7 +83,8 @@ class Pools:
             base = named.get(action.base) if isinstance(action, Refill) else None
             if not isinstance(action, Refill) or host is None or base is None or not host.usable:
                 continue
-            count = max(0, min(MAX_SPARES, action.count))
+            # The setting is what is kept where nobody has come yet: a pool is never smaller.
+            count = max(self._warm.spares, min(MAX_SPARES, action.count))
             if count != self._warm.size(host, base):
                 self._warm.resize(host, base, count)
                 log.info("host %s: %d spares of %s: %s", host.id, count, action.base, action.reason)
@@ -102,7 +103,8 @@ class Pools:
                 if len(found) >= MAX_POOLS:
                     return tuple(found)
                 report = host.warm.get(base)
-                if host.usable and report is not None and report.state != "failed":
+                # What it costs is not known before the host has looked; that is not nothing.
+                if host.usable and report is not None and report.state != "failed" and report.bytes:
                     found.append(self._pool(host, base, name, report))
         return tuple(found)
 
@@ -112,6 +114,7 @@ class Pools:
         holders = report.spares + 1 if base.runtime == "process" and not base.image else report.spares
         memory = report.bytes // max(1, holders)
         whole = host.hello.resources.memory
+        # A host without a price is taken for one at a dollar per hour: what waits there takes from others.
         return PoolObservation(
             host=host.id,
             base=name,

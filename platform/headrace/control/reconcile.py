@@ -34,6 +34,7 @@ from headrace.control.claims import Claims, base_of
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.leaving import Leaving
 from headrace.control.looks import Looks
+from headrace.control.memory import unasked
 from headrace.control.model import Ended, Endpoint, Instance, Shrink, World
 from headrace.control.parking import Parking, stranded
 from headrace.control.probing import start_s
@@ -153,6 +154,8 @@ class Reconciler:
         # Whoever scales by hand wants no more than there is to be.
         paused = [i for i in endpoint.instances.values() if i.state == "paused" and i.resuming is None]
         self.release(paused, f"scaled to {count}")
+        if count < len(endpoint.instances):
+            endpoint.memory = unasked(endpoint.memory)
         endpoint.shrink = Shrink(max(count, endpoint.bounds[0]), frozenset(there), now + self._grace_s)
         self._shrink(endpoint, endpoint.shrink)
         self._routes.refresh(endpoint)
@@ -276,7 +279,6 @@ class Reconciler:
             if instance is not None and instance.state == "paused" and instance.resuming is None:
                 self._claims.resume(instance, action.after)
         elif isinstance(action, Launch | WarmNodes):
-            # Never, while no provider offers nodes: nothing is observed that could be launched.
             log.warning("%s: no provider can launch nodes yet: %s", endpoint.key, action.reason)
         elif isinstance(action, Pause) and not self.adopting:
             instance = self._world.instances.get(action.instance)

@@ -20,7 +20,8 @@ class Warm:
     def __init__(self, world: World, claims: Claims, *, spares: int) -> None:
         self._world = world
         self._claims = claims
-        self._spares = spares
+        self.spares = spares
+        """Of each base where nothing else was decided."""
         self._recent: OrderedDict[wire.BaseSpec, None] = OrderedDict()
         self._wanted: tuple[tuple[wire.BaseSpec, int], ...] = ()
         self._sizes: dict[str, dict[wire.BaseSpec, int]] = {}
@@ -107,7 +108,7 @@ class Warm:
 
     def size(self, host: Host, base: wire.BaseSpec) -> int:
         """Spares that the host shall have of a base."""
-        return self._sizes.get(host.id, {}).get(base, self._spares)
+        return self._sizes.get(host.id, {}).get(base, self.spares)
 
     def resize(self, host: Host, base: wire.BaseSpec, count: int) -> None:
         """So many spares from now on, for as long as the base is wanted and the host lives."""
@@ -158,4 +159,4 @@ class Warm:
                 del self._recent[old]
 
     def _compute(self) -> None:
-        self._wanted = tuple((base, self._spares) for base in reversed(self._recent))
+        self._wanted = tuple((base, self.spares) for base in reversed(self._recent))

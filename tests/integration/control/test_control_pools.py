@@ -69,6 +69,26 @@ async def test_starts_are_counted_and_hosts_told_what_is_decided(
     assert [len(record.observation.pools) for record in recorded] == [1]
 
 
+async def test_no_pool_is_smaller_than_the_setting(platform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = await platform.new_host()
+    await platform.gateway.deploy(platform.spec(), verify=False)
+    base = next(base for base in sizes(host) if base.project == "default")
+
+    def decide(now: float, observation: Observation, state: State, config: Any) -> Decision:
+        refills = [Refill(host=p.host, base=p.base, count=0, reason="nobody came") for p in observation.pools]
+        return Decision(actions=tuple(refills), state=State())
+
+    monkeypatch.setattr(pools, "decide", decide)
+    warm, seen = platform.control.parts.warm, platform.world.hosts[host.id]
+    warm.resize(seen, base, 9)
+    seen.warm[base] = wire.WarmReport(base=base, state="ready", spares=9, bytes=1 << 20)
+    platform.control.parts.pools.look()
+    assert warm.size(seen, base) == platform.settings.spares > 0
+    # What one costs is not known before its host has looked.
+    seen.warm[base] = wire.WarmReport(base=base, state="ready", spares=9)
+    assert platform.control.parts.pools.seen() == ()
+
+
 async def test_sizes_go_with_the_host_and_the_base(platform: Any, decided: list[Observation]) -> None:
     host = await platform.new_host()
     await platform.gateway.deploy(platform.spec(), verify=False)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 from headrace.control import memory
-from headrace.control.memory import FILE, Memory, lasting
+from headrace.control.memory import FILE, Memory, lasting, unasked
 from headrace.control.model import UNUSED, Endpoint, World
 from headrace.sdk.spec import EndpointSpec
 from headrace_autoscaler.spec import EndpointState
-from headrace_autoscaler.states import DemandState, ForecastState, PanicState, ServiceState, WindowState
+from headrace_autoscaler.states import (
+    DemandState,
+    ForecastState,
+    PanicState,
+    SeasonState,
+    ServiceState,
+    WindowState,
+)
 
 LEARNT = EndpointState(
     desired=4,
@@ -48,6 +56,15 @@ async def test_what_lasts_comes_back_and_counters_do_not(tmp_path: Path) -> None
     for other in (world("b"), world("a", now=999.0)):
         await Memory(tmp_path, other).load()
         assert all(endpoint.memory is UNUSED for endpoint in other.endpoints.values())
+
+
+def test_who_scales_down_by_hand_expects_nobody_but_knows_the_course_of_the_day() -> None:
+    season = SeasonState(workdays=(1.0, None))
+    before = msgspec.structs.replace(LEARNT, forecast=ForecastState(at=1.0, levels=(4.0,), season=season))
+    after = unasked(before)
+    assert after.forecast == ForecastState(season=season)
+    assert (after.desired, after.demand) == (0, KEPT.demand)
+    assert unasked(UNUSED).forecast == ForecastState()
 
 
 async def test_lines_of_another_version_are_learnt_anew(tmp_path: Path) -> None:
