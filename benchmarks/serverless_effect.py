@@ -235,23 +235,27 @@ def dollars_of(
     return float(figures["cost_usd"] + (owned - 1) * count * hours)
 
 
-def flat_load(asked: Question) -> dict[str, Any]:
-    """The nearly flat service, for each price."""
-    return _against(asked, asked.flat, "flat service")
+def turning(asked: Question) -> dict[str, Any]:
+    """The nearly flat service, and waves with the same mean and rising flatness, for each price.
+
+    Bare metal has the fleet that meets the SLO in hindsight on this very load, and never fails: kind to it.
+    """
+    ratios = WAVE_RATIOS[1::3] if asked.quick else WAVE_RATIOS
+    traces = {"nearly flat service": asked.flat}
+    traces |= {f"wave of {ratio:g}": wave(WAVE_MEAN, ratio, WAVE_DAYS, 1) for ratio in ratios}
+    cases = [Case(name, name, Variant("headrace")) for name in traces]
+    runs = replay(
+        {name: asked.rented(t) for name, t in traces.items()}, cases, 1, asked.processes, "flatness"
+    )
+    points = {name: against(traces[name], figures) for (name, _), figures in runs.items()}
+    waves = [point for name, point in points.items() if name.startswith("wave")]
+    return {"points": points, "turns_at": {owned: turn(waves, owned) for owned in OWNED_USD}}
 
 
-def _against(asked: Question, trace: Trace, about: str) -> dict[str, Any]:
-    """A fleet that meets the SLO in hindsight on this very load (kind to bare metal), and all rented."""
+def against(trace: Trace, figures: dict[str, Any]) -> dict[str, Any]:
+    """Headrace's run of a load beside the fleet that would have done for it."""
     mean, peak = overlap(trace.arrivals, trace.durations)
     fleet = fleet_for(trace.arrivals, trace.durations, SLO, peak) or peak
-    runs = replay(
-        {about: asked.rented(trace)},
-        [Case(about, "headrace", Variant("headrace"))],
-        1,
-        asked.processes,
-        about,
-    )
-    figures = runs[about, "headrace"]
     hours = trace.end / 3600
     return {
         "mean_gpus": mean,
@@ -261,22 +265,15 @@ def _against(asked: Question, trace: Trace, about: str) -> dict[str, Any]:
         "headrace_usd": figures["cost_usd"],
         "headrace_share": figures["share_within_10s"],
         "bare_usd": {owned: owned * fleet * hours for owned in OWNED_USD},
-        "rented_at_once_usd": RENTED_USD * mean * hours,
     }
 
 
-def turning(asked: Question) -> dict[str, Any]:
-    """Waves with the same mean and rising flatness, and where bare metal becomes the cheaper one."""
-    ratios = WAVE_RATIOS[1::3] if asked.quick else WAVE_RATIOS
-    points = [_against(asked, wave(WAVE_MEAN, r, WAVE_DAYS, 1), f"wave of {r:g}") for r in ratios]
-    turns = {
-        owned: turns_at([(p["ratio"], p["bare_usd"][owned], p["headrace_usd"]) for p in points])
-        for owned in OWNED_USD
-    }
-    return {"points": points, "turns_at": turns}
+def turn(points: Sequence[dict[str, Any]], owned: float) -> float | None:
+    """The mean/peak ratio from which on bare metal is the cheaper one; None: not among these."""
+    return turns_at([(one["ratio"], one["bare_usd"][owned], one["headrace_usd"]) for one in points])
 
 
-def said(found: dict[str, Any], data: Path | None) -> str:
+def said(found: dict[str, Any]) -> str:
     """Everything as text."""
     main, lines = found["main"], ["Start-up time (bare metal = 100 %)"]
     source = "measured loads" if found["loads_measured"] else "made loads, no measured ones"
@@ -316,10 +313,7 @@ def said(found: dict[str, Any], data: Path | None) -> str:
             percent(one["headrace_share"]),
             *(percent(one["headrace_usd"] / one["bare_usd"][owned], 0) for owned in OWNED_USD),
         )
-        for name, one in [
-            ("nearly flat service" if data else "flat, made", found["flat"]),
-            *((f"wave {n + 1}", point) for n, point in enumerate(found["turning"]["points"])),
-        ]
+        for name, one in found["turning"]["points"].items()
     ]  # fmt: skip
     header = ("load", "mean", "peak", "mean/peak", "fleet", "Headrace $", "within 10 s")
     lines += [table((*header, *(f"of bare at ${owned:g}" for owned in OWNED_USD)), rows)]
@@ -362,7 +356,6 @@ def answer(data: Path | None, seeds: int, processes: int, *, quick: bool) -> dic
         },
         "start_up": start_ups(asked),
         "main": main_question(asked),
-        "flat": flat_load(asked),
         "turning": turning(asked),
         "steps": {side: {when: len(steps) for when, steps in lists.items()} for side, lists in STEPS.items()},
     }  # fmt: skip
@@ -388,7 +381,7 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    text = said(found, data)
+    text = said(found)
     print(text, file=sys.stderr if given.json else sys.stdout)
     if given.json:
         print(json.dumps({**found, "text": text}, indent=2))

@@ -193,6 +193,23 @@ def test_dollars_of_a_side_at_other_prices(load: Callable[[str], ModuleType]) ->
     assert row[1:] == ("$90, beside", "$200, fair", "0.45 of its cost")
 
 
+def test_where_bare_metal_becomes_cheaper(load: Callable[[str], ModuleType]) -> None:
+    effect, trace = load("serverless_effect"), load("_loads").trace
+    # Two at once for an hour, from a request each hundred seconds on: a fleet of two, used half of the time.
+    steep = trace("s", np.repeat(np.arange(0.0, 3601.0, 100.0), 2), np.full(74, 50.0))
+    even = trace("e", np.repeat(np.arange(0.0, 3601.0, 100.0), 2), np.full(74, 99.0))
+    points = [
+        effect.against(trace, {"cost_usd": dollars, "share_within_10s": 1.0})
+        for trace, dollars in ((steep, 3.5), (even, 7.0))
+    ]
+    assert [point["fleet"] for point in points] == [2, 2]
+    assert points[0]["bare_usd"] == {1.5: 3.0, 2.0: 4.0, 2.5: 5.0, 3.0: 6.0}
+    low, high = (point["ratio"] for point in points)
+    # At $2: 4.0 against 3.5, then 4.0 against 7.0: equal after one seventh of the way.
+    assert effect.turn(points, 2.0) == pytest.approx(low + (high - low) / 7)
+    assert effect.turn(points, 1.5) is None
+
+
 def test_decisions_are_timed_on_the_whole_installation(load: Callable[[str], ModuleType]) -> None:
     scenario = load("_decide").installation(30, 4, 10.0)
     assert len(scenario.trace.names) == 30
