@@ -5,9 +5,10 @@ hold it in several zones at once and more of it than is needed, stay away from z
 away, cover by on-demand what is not *ready* on spot, and give that back when spot is. Its on-demand count
 is min(N_tar, N_tar + N_extra - ready spot), N_extra a constant. Three things differ here, and why:
 
-- N_extra follows from what it is for. Spot is launched, where the least of it is, until what is left
-  without the fullest zone is enough: one more over five zones for four wanted, not two for any number.
-  Where one zone is left, more spot in it is no hedge: on-demand takes a part, the reserve.
+- N_extra follows from what it is for. Spot is launched until what is left without the fullest zone is
+  enough: one more over five zones for four wanted, not two for any number. The cheapest zones are filled
+  as far as that allows, and evenly where they cost the same. Where one zone is left, more spot in it is
+  no hedge: on-demand takes a part, the reserve.
 - Spot that boots in a zone that works counts for a while as if it were ready. Otherwise each rise in
   demand pays for a boot of on-demand as well. For `alarm_s` after spot was taken away only what is ready
   counts, so that on-demand starts at the notice and not at the loss.
@@ -200,9 +201,12 @@ class _Plan:
     def _preference(self, pool: Pool) -> tuple[object, ...]:
         if not self.need:
             return pool.rank, pool.price, pool.offer.offer
+        # A zone may hold as many as leave what is needed when it goes: the cheapest first, to that.
+        over = pool.held >= self.rest - self.need
         zone = zone_of(pool.offer)
         beside = sum(p.held for p in self.market.spot if zone_of(p.offer) == zone)
-        return pool.rank, pool.held, beside, pool.price, pool.offer.offer
+        held = pool.held if over else 0
+        return pool.rank, over, held, pool.price, pool.held, beside, pool.offer.offer
 
     def _take(self, pool: Pool, why: str) -> tuple[OfferObservation, str]:
         pool.room -= 1
@@ -276,13 +280,15 @@ class _Plan:
 
         ``beside``: instances on demand that are ready and stay.
         """
+        if not self.spot:
+            return
         # What is to be on demand instead has to be ready there first.
         needed = self.floor + self.rest - beside
         goal = max(self.goal, needed)
         counted = Counter(i.offer for i in self.counted)
         ready = Counter(i.offer for i in self.spot if i.state == "ready")
         text = f"{counted.total()} on spot, {goal} wanted there"
-        for instance in sorted(self.spot, key=lambda i: (*_order(i)[:2], -counted[i.offer], *_order(i)[2:])):
+        for instance in sorted(self.spot, key=lambda i: _order(i, counted[i.offer])):
             offer, is_ready = instance.offer, instance.state == "ready"
             in_count = is_ready or not self._on_trial(offer)
             if in_count:
@@ -319,11 +325,11 @@ def _most(counts: Counter[str]) -> int:
     return max(counts.values(), default=0)
 
 
-def _order(instance: InstanceObservation) -> tuple[bool, bool, float, float, str]:
-    """What is given back first: starting, idle, then busy ones; the dearest of each.
+def _order(instance: InstanceObservation, held: int = 0) -> tuple[bool, bool, float, int, float, str]:
+    """What is given back first: starting, idle, then busy ones; the dearest of each, where most are ``held``.
 
-    Of equally dear ones that starts which would be there last, or that which is idle for longest.
+    Of those then that starts which would be there last, or that which is idle for longest.
     """
     busy, ready = instance.in_flight > 0, instance.state == "ready"
     order = idle_since(instance) if ready else -instance.started_at
-    return busy, ready, -(instance.price or 0.0), order, instance.id
+    return busy, ready, -(instance.price or 0.0), -held, order, instance.id

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from headrace_autoscaler.backoff import refusal_of, zone_of
 from headrace_autoscaler.configs import BurstConfig
-from headrace_autoscaler.offers import dear, fits, gpu_rank, price_of
+from headrace_autoscaler.offers import dear, price_of, rank_of
 from headrace_autoscaler.spec import InstanceObservation, OfferObservation, ScalingSpec
 from headrace_autoscaler.states import Refusal
 
@@ -24,7 +24,7 @@ _REASONS = 3
 _ROUNDING = 1e-9
 
 
-@dataclass
+@dataclass(slots=True)
 class Pool:
     """One offer while a choice is made: what may be launched there still, and what is there."""
 
@@ -45,7 +45,7 @@ class Pool:
         return not self.trial and (self.held > 0 or self.room > 0)
 
 
-@dataclass
+@dataclass(slots=True)
 class Market:
     """All offers that the endpoint may use, and what stands in the way of the others."""
 
@@ -81,23 +81,22 @@ def read(
     for instance in alive:
         here.setdefault(instance.offer, []).append(instance)
     for offer in offers:
-        if not fits(offer, scaling):
+        rank = rank_of(offer, scaling)
+        if rank is None:
             continue
         if dear(offer, scaling):
             text = f"price {offer.price:g} $/h of {offer.offer} above max_price={scaling.max_price:g}"
             market.closed[text] = None
             continue
-        mine = here.get(offer.offer, [])
-        refusal = refusal_of(offer, refusals)
-        pool = Pool(
-            offer=offer,
-            price=price_of(offer, config.need_s),
-            rank=gpu_rank(offer, scaling) or 0,
-            trial=refusal is not None or _taken_lately(now, offer, mine, config),
-            room=math.inf if offer.left is None else float(max(0, offer.left)),
-        )
-        pool.held = sum(i.state == "ready" or not pool.trial for i in mine)
-        _close(now, market, pool, refusal, sum(i.state == "starting" for i in mine))
+        mine = here.get(offer.offer, ())
+        refusal = refusal_of(offer, refusals) if refusals else None
+        trial = refusal is not None or _taken_lately(now, offer, mine, config)
+        room = math.inf if offer.left is None else float(max(0, offer.left))
+        pool = Pool(offer, price_of(offer, config.need_s), rank, trial, room)
+        if mine:
+            pool.held = sum(i.state == "ready" or not trial for i in mine)
+        if trial or not room:
+            _close(now, market, pool, refusal, sum(i.state == "starting" for i in mine))
         if offer.spot and offer.preempted_at is not None:
             market.alarm_until = max(market.alarm_until, offer.preempted_at + config.alarm_s)
         (market.spot if offer.spot else market.on_demand).append(pool)
@@ -115,7 +114,7 @@ def _taken_lately(
 
 
 def _close(now: float, market: Market, pool: Pool, refusal: Refusal | None, starting: int) -> None:
-    """Leave the room that is there now, and write down why there is no more."""
+    """Leave the room there is now of an offer on trial or used up, and write down why there is no more."""
     offer = pool.offer
     if refusal is not None and now < refusal.until:
         market.opens.append(refusal.until)
@@ -124,7 +123,7 @@ def _close(now: float, market: Market, pool: Pool, refusal: Refusal | None, star
         pool.room = 0.0
     elif not pool.room:
         market.closed[f"quota of {offer.offer} is used up"] = None
-    elif pool.trial:
+    else:
         on_way = max(starting, offer.launching or 0)
         pool.room = 0.0 if on_way else 1.0
         market.closed[f"{offer.offer} gets one launch first, after it refused or took one away"] = None

@@ -27,17 +27,23 @@ def gpu_rank(offer: OfferObservation, scaling: ScalingSpec) -> int | None:
     return None
 
 
+def rank_of(offer: OfferObservation, scaling: ScalingSpec) -> int | None:
+    """`gpu_rank` where the endpoint can and may run there, apart from its price; None: it may not."""
+    if (
+        scaling.runtime not in offer.runtimes
+        or (scaling.providers and offer.provider not in scaling.providers)
+        or (scaling.regions and offer.region not in scaling.regions)
+        or (scaling.spot != "prefer" and offer.spot != (scaling.spot == "only"))
+        or (offer.cpu and offer.cpu + _EPSILON < scaling.cpu)
+        or (offer.memory and offer.memory < scaling.memory)
+    ):
+        return None
+    return gpu_rank(offer, scaling)
+
+
 def fits(offer: OfferObservation, scaling: ScalingSpec) -> bool:
     """Whether the endpoint can and may run there, apart from its price."""
-    return (
-        scaling.runtime in offer.runtimes
-        and (not scaling.providers or offer.provider in scaling.providers)
-        and (not scaling.regions or offer.region in scaling.regions)
-        and (scaling.spot == "prefer" or offer.spot == (scaling.spot == "only"))
-        and gpu_rank(offer, scaling) is not None
-        and (not offer.cpu or offer.cpu + _EPSILON >= scaling.cpu)
-        and (not offer.memory or offer.memory >= scaling.memory)
-    )
+    return rank_of(offer, scaling) is not None
 
 
 def dear(offer: OfferObservation, scaling: ScalingSpec) -> bool:

@@ -330,3 +330,13 @@ def test_the_reserve_grows_from_nothing_to_all(balance, reserved):
     ready = [*several(ZONES[0], 10), *several(demand(), 10)]
     kept = chosen(10, ready, only, config=BurstConfig(reserve=0.2), balance=balance)
     assert len([name for name in released(kept) if name.startswith("od")]) == 10 - reserved
+
+
+def test_the_cheapest_zones_are_filled_as_far_as_the_hedge_allows():
+    offers = (spot("a", 1.0), spot("b", 1.1), spot("c", 1.9), demand())
+    half = BurstConfig(hedge=0.5)
+    assert counts(chosen(10, offers=offers, config=half)) == {"a": 5, "b": 5}
+    assert counts(chosen(10, offers=offers, config=BurstConfig(hedge=0.2))) == {"a": 8, "b": 2}
+    # What is dearest goes first, as far as the rest is still hedged.
+    here = [*several(offers[0], 5), *several(offers[1], 2), *several(offers[2], 5)]
+    assert Counter(name[0] for name in released(chosen(10, here, offers, config=half))) == {"c": 2}

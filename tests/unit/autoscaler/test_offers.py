@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from headrace_autoscaler.offers import dear, fits, gpu_rank, price_of, taken
+from headrace_autoscaler.offers import dear, fits, gpu_rank, price_of, rank_of, taken
 from headrace_autoscaler.spec import OfferObservation, ScalingSpec
 
 
@@ -37,6 +37,7 @@ def offer(**changes):
 )
 def test_what_rules_an_offer_out(there, wish, fit):
     assert fits(offer(**there), ScalingSpec(**wish)) is fit
+    assert (rank_of(offer(**there), ScalingSpec(**wish)) is not None) is fit
 
 
 def test_the_gpu_list_is_an_order_of_preference():
