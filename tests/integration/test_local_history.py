@@ -13,7 +13,7 @@ from headrace_autoscaler.spec import Release, Start
 from tests.integration.conftest import make_settings, running_platform, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-BURSTS = (6, 12, 3, 9)
+BURSTS = (6, 12, 3, 9, 1, 5, 8, 2, 4, 10)
 LEAST_LINES = 20
 
 SOURCE = """
