@@ -46,6 +46,8 @@ def child_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, 
         entries = [str(Path(entry).absolute()) for entry in base["PYTHONPATH"].split(os.pathsep) if entry]
         environment["PYTHONPATH"] = os.pathsep.join(entries)
     for name, value in msgspec.structs.asdict(settings).items():
+        if value is None:  # no text says so: it is what it is without a word
+            continue
         environment[f"HEADRACE_{name.upper()}"] = (
             str(value).lower() if isinstance(value, bool) else str(value)
         )
