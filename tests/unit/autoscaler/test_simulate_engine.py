@@ -80,6 +80,16 @@ def test_an_instance_serves_as_many_at_once_as_the_endpoint_says() -> None:
     assert costs(result) == {"starting": 20.0, "busy": 16.0, "idle": 4.0}
 
 
+def test_one_that_drains_ends_with_the_last_of_the_requests_that_it_shares_its_time_between() -> None:
+    looks: Looks = []
+    given = scenario(trace((5, 10), (6, 20)), cloud(boot=0.0), wishes=(Wish(concurrency=3),))
+    result = play(given, {0: [launch()], 8: [release("cloud-1")]}, looks=looks)
+    assert result.waits.tolist() == [0.0, 0.0]
+    assert states(looks, 7) == [("cloud-1", "ready", 2)]
+    assert states(looks, 15) == [("cloud-1", "draining", 1)]
+    assert costs(result) == {"idle": 5.0, "busy": 21.0}
+
+
 def test_one_that_waited_too_long_leaves_and_one_that_is_due_at_that_moment_is_served() -> None:
     given = scenario(trace((10, 5), (10.5, 5), (11, 1)), cloud(), timeout_s=10.0)
     result = play(given, {0: [launch()], 30: [release("cloud-1")]})
@@ -120,6 +130,14 @@ def test_at_the_end_those_who_run_are_finished_and_those_who_wait_are_errors() -
     assert result.waits.tolist() == [10.0]
     assert result.errors == {"unserved": 1}
     assert costs(result) == {"starting": 20.0, "busy": 500.0}
+
+
+def test_what_is_due_after_the_end_and_before_the_next_tick_is_not_played() -> None:
+    looks: Looks = []
+    result = play(scenario(trace((1, 1)), cloud(boot=0.0), tail_s=0.5), {1: [launch()]}, looks=looks)
+    assert result.waits.tolist() == [0.0]
+    assert [now for now, _ in looks] == [0.0, 1.0]
+    assert costs(result) == {"busy": 1.0}
 
 
 def test_an_idle_instance_costs_until_the_end() -> None:

@@ -152,6 +152,19 @@ def test_the_same_seed_gives_the_same_start_times_whatever_the_policy_does() -> 
     assert len(set(first)) == 3
 
 
+@pytest.mark.parametrize(("median", "expected"), [(0.0, {1.0, 2.0, 30.0}), (20.0, {10.0, 20.0, 300.0})])
+def test_measured_start_times_are_drawn_as_they_are_or_scaled(median: float, expected: set[float]) -> None:
+    looks: Looks = []
+    measured = Draw(median, samples=(1.0, 2.0, 30.0))
+    supplies = (
+        Supply(name="a", price=1.0, boot=measured),
+        Supply(name="b", price=1.0, boot=Draw(5.0), mtbf_s=1e9),
+    )
+    play(scenario(trace((500, 1)), *supplies), {0: [launch("a")] * 40 + [launch("b")]}, looks=looks)
+    found = seen(looks, 499).instances
+    assert {i.ready_at for i in found if i.offer == "a"} == expected
+
+
 def test_supplies_have_draws_of_their_own() -> None:
     looks: Looks = []
     supplies = [Supply(name=name, price=1.0, boot=Draw(90.0)) for name in ("a", "b")]

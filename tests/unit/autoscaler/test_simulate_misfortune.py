@@ -12,6 +12,7 @@ from simulate_harness import (
     home,
     launch,
     play,
+    release,
     scenario,
     script,
     seen,
@@ -126,6 +127,16 @@ def test_an_instance_under_notice_stays_the_last_choice() -> None:
     assert states(looks, 64) == [("spot-1", "ready", 0), ("b-2", "ready", 1)]
     assert seen(looks, 64).instances[0].lost_at == 110.0
     assert looks[64][1].offers[0].preempted_at == 50.0
+
+
+def test_nothing_more_befalls_an_instance_that_is_gone() -> None:
+    steps = Steps((0, 50), (1, 0))
+    spot = cloud("spot", boot=0.0, spot=True, notice_s=30.0, drain_s=10.0, mtbf_s=20.0, availability=steps)
+    plan = {49: [launch("spot")] * 40, 51: [release(f"spot-{k}") for k in range(1, 41)]}
+    result = play(scenario(trace((90, 1)), spot), plan)
+    # Those whose nodes failed within the two seconds cost less.
+    assert 60.0 < result.cost.idle < 80.0
+    assert costs(result) == {"idle": round(result.cost.idle, 6)}
 
 
 def test_a_request_that_is_done_when_the_outage_begins_is_served() -> None:
