@@ -86,7 +86,7 @@ class BurstConfig(Value, frozen=True, kw_only=True):
     """At ``balance`` 0.5, spot that boots counts as there for this many of its boot times."""
     hedge: float = 0.5
     """At ``balance`` 0.5, the part of what is wanted that losing one zone must leave."""
-    reserve: float = 0.1
+    reserve: float = 0.0
     """At ``balance`` 0.5, the part of what is wanted that is on demand while only one zone has spot."""
     saving: float = 0.2
     """Spot that saves less than this part of the cheapest on-demand price is not launched."""
