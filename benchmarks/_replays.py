@@ -134,5 +134,10 @@ def _shown(cell: Any) -> str:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share as per cent; unknown is a dash."""
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
+    """A share as per cent, never rounded up to all; unknown is a dash."""
+    if share is None:
+        return "-"
+    shown = f"{100 * share:.{digits}f}"
+    if share < 1 and float(shown) >= 100:
+        shown = f"{100 - 10**-digits:.{digits}f}"
+    return f"{shown} %"

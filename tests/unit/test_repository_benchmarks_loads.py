@@ -237,3 +237,14 @@ def test_results_keep_what_was_simulated_when_the_rest_is_measured_again(
 def test_table_has_columns(load: Callable[[str], ModuleType]) -> None:
     text = load("_replays").table(("policy", "$"), [("a", 1.0), ("longer", None)])
     assert text.splitlines() == ["policy      $", "------  -----", "a       1.000", "longer      -"]
+
+
+def test_nearly_all_is_not_shown_as_all(load: Callable[[str], ModuleType]) -> None:
+    percent = load("_replays").percent
+    assert [percent(share) for share in (1.0, 0.99999, 0.98765, None)] == [
+        "100.00 %",
+        "99.99 %",
+        "98.77 %",
+        "-",
+    ]
+    assert percent(1.3, 0) == "130 %"
