@@ -32,6 +32,7 @@ class _Endpoint(msgspec.Struct):
     endpoint: str
     arrived: int | None = None
     served: tuple[float, ...] = ()
+    demand_s: float | None = None
 
 
 class _Observation(msgspec.Struct):
@@ -51,6 +52,10 @@ class _Seen:
     arrived: int | None
     times: list[float] = field(default_factory=list)
     served: list[float] = field(default_factory=list)
+    demand_s: float | None = None
+    """The counter of request-seconds, as last seen."""
+    present_s: float = 0.0
+    """Request-seconds since the first look, of service and of waiting."""
 
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -65,7 +70,8 @@ def read_history(path: str | Path, endpoint: str | None = None) -> Recorded:
     line before are spread evenly up to this one (a look that a request caused is at that request); since
     there is a line at least each `LINES_S` while requests arrive, after a longer pause they are taken to
     have come within the last `QUIET_S`. Not each look has a line, so only some services are seen to end:
-    the requests last, in their order, as long as those did in theirs, each standing for equally many.
+    the requests last, in their order, as long as those did in theirs, each standing for equally many; when
+    none was seen, as long as they were there on average (by the counter of demand), waiting included.
     Where the recorder's clock starts again, the time between is not known and left out. The notes say
     how often that was so.
 
@@ -128,9 +134,14 @@ def _look(seen: dict[str, _Seen], now: float, each: _Endpoint) -> None:
     known = seen.get(each.endpoint)
     if known is None:
         # What arrived before the first look, and what ended before it, is not known in time.
-        seen[each.endpoint] = _Seen(now, each.arrived)
+        seen[each.endpoint] = _Seen(now, each.arrived, demand_s=each.demand_s)
         return
     known.served.extend(each.served)
+    if each.demand_s is not None:
+        # One that is less than before began again at 0.
+        before = known.demand_s if known.demand_s is not None else each.demand_s
+        known.present_s += each.demand_s - (before if each.demand_s >= before else 0.0)
+        known.demand_s = each.demand_s
     if each.arrived is None:
         return
     if known.arrived is not None:
@@ -165,21 +176,28 @@ def _trace(chosen: dict[str, _Seen], restarts: int, directory: Path) -> Recorded
     times: list[float] = []
     durations: list[float] = []
     names: list[str] = []
+    averaged: list[str] = []
     seen = 0
     for name, each in sorted(chosen.items()):
         count = len(each.times)
-        if count and not each.served:
-            raise TraceError(
-                f"{directory}: of {name} {count} requests arrived and none was seen to end: record for longer"
-            )
-        times += each.times
         seen += min(count, len(each.served))
+        if count and not each.served:
+            if not each.present_s:
+                raise TraceError(
+                    f"{directory}: of {name} {count} requests arrived and none was seen to end: "
+                    "record for longer"
+                )
+            mean = each.present_s / count
+            each.served.append(mean)
+            averaged.append(f"of {name} no service was seen to end: {mean:.3g} s each, waiting included")
+        times += each.times
         durations += [each.served[int((i + 0.5) * len(each.served) / count)] for i in range(count)]
         names += [name] * count
     if not times:
         raise TraceError(f"{directory}: no request arrived in what was recorded")
     notes = ["arrivals are spread evenly between the lines of the history"]
-    if seen < len(times):
+    notes += averaged
+    if 0 < seen < len(times):
         notes.append(f"{seen} services were seen to end, and stand for those of {len(times)} requests")
     if restarts:
         notes.append(f"the clock began again {restarts} times; the time between is left out")

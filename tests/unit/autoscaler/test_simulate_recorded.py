@@ -154,6 +154,21 @@ def test_a_last_line_that_is_cut_off_is_left_out_and_another_is_named(tmp_path: 
         read_history(history(tmp_path, good[0], b'{"now": 3}\n', good[1]))
 
 
+def test_without_any_end_requests_last_as_long_as_they_were_there(tmp_path: Path) -> None:
+    counters = ((0, None, None), (10, 1, 4.0), (20, 4, 9.0), (30, 2, 3.0))  # began again before the last
+    lines = []
+    for now, arrived, demand_s in counters:
+        seen = EndpointObservation(
+            endpoint="default/e", version=1, scaling=ScalingSpec(), arrived=arrived, demand_s=demand_s
+        )
+        lines.append(msgspec.json.encode({"now": now, "observation": {"endpoints": [seen]}}) + b"\n")
+    trace, notes = read_history(history(tmp_path, *lines))
+    # 5 and 3 request-seconds, by 3 and 2 requests.
+    assert trace.durations.tolist() == [1.6] * 5
+    assert "no service was seen to end: 1.6 s each, waiting included" in notes[1]
+    assert len(notes) == 2
+
+
 def test_histories_that_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TraceError, match="there is no recorded history"):
         read_history(tmp_path)
