@@ -245,18 +245,23 @@ def _matrices(program: Program, bins: Bins) -> Lines:
     # What was in the bin before: nothing where it is fresh.
     linked = every[~bins.fresh]
     before = sparse.csr_matrix((np.ones(len(linked)), (linked, linked - 1)), shape=(count, count))
+    peak = float((demand + np.concatenate([[0.0], late[:-1]])).max())
     shed = np.flatnonzero((demand > 0) & (program.shed > 0))
     put_off = np.flatnonzero(late > 0)
     # A program that began while instances ran has them for nothing: its first bin has no row for starts.
-    paid = every[1:] if program.running else every
-    cost, units, upper, grow, serve = [], [], [], [], []
+    counted = every[1:] if program.running else every
+    cost, units, upper, grow, serve, charged = [], [], [], [], [], []
     for ware in program.wares:
+        # Starts that cost nothing need not be counted, and would be as many as one likes.
+        paid = counted if ware.price * ware.start > 0 else every[:0]
+        charged.append(paid)
         ready = _least(ware.most, bins)
         # Where nothing can be ready nothing need be started.
         start = np.where(ready[paid] > 0, np.inf, 0.0)
         cost += [ware.price * bins.weight, np.full(len(paid), ware.price * ware.start)]
         units += [bins.weight * (ware.price > 0), np.full(len(paid), ware.start * (ware.price > 0))]
-        upper += [ready, start]
+        # What costs nothing and has no limit would be as much as one likes, too.
+        upper += [ready if ware.price else np.minimum(ready, peak), start]
         grow.append(sparse.hstack([(one - before)[paid], -sparse.identity(len(paid), format="csr")]))
         serve += [-one, sparse.csr_matrix((count, len(paid)))]
     nothing = np.zeros(len(shed) + len(put_off))
@@ -265,16 +270,15 @@ def _matrices(program: Program, bins: Bins) -> Lines:
         [
             sparse.hstack([*serve, -one[:, shed], -(one - before)[:, put_off]]),
             sparse.hstack(
-                [sparse.block_diag(grow), sparse.csr_matrix((len(paid) * len(grow), len(nothing)))]
+                [sparse.block_diag(grow), sparse.csr_matrix((sum(map(len, charged)), len(nothing)))]
             ),
             sparse.csr_matrix(budget),
         ],
         format="csr",
     )
     # Without work that may be left undone the last row says nothing, and says it with room to spare.
-    right = np.concatenate([-demand, np.zeros(len(paid) * len(grow)), [program.shed if len(shed) else 1.0]])
+    right = np.concatenate([-demand, np.zeros(sum(map(len, charged))), [program.shed if len(shed) else 1.0]])
     all_upper = np.concatenate([*upper, demand[shed], late[put_off]])
-    peak = float((demand + np.concatenate([[0.0], late[:-1]])).max())
     used = np.flatnonzero(all_upper > 0)
     rows = rows[:, used]
     said = np.append(np.flatnonzero(np.diff(rows.indptr[:-1]) + (right[:-1] < 0)), rows.shape[0] - 1)
@@ -285,5 +289,5 @@ def _matrices(program: Program, bins: Bins) -> Lines:
         right[said],
         all_upper[used],
         np.minimum(all_upper, peak)[used],
-        np.concatenate([every, np.tile(paid, len(grow))])[said[:-1]],
+        np.concatenate([every, *charged])[said[:-1]],
     )

@@ -159,6 +159,15 @@ def test_home_that_stands_is_paid_whatever_it_does_and_its_use_is_free() -> None
     assert lp(one, home, cloud(), tail_s=100, within_s=10).usd == pytest.approx(100)
 
 
+def test_a_home_that_stands_does_not_keep_our_method_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Supply("home", 1.0, Draw(12), capacity=4, owned=True, standing=True)
+    free = cloud(5, name="free", price=0.0, outages=((1000, 4000),))
+    requests = synthetic("diurnal", days=0.1, requests_per_day=20_000)
+    monkeypatch.setattr("scipy.optimize.linprog", None)
+    for supplies in ((home, cloud(90)), (free, cloud(90))):
+        assert lp_bound(requests, supplies).method == "lp"
+
+
 def test_the_cheaper_supply_first_up_to_its_capacity_and_while_it_is_there() -> None:
     requests = trace((0, 100), (0, 100))
     cheap = cloud(name="cheap", price=HOURLY / 2, capacity=1)
@@ -251,7 +260,7 @@ def test_it_is_never_above_slicing(requests: list[tuple[float, float]], start: f
     assert least <= slicing_bound(given, HOURLY, start).usd + 1e-6
     assert least >= sum(d for _, d in requests) * (1 - 1e-7) - 1e-6
     relaxed = lp(given, cloud(start), bin_s=bin_s, share=0.9, within_s=10).usd
-    assert relaxed <= least + 1e-6
+    assert relaxed <= least * (1 + 1e-7) + 1e-6
 
 
 @given(
@@ -375,7 +384,7 @@ def test_however_far_our_method_got_its_bound_is_one(steps: int, monkeypatch: py
     weaker = lp_bound(requests, supplies, time_limit_s=3)
     assert weaker.method in ("busy", "dual")
     assert "not solved within 3 s" in weaker.note
-    assert 0 < weaker.usd <= whole.usd
+    assert 0 < weaker.usd <= whole.usd * (1 + 1e-7)
     assert steps < 15 or weaker.method == "dual"
 
 
@@ -449,7 +458,7 @@ def test_no_simulated_policy_is_below(name: str) -> None:
     given = Scenario(requests, (cloud(12, price=3.0),), (Wish(min=0, max=400, idle_timeout_s=60),))
     bound = scenario_bound(given)
     no_waiting = slicing_bound(requests, 3.0, 12)
-    assert 0 < bound.usd <= no_waiting.usd
+    assert 0 < bound.usd <= no_waiting.usd * (1 + 1e-7)
     for policy in ("always-on-400", "keep-alive-600", "knative", "queue-delay"):
         result = run(given, policy_of(policy), seed=1)
         # The bound is for those that keep the SLO; others get its relaxation that excuses as many.
