@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from headrace_autoscaler.simulate.bounds import SHARE, WITHIN_S
-from headrace_autoscaler.simulate.generators import DAY_S
+from headrace_autoscaler.simulate.generators import DAY_S, HOUR_S
 from headrace_autoscaler.simulate.scenario import Scenario
+from headrace_autoscaler.simulate.stats import MINUTE_S
 from headrace_autoscaler.simulate.summary import counted_days, half_width, mean_and_peak
 from headrace_autoscaler.simulate.sweep import KNOBS, Step, Variant
 
@@ -42,7 +43,7 @@ def _row(name: str, f: Figures, best: bool) -> list[str]:
     ci = half_width(f, "cost_usd")
     return [
         f"{name} *" if best else name,
-        f"${f['cost_usd']:,.2f}" + (f" +-{ci:,.2f}" if ci else ""),
+        dollars(f["cost_usd"]) + (f" +-{ci:,.2f}" if ci else ""),
         "-" if f["bound_ratio"] is None else f"{f['bound_ratio']:.2f}",
         *(percent(f[f"share_within_{s}s"]) for s in (2, 10, 30)),
         *(seconds(f[f"wait_p{p}_s"]) for p in (50, 95, 99)),
@@ -75,8 +76,20 @@ def about_trace(scenario: Scenario) -> str:
     requests = int(np.count_nonzero(trace.arrivals >= scenario.warm_up_s))
     endpoints = "" if len(trace.names) == 1 else f" to {len(trace.names)} endpoints"
     warm = f", after {before:.3g} days that are played and not counted" if before else ""
-    days = (trace.end - scenario.warm_up_s) / DAY_S
-    return f"{trace.name}: {requests:,} requests{endpoints} in {days:.3g} days{warm}"
+    return f"{trace.name}: {requests:,} requests{endpoints} in {span(trace.end - scenario.warm_up_s)}{warm}"
+
+
+def span(seconds: float) -> str:
+    """A stretch of time for people."""
+    for unit, length in (("days", DAY_S), ("hours", HOUR_S), ("minutes", MINUTE_S)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+def dollars(value: float) -> str:
+    """Money for people: cents, and more digits where there is less than a dollar."""
+    return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.4f}"
 
 
 def about_bound(bound_usd: float | None) -> str:
@@ -84,7 +97,7 @@ def about_bound(bound_usd: float | None) -> str:
     if bound_usd is None:
         return "There is no lower bound."
     return (
-        f"Lower bound ${bound_usd:,.2f}: no policy can start {SHARE:.0%} of the requests within "
+        f"Lower bound {dollars(bound_usd)}: no policy can start {SHARE:.0%} of the requests within "
         f"{WITHIN_S:g} s for less, even one that knows them all before they come; who starts fewer may."
     )
 
@@ -92,8 +105,8 @@ def about_bound(bound_usd: float | None) -> str:
 def about_nights(scenario: Scenario) -> str:
     """Whether the trace flatters who scales to zero."""
     mean, peak = mean_and_peak(scenario)
-    if not peak:
-        return ""
+    if not peak or scenario.trace.end - scenario.warm_up_s < HOUR_S:
+        return "So short a time says nothing of days and nights."
     words = f"Demand: mean {mean:.3g} requests at once, peak {peak:.3g}; mean/peak {mean / peak:.2f}."
     if mean / peak < UNEVEN:
         words += " Most of the time little is asked for, which flatters any serverless system."
@@ -108,7 +121,7 @@ def sweep_text(found: Sequence[Step]) -> str:
     for step in found:
         point = step.point
         lines.append(
-            f"p95 <= {step.p95_s:g} s costs ${point.usd_per_day:,.2f} per day: "
+            f"p95 <= {step.p95_s:g} s costs {dollars(point.usd_per_day)} per day: "
             f"{options_text(point.variant)}  (p95 {seconds(point.p95_s)}, "
             f"p99 {seconds(point.p99_s)}, {percent(point.share_within_10s)} within 10 s)"
         )
@@ -129,7 +142,7 @@ def sweep_page(scenario: Scenario, found: Sequence[Step], bound_usd: float | Non
     days = counted_days(scenario)
     lines = [about_trace(scenario), "", sweep_text(found), ""]
     if bound_usd is not None:
-        lines.append(f"Lower bound: ${bound_usd / days:,.2f} per day; it is for the whole service level.")
+        lines.append(f"Lower bound: {dollars(bound_usd / days)} per day; it is for the whole service level.")
     if any(step.point.variant.config for step in found):
         lines.append(f"{', '.join(KNOBS)}: of the policy, not of an endpoint; no setting changes it yet.")
     if days < 1:

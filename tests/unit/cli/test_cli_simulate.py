@@ -102,7 +102,7 @@ def test_days_and_warm_up(requests: str, said: Said) -> None:
 def test_a_table_for_people(requests: str, said: Said) -> None:
     code, out, _ = said(requests, "--policy", "keep-alive-60", "--days", "0.1", "--jobs", "1")
     assert code == 0
-    assert "mine.csv: 120 requests in 0.0826 days" in out
+    assert "mine.csv: 120 requests in 1.98 hours" in out
     assert "keep-alive-60 *" in out
     assert "Lower bound $" in out
     assert "mean/peak" in out
