@@ -18,7 +18,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from headrace_autoscaler import burst, limits, offers, pools
+from headrace_autoscaler import burst, offers, pools
+from headrace_autoscaler.cases import Case, Round
+from headrace_autoscaler.means import limit
 from headrace_autoscaler.placement import Book, Donor, Given, idle_since
 from headrace_autoscaler.spec import (
     Action,
@@ -41,7 +43,6 @@ from headrace_autoscaler.wants import (
     LOOK_S,
     NEW,
     Crew,
-    Seen,
     Surplus,
     asleep,
     learned,
@@ -53,61 +54,18 @@ from headrace_autoscaler.wants import (
 __all__ = ["decide", "wanted"]
 
 
-class _Case:
-    """One endpoint while a decision is made."""
-
-    def __init__(self, endpoint: EndpointObservation, before: EndpointState) -> None:
-        self.endpoint = endpoint
-        self.crew = Crew(endpoint)
-        self.before = self.after = before
-        self.seen = Seen(asked=0, reason="")
-        self.surplus = Surplus()
-        self.target = 0
-        """Instances that it shall have."""
-        self.limit = ""
-        """Why not more, when money or a cool-down is why."""
-        self.actions: list[Action] = []
-
-    def release(self, one: InstanceObservation, why: str) -> None:
-        """Have one go."""
-        self.actions.append(Release(endpoint=self.endpoint.endpoint, instance=one.id, reason=why))
-
-    def wait(self, wanted: int, why: str, *, no_room: bool = False) -> None:
-        """Say what does not happen now."""
-        name = self.endpoint.endpoint
-        self.actions.append(Wait(endpoint=name, wanted=wanted, reason=why, no_room=no_room))
-
-
-class _Round:
-    """What the endpoints of one decision share."""
-
-    def __init__(self, now: float, observation: Observation, config: Config) -> None:
-        self.now = now
-        self.config = config
-        self.book = Book(observation.hosts)
-        self.donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
-        self.offers = observation.offers
-        self.spot = any(offer.spot for offer in observation.offers)
-        self.spending = observation.spending
-        self.looks: list[float] = []
-
-    def look_again(self, *times: float | None) -> None:
-        """Something falls due then."""
-        self.looks += [at for at in times if at is not None]
-
-
 def decide(now: float, observation: Observation, state: State, config: Config) -> Decision:
     """What to do now. Equal arguments give equal results; actions are in the order to carry out."""
-    this = _Round(now, observation, config)
-    cases: list[_Case] = []
+    this = Round(now, observation, config)
+    cases: list[Case] = []
     for endpoint in observation.endpoints:
         before = state.endpoints.get(endpoint.endpoint, NEW)
         awake = endpoint.instances or endpoint.queued or endpoint.in_flight or endpoint.scaling.min
         if awake or not asleep(before):
-            case = _Case(endpoint, before)
+            case = Case(endpoint, before)
             _aim(this, case)
             cases.append(case)
-    _limit(this, cases)
+    limit(this, cases)
     actions: list[Action] = []
     changed: dict[str, EndpointState] = {}
     for case in cases:
@@ -124,7 +82,7 @@ def decide(now: float, observation: Observation, state: State, config: Config) -
     return Decision(actions=tuple(actions), state=after, look_again_at=min(this.looks, default=None))
 
 
-def _aim(this: _Round, case: _Case) -> None:
+def _aim(this: Round, case: Case) -> None:
     """How many it shall have, and who has been idle for too long."""
     endpoint, crew, now, config = case.endpoint, case.crew, this.now, this.config
     case.seen, case.after = look(now, endpoint, crew, case.before, config)
@@ -141,72 +99,7 @@ def _aim(this: _Round, case: _Case) -> None:
     this.look_again(case.surplus.look_again_at, now + LOOK_S if case.seen.left else None)
 
 
-def _limit(this: _Round, cases: Sequence[_Case]) -> None:
-    """Bound what costs money by budgets, and changes by cool-downs."""
-    config = this.config.limits
-    slow = config.up_cool_down_s > 0 or config.down_cool_down_s > 0
-    budget = config.budget
-    asking: dict[str, tuple[_Case, limits.Claim]] = {}
-    for case in cases:
-        scaling, have = case.endpoint.scaling, len(case.crew.mine)
-        if not slow and ((scaling.budget is None and budget is None) or case.target <= have):
-            continue
-        price = _price(this, case)
-        mine = limits.spending_of(case.endpoint.instances)
-        limited = limits.bound(
-            this.now,
-            case.target,
-            scaling,
-            have=have,
-            price=price,
-            spending=limits.Spending(mine, None if this.spending is None else this.spending - mine),
-            config=config,
-            changes=limits.Changes(case.before.up_at, case.before.down_at),
-            urgent=case.endpoint.queued > 0,
-        )
-        _held_to(case, limited.count, limited.reason)
-        if slow and case.target != have:
-            _changed(this.now, case, up=case.target > have)
-        if budget is not None and price and case.target > have:
-            asking[case.endpoint.endpoint] = case, limits.Claim(case.target - have, price)
-    if budget is not None and this.spending is not None and len(asking) > 1:
-        claims = {name: claim for name, (_, claim) in asking.items()}
-        for name, count in limits.share(budget - this.spending, claims).items():
-            case, claim = asking[name]
-            if count < claim.count:
-                text = (
-                    f"the budget of all endpoints of {budget:g} $/h is shared: {count} of {claim.count} more"
-                )
-                _held_to(case, len(case.crew.mine) + count, text)
-
-
-def _held_to(case: _Case, count: int, why: str) -> None:
-    if count == case.target:
-        return
-    if count < case.target:
-        case.limit = why
-    else:
-        # Fewer would do, and it is too early for that.
-        case.surplus = Surplus()
-    case.target = count
-
-
-def _changed(now: float, case: _Case, *, up: bool) -> None:
-    times = {"up_at": now} if up else {"down_at": now}
-    case.after = msgspec.structs.replace(case.after, **times)
-
-
-def _price(this: _Round, case: _Case) -> float | None:
-    """What one more costs: the cheapest offer that fits, else what the dearest of its instances does."""
-    scaling = case.endpoint.scaling
-    found = [o.price for o in this.offers if offers.fits(o, scaling) and not offers.dear(o, scaling)]
-    if not found:
-        found = [i.price for i in case.crew.mine if i.price is not None]
-        return max(found, default=None)
-    return min(found)
-
-
-def _carry_out(this: _Round, case: _Case) -> None:
+def _carry_out(this: Round, case: Case) -> None:
     missing = case.target - len(case.crew.mine)
     if missing > 0:
         _starts(this, case, missing)
@@ -221,7 +114,7 @@ def _carry_out(this: _Round, case: _Case) -> None:
         _expired(this, case)
 
 
-def _launches(this: _Round, case: _Case) -> None:
+def _launches(this: Round, case: Case) -> None:
     """What is launched elsewhere for what home does not hold, and what is given back there and at home."""
     endpoint, crew = case.endpoint, case.crew
     at_home = len(crew.mine) - crew.lost - crew.elsewhere
@@ -263,7 +156,7 @@ def _launches(this: _Round, case: _Case) -> None:
     this.look_again(choice.look_again_at)
 
 
-def _warm(this: _Round, observation: Observation, state: State) -> tuple[list[Action], State]:
+def _warm(this: Round, observation: Observation, state: State) -> tuple[list[Action], State]:
     """How many sandboxes and nodes wait for whoever comes."""
     config, actions = this.config.pools, list[Action]()
     if observation.pools:
@@ -285,7 +178,7 @@ def _warm(this: _Round, observation: Observation, state: State) -> tuple[list[Ac
     return actions, state
 
 
-def _starts(this: _Round, case: _Case, missing: int) -> None:
+def _starts(this: Round, case: Case, missing: int) -> None:
     """What starts, or goes on, at home; what does not fit may be launched elsewhere afterwards."""
     endpoint, crew, book, donors, now = case.endpoint, case.crew, this.book, this.donors, this.now
     if now < endpoint.blocked_until:
@@ -406,7 +299,7 @@ def _no_room(endpoint: EndpointObservation, missing: int, book: Book) -> Wait:
     return Wait(endpoint=endpoint.endpoint, wanted=missing, reason=why, no_room=full)
 
 
-def _expired(this: _Round, case: _Case) -> None:
+def _expired(this: Round, case: Case) -> None:
     """Paused ones that nobody will need: of another version, or not called for long."""
     version = case.endpoint.version
     for instance in case.crew.paused:
@@ -417,7 +310,7 @@ def _expired(this: _Round, case: _Case) -> None:
             case.release(instance, f"paused, and idle for {idle:.0f} s")
 
 
-def _timed_out(this: _Round, case: _Case) -> Iterable[tuple[InstanceObservation, str]]:
+def _timed_out(this: Round, case: Case) -> Iterable[tuple[InstanceObservation, str]]:
     """Idle ones that are not needed any more, by ``idle_timeout_s``: (instance, why)."""
     endpoint, mine = case.endpoint, case.crew.mine
     demand = endpoint.in_flight + endpoint.queued
@@ -442,16 +335,3 @@ def _timed_out(this: _Round, case: _Case) -> Iterable[tuple[InstanceObservation,
         else:
             continue
         surplus -= 1
-
-
-def _may_give_way(now: float, donor: Donor, config: Config) -> bool:
-    """Idle, and not just started for a request that is about to reach it.
-
-    One that stays unused (its client hung up, or it was only verified) must not keep others waiting.
-    """
-    _, instance, scaling = donor
-    if instance.state == "paused":
-        return True
-    held = min(scaling.idle_timeout_s, config.unused_hold_s)
-    settled = instance.last_used_at is not None or now - instance.started_at >= held
-    return instance.state == "ready" and not instance.in_flight and settled

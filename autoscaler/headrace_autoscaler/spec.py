@@ -295,6 +295,10 @@ class EndpointState(Value, frozen=True, kw_only=True):
     forecast: ForecastState | None = None
     keep: KeepState | None = None
     burst: BurstState | None = None
+    level: float = 0.0
+    """The level of demand that instances are to be there for, ahead of it,"""
+    level_s: float | None = None
+    """as it will be in so many seconds."""
     up_at: float | None = None
     """When more were wanted than before, and when fewer; only while cool-downs are set."""
     down_at: float | None = None

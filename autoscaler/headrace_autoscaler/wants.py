@@ -25,6 +25,7 @@ from headrace_autoscaler.spec import Config, EndpointObservation, EndpointState,
 from headrace_autoscaler.states import DemandState, ForecastState, KeepState
 
 _ROUNDING = 1e-9
+_NOTHING = DemandState()
 NEW = EndpointState()
 LOOK_S = 2.0
 """While requests are left to the instances that are there, it looks again after so long."""
@@ -116,7 +117,7 @@ def look(
     now: float, endpoint: EndpointObservation, crew: Crew, before: EndpointState, config: Config
 ) -> tuple[Seen, EndpointState]:
     """What its demand comes to, and what is remembered of it."""
-    past = before.demand or DemandState()
+    past = before.demand or _NOTHING
     past = panic.remember(now, endpoint, past, config.demand)
     demand = panic.demand(now, endpoint, past.window, config.demand, past.panic, ready=crew.ready)
     if demand.panic is not past.panic:
@@ -135,7 +136,10 @@ def look(
         service_s=service_s,
         config=config.demand,
     )
-    level = _level(now, ahead_of, endpoint.start_s, config)
+    level, start_s = before.level, endpoint.start_s
+    fresh = ahead_of is not before.forecast or start_s != before.level_s
+    if fresh:
+        level = _level(now, ahead_of, start_s, config)
     needed = staffing.ahead(level, endpoint.start_s, config.keep.late_s, config.demand)
     needed /= endpoint.scaling.target_concurrency
     if demand.tokens is not None:
@@ -149,10 +153,12 @@ def look(
         start_s=endpoint.start_s,
         service_s=service_s,
     )
-    known = past if past != DemandState() else None
-    if known == before.demand and ahead_of is before.forecast:
+    known = before.demand if before.demand is None and past is _NOTHING else past
+    if known is before.demand and not fresh:
         return seen, before
-    return seen, msgspec.structs.replace(before, demand=known, forecast=ahead_of)
+    return seen, msgspec.structs.replace(
+        before, demand=known, forecast=ahead_of, level=level, level_s=start_s
+    )
 
 
 def _level(now: float, known: ForecastState | None, start_s: float | None, config: Config) -> float:

@@ -258,6 +258,7 @@ def test_never_above_max_and_never_below_min(world, history):
 def test_constant_demand_does_not_flap(world, history, demand):
     for seconds, arrivals in history:
         world.tick(seconds, arrivals)
+    drain(world)
     settle(world, hold=demand)
     before = set(world.instances)
     for _ in range(60):

@@ -1,0 +1,72 @@
+"""What a decision works on: each endpoint's case, and what all of them share."""
+
+from __future__ import annotations
+
+from headrace_autoscaler.placement import Book, Donor
+from headrace_autoscaler.spec import (
+    Action,
+    Config,
+    EndpointObservation,
+    EndpointState,
+    InstanceObservation,
+    Observation,
+    Release,
+    Wait,
+)
+from headrace_autoscaler.wants import Crew, Seen, Surplus
+
+
+class Case:
+    """One endpoint while a decision is made."""
+
+    def __init__(self, endpoint: EndpointObservation, before: EndpointState) -> None:
+        self.endpoint = endpoint
+        self.crew = Crew(endpoint)
+        self.before = self.after = before
+        self.seen = Seen(asked=0, reason="")
+        self.surplus = Surplus()
+        self.target = 0
+        """Instances that it shall have."""
+        self.limit = ""
+        """Why not more, when money or a cool-down is why."""
+        self.actions: list[Action] = []
+
+    def release(self, one: InstanceObservation, why: str) -> None:
+        """Have one go."""
+        self.actions.append(Release(endpoint=self.endpoint.endpoint, instance=one.id, reason=why))
+
+    def wait(self, wanted: int, why: str, *, no_room: bool = False) -> None:
+        """Say what does not happen now."""
+        name = self.endpoint.endpoint
+        self.actions.append(Wait(endpoint=name, wanted=wanted, reason=why, no_room=no_room))
+
+
+class Round:
+    """What the endpoints of one decision share."""
+
+    def __init__(self, now: float, observation: Observation, config: Config) -> None:
+        self.now = now
+        self.config = config
+        self.book = Book(observation.hosts)
+        self.donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
+        self.offers = observation.offers
+        self.spot = any(offer.spot for offer in observation.offers)
+        self.spending = observation.spending
+        self.looks: list[float] = []
+
+    def look_again(self, *times: float | None) -> None:
+        """Something falls due then."""
+        self.looks += [at for at in times if at is not None]
+
+
+def _may_give_way(now: float, donor: Donor, config: Config) -> bool:
+    """Idle, and not just started for a request that is about to reach it.
+
+    One that stays unused (its client hung up, or it was only verified) must not keep others waiting.
+    """
+    _, instance, scaling = donor
+    if instance.state == "paused":
+        return True
+    held = min(scaling.idle_timeout_s, config.unused_hold_s)
+    settled = instance.last_used_at is not None or now - instance.started_at >= held
+    return instance.state == "ready" and not instance.in_flight and settled

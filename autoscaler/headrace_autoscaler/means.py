@@ -1,0 +1,76 @@
+"""Bounds what endpoints want by what it may cost and by how often it may change; see `limits`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from headrace_autoscaler import limits, offers
+from headrace_autoscaler.cases import Case, Round
+from headrace_autoscaler.wants import Surplus
+
+
+def limit(this: Round, cases: Sequence[Case]) -> None:
+    """Bound what costs money by budgets, and changes by cool-downs."""
+    config = this.config.limits
+    slow = config.up_cool_down_s > 0 or config.down_cool_down_s > 0
+    budget = config.budget
+    asking: dict[str, tuple[Case, limits.Claim]] = {}
+    for case in cases:
+        scaling, have = case.endpoint.scaling, len(case.crew.mine)
+        if not slow and ((scaling.budget is None and budget is None) or case.target <= have):
+            continue
+        price = _price(this, case)
+        mine = limits.spending_of(case.endpoint.instances)
+        limited = limits.bound(
+            this.now,
+            case.target,
+            scaling,
+            have=have,
+            price=price,
+            spending=limits.Spending(mine, None if this.spending is None else this.spending - mine),
+            config=config,
+            changes=limits.Changes(case.before.up_at, case.before.down_at),
+            urgent=case.endpoint.queued > 0,
+        )
+        _held_to(case, limited.count, limited.reason)
+        if slow and case.target != have:
+            _changed(this.now, case, up=case.target > have)
+        if budget is not None and price and case.target > have:
+            asking[case.endpoint.endpoint] = case, limits.Claim(case.target - have, price)
+    if budget is not None and this.spending is not None and len(asking) > 1:
+        claims = {name: claim for name, (_, claim) in asking.items()}
+        for name, count in limits.share(budget - this.spending, claims).items():
+            case, claim = asking[name]
+            if count < claim.count:
+                text = (
+                    f"the budget of all endpoints of {budget:g} $/h is shared: {count} of {claim.count} more"
+                )
+                _held_to(case, len(case.crew.mine) + count, text)
+
+
+def _held_to(case: Case, count: int, why: str) -> None:
+    if count == case.target:
+        return
+    if count < case.target:
+        case.limit = why
+    else:
+        # Fewer would do, and it is too early for that.
+        case.surplus = Surplus()
+    case.target = count
+
+
+def _changed(now: float, case: Case, *, up: bool) -> None:
+    times = {"up_at": now} if up else {"down_at": now}
+    case.after = msgspec.structs.replace(case.after, **times)
+
+
+def _price(this: Round, case: Case) -> float | None:
+    """What one more costs: the cheapest offer that fits, else what the dearest of its instances does."""
+    scaling = case.endpoint.scaling
+    found = [o.price for o in this.offers if offers.fits(o, scaling) and not offers.dear(o, scaling)]
+    if not found:
+        found = [i.price for i in case.crew.mine if i.price is not None]
+        return max(found, default=None)
+    return min(found)
