@@ -29,6 +29,9 @@ class Market:
     boot: Draw
     spot_capacity: int | None = None
     """The most spot nodes of one zone at once; None: any number, as the traces of single nodes can't say."""
+    drain_s: float | None = None
+    """A node under notice goes on to take requests until so long before its loss; None: it takes none more,
+    which is the cautious side: whether a platform goes on to use it is the platform's choice."""
     outages: int = 1
     """Daily peaks at which the cheapest provider is gone, the busiest days first."""
 
@@ -61,6 +64,7 @@ def _supply(
         region=where if steps else "main",
         min_billing_s=MIN_BILLING_S,
         notice_s=NOTICE_S,
+        drain_s=market.drain_s,
         spot=bool(steps),
         capacity=market.spot_capacity if steps else None,
         availability=steps,  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ GOALS = {
 }  # fmt: skip
 """Of issue 5, at our default: share within 10 s, and times the LP bound."""
 SPOT_GOALS = {"availability": 0.999, "cost": 0.65}
+DRAIN_S = 30.0
 DECIDE_GOAL_MS, SPEED_GOAL_S = 50.0, 10.0
 
 
@@ -217,7 +218,10 @@ def spot(data: Path | None, trace: Trace, plan: Plan) -> dict[str, Any]:
         return found
     usual = Market(rule, tuple(zones(data)), Draw(plan.boots[0], jitter=JITTER))
     found["dealt"] = {seed: dealt(usual, seed) for seed in range(plan.seeds)}
+    slow = replace(usual, boot=Draw(plan.boots[-1], jitter=JITTER))
     others = {
+        "nodes under notice serve until 30 s before their loss": replace(usual, drain_s=DRAIN_S),
+        f"the same, boot {plan.boots[-1]:g} s": replace(slow, drain_s=DRAIN_S),
         "an outage every day": replace(usual, outages=round(plan.days[1] - plan.days[0])),
         "no outage": replace(usual, outages=0),
         "at most 8 spot nodes in a zone": replace(usual, spot_capacity=8),
