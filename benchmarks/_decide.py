@@ -26,6 +26,8 @@ BUSY = 600.0
 SERVICE_S = 26.5
 POPULARITY = 1.0
 """Zipf: the k-th endpoint has 1/k of the first one's requests."""
+TICK_S = 2.0
+"""Between looks at everything; in a simulation of few endpoints the policy asks for fewer."""
 REQUESTS = 200_000
 WEEK_DAYS = 7.0
 
@@ -75,7 +77,7 @@ def decisions(endpoints: int, hosts: int, seconds: float = 300.0) -> dict[str, A
             last = outcome.state
         return outcome
 
-    run(installation(endpoints, hosts, seconds), replace(policy, decide=timed), 0)
+    run(installation(endpoints, hosts, seconds), replace(policy, decide=timed, tick_s=TICK_S), 0)
     figures = {
         f"{part}_ms": {
             **{f"p{p}": round(float(np.percentile(times, p)), 2) for p in (50, 99)},
