@@ -259,6 +259,7 @@ def test_constant_demand_does_not_flap(world, history, demand):
     for seconds, arrivals in history:
         world.tick(seconds, arrivals)
     drain(world)
+    drain(world)
     settle(world, hold=demand)
     before = set(world.instances)
     for _ in range(60):
