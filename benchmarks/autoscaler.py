@@ -59,7 +59,9 @@ def _many(policy: str, field: str, values: tuple[float, ...]) -> list[Variant]:
     return [Variant(policy, config={field: value}) for value in values]
 
 
-KNOB = tuple(_many(OURS, "keep.late_s", (25.0, 75.0, 200.0, 500.0, 1200.0, 3000.0, 8000.0, 20000.0)))
+KNOB = tuple(
+    _many(OURS, "keep.late_s", (25.0, 75.0, 200.0, 500.0, 1200.0, 3000.0, 8000.0, 20000.0, 6e4, 2e5, 1e6))
+)
 """Our one knob, from cheap to quick: what it is worth that nobody waits. The default is a point beside."""
 OTHERS: tuple[Variant, ...] = (
     *(Variant(f"always-on-{count}") for count in (5, 10, 20, 30, 40, 50, 60, 74)),
@@ -364,8 +366,12 @@ def _said_accept(boot: str, one: dict[str, Any]) -> list[str]:
     lines = [f"Starts of {boot} s", table(header, rows)]
     lines += [f"  bounds: {', '.join(f'{name} ${usd:.0f}' for name, usd in one['bounds'].items())}"]
     if "verdict" in one:
-        beaten = ", ".join(one["on_or_above"]) or "none"
-        lines.append(f"  on or above our curve: {beaten}")
+        for where, what in (("within", "within our settings"), ("dearer", "dearer than our dearest setting")):
+            beaten = [v["policy"] for v in one["verdict"] if v["beats"] and v["where"] == where]
+            lines.append(f"  on or above our curve, {what}: {', '.join(beaten) or 'none'}")
+        cheaper = [v["policy"] for v in one["verdict"] if v["beats"] and v["where"] == "cheaper"]
+        if cheaper:
+            lines.append(f"  cheaper than our cheapest setting and no worse: {', '.join(cheaper)}")
         if one["not_comparable"]:
             lines.append(
                 "  cheaper than our cheapest setting and worse, so not on the curve: "
