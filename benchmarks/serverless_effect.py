@@ -317,6 +317,12 @@ def said(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     header = ("load", "mean", "peak", "mean/peak", "fleet", "Headrace $", "within 10 s")
     lines += [table((*header, *(f"of bare at ${owned:g}" for owned in OWNED_USD)), rows)]
+    if short := [
+        name for name, one in found["turning"]["points"].items() if one["headrace_share"] < SLO.share
+    ]:
+        lines.append(
+            f"  ! the fleets have {SLO.share:.0%}; Headrace has less, so is too cheap, at: {', '.join(short)}"
+        )
     for owned, ratio in found["turning"]["turns_at"].items():
         where = "not within these loads" if ratio is None else f"at a mean/peak ratio of {ratio:.2f}"
         lines.append(f"  owned at ${owned:g}/h: bare metal becomes the cheaper one {where}")
