@@ -29,7 +29,7 @@ from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from headrace_autoscaler.configs import LimitConfig
-from headrace_autoscaler.spec import InstanceObservation, ScalingSpec
+from headrace_autoscaler.spec import EndpointObservation, InstanceObservation, OfferObservation, ScalingSpec
 
 _ROUNDING = 1e-9
 
@@ -167,3 +167,27 @@ def share(left: float, claims: Mapping[str, Claim]) -> dict[str, int]:
             if granted[name] < claims[name].count:
                 heappush(turns, (spent + price, price, name))
     return granted
+
+
+def left(endpoint: EndpointObservation, spending: float | None, config: LimitConfig) -> float:
+    """Dollars per hour that the endpoint may still spend; ``spending`` is that of all, None: not known."""
+    budget = endpoint.scaling.budget
+    found = math.inf if budget is None else budget - spending_of(endpoint.instances)
+    if config.budget is not None and spending is not None:
+        found = min(found, config.budget - spending)
+    return found + _ROUNDING
+
+
+def affordable(
+    launches: Sequence[tuple[OfferObservation, str]], room: int, left: float
+) -> list[tuple[OfferObservation, str]]:
+    """As many launches as ``room`` and the dollars ``left`` allow, in their order, at their real prices.
+
+    `bound` reckons with the cheapest offer; a hedge is more than was wanted, and on-demand dearer.
+    """
+    found: list[tuple[OfferObservation, str]] = []
+    for offer, why in launches:
+        if len(found) < room and offer.price <= left:
+            left -= offer.price
+            found.append((offer, why))
+    return found

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from headrace_autoscaler import burst, offers, pools
+from headrace_autoscaler import pools
 from headrace_autoscaler.cases import Case, Round
+from headrace_autoscaler.elsewhere import launch
 from headrace_autoscaler.means import limit
 from headrace_autoscaler.placement import Book, Donor, Given, idle_since
 from headrace_autoscaler.spec import (
@@ -29,7 +30,6 @@ from headrace_autoscaler.spec import (
     EndpointObservation,
     EndpointState,
     InstanceObservation,
-    Launch,
     Observation,
     Pause,
     Release,
@@ -38,7 +38,6 @@ from headrace_autoscaler.spec import (
     State,
     Wait,
 )
-from headrace_autoscaler.states import BurstState
 from headrace_autoscaler.wants import (
     LOOK_S,
     NEW,
@@ -96,7 +95,8 @@ def _aim(this: Round, case: Case) -> None:
         case.after = remember(now, case.seen, case.after, endpoint.scaling.max, config)
         case.surplus = Surplus(gone=tuple(_timed_out(this, case)))
         case.target = max(case.after.desired, case.seen.asked) if rollout and crew.old else case.seen.asked
-    this.look_again(case.surplus.look_again_at, now + LOOK_S if case.seen.left else None)
+    look_s = case.seen.look_s
+    this.look_again(case.surplus.look_again_at, None if look_s is None else now + look_s + LOOK_S)
 
 
 def _carry_out(this: Round, case: Case) -> None:
@@ -104,7 +104,7 @@ def _carry_out(this: Round, case: Case) -> None:
     if missing > 0:
         _starts(this, case, missing)
     if this.offers or any(one.offer for one in case.endpoint.instances):
-        _launches(this, case)
+        launch(this, case)
     else:
         for one, why in case.surplus.gone:
             case.release(one, why)
@@ -112,48 +112,6 @@ def _carry_out(this: Round, case: Case) -> None:
         case.wait(max(1, case.seen.asked - len(case.crew.mine)), case.limit)
     if case.crew.paused:
         _expired(this, case)
-
-
-def _launches(this: Round, case: Case) -> None:
-    """What is launched elsewhere for what home does not hold, and what is given back there and at home."""
-    endpoint, crew = case.endpoint, case.crew
-    at_home = len(crew.mine) - crew.lost - crew.elsewhere
-    at_home += sum(isinstance(action, Start | Resume) for action in case.actions)
-    # What is idle too long at home goes when nothing is left elsewhere that could go for it.
-    spare = max(0, len(case.surplus.gone) - crew.elsewhere)
-    leaving = [(one, why) for one, why in case.surplus.gone if not one.offer][:spare]
-    for one, why in leaving:
-        case.release(one, why)
-    want = max(0, case.target - (at_home - len(leaving)))
-    if this.now < endpoint.blocked_until:
-        want = min(want, crew.elsewhere)
-    if want == crew.elsewhere and not crew.lost and not this.spot and case.after.burst is None:
-        return
-    known = case.after.burst or BurstState()
-    choice = burst.choose(
-        this.now,
-        endpoint.scaling,
-        want,
-        [one for one in endpoint.instances if one.offer and one.version == endpoint.version],
-        this.offers,
-        state=known,
-        config=this.config.burst,
-    )
-    for offer, text in choice.launches:
-        why = f"{case.seen.reason}; {text}"
-        name, version = endpoint.endpoint, endpoint.version
-        case.actions.append(Launch(endpoint=name, version=version, offer=offer.offer, reason=why))
-    idle = f"{case.surplus.gone[0][1]}; " if case.surplus.gone else ""
-    for name, text in choice.surplus:
-        case.actions.append(Release(endpoint=endpoint.endpoint, instance=name, reason=f"{idle}{text}"))
-    if choice.wait is not None:
-        case.wait(max(1, want - crew.elsewhere - len(choice.launches)), choice.wait)
-    if choice.launches:
-        this.offers = offers.taken(this.offers, [offer.offer for offer, _ in choice.launches])
-    if choice.state != known:
-        refusing = choice.state if choice.state.refusals else None
-        case.after = msgspec.structs.replace(case.after, burst=refusing)
-    this.look_again(choice.look_again_at)
 
 
 def _warm(this: Round, observation: Observation, state: State) -> tuple[list[Action], State]:

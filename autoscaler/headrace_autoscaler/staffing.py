@@ -17,10 +17,19 @@ concurrency.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 from headrace_autoscaler.configs import DemandConfig
+
+
+class Left(NamedTuple):
+    """Requests that are left to the instances that are there."""
+
+    requests: int
+    for_s: float | None = None
+    """In so many seconds fewer would be, if none becomes free until then; None: that is not due to time."""
 
 
 def left(
@@ -31,7 +40,7 @@ def left(
     start_s: float | None,
     service_s: float | None,
     config: DemandConfig,
-) -> int:
+) -> Left:
     """How many of the requests that wait are left to the instances that are there.
 
     ``busy``: requests that run, each of which frees a place; ``start_s`` and ``service_s``: seconds that a
@@ -39,13 +48,22 @@ def left(
     the oldest are taken to have come evenly since then.
     """
     if not queued or not busy or start_s is None or not service_s:
-        return 0
+        return Left(0)
     patience, rate = min(config.goal_s, start_s), busy / service_s
+    for_s = math.inf
     for place in range(queued):
-        freed = rate * max(0.0, patience - oldest_wait_s * (1.0 - place / queued))
-        if place + 1 > freed - config.confidence * math.sqrt(freed):
-            return place
-    return queued
+        freed = rate * (patience - oldest_wait_s * (1.0 - place / queued))
+        spare = freed - _needed(place + 1, config.confidence)
+        if spare < 0.0:
+            return Left(place, for_s / rate if place else None)
+        for_s = min(for_s, spare)
+    return Left(queued, for_s / rate)
+
+
+@lru_cache(maxsize=4096)
+def _needed(places: int, confidence: float) -> float:
+    """Mean of a count of which so many are sure: x with x - confidence * sqrt(x) = places."""
+    return ((confidence + math.sqrt(confidence * confidence + 4.0 * places)) / 2.0) ** 2
 
 
 def ahead(level: float, start_s: float | None, late_s: float, config: DemandConfig) -> float:
@@ -60,6 +78,6 @@ def ahead(level: float, start_s: float | None, late_s: float, config: DemandConf
     return (1.0 - config.goal_s / start_s) * max(0.0, needed)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _normal_quantile(share: float) -> float:
     return NormalDist().inv_cdf(min(max(share, 1e-6), 1.0 - 1e-6))

@@ -20,15 +20,15 @@ import msgspec
 
 from headrace_autoscaler import forecast, keep, panic, staffing
 from headrace_autoscaler.placement import idle_since
-from headrace_autoscaler.signals import average
 from headrace_autoscaler.spec import Config, EndpointObservation, EndpointState, InstanceObservation
 from headrace_autoscaler.states import DemandState, ForecastState, KeepState
 
 _ROUNDING = 1e-9
 _NOTHING = DemandState()
+_UNWATCHED = ForecastState()
 NEW = EndpointState()
-LOOK_S = 2.0
-"""While requests are left to the instances that are there, it looks again after so long."""
+LOOK_S = 0.1
+"""It looks again so long after the answer would have changed."""
 
 
 class Crew:
@@ -78,8 +78,8 @@ class Seen:
     asked: int
     """Instances that it asks for now, within min and max."""
     reason: str
-    left: int = 0
-    """Requests that wait and are left to the instances that are there."""
+    look_s: float | None = None
+    """In so many seconds it would ask for more, if nothing happens until then."""
     burst: bool = False
     """Nothing may shrink."""
     start_s: float | None = None
@@ -123,9 +123,9 @@ def look(
     if demand.panic is not past.panic:
         past = msgspec.structs.replace(past, panic=demand.panic)
     ahead_of = before.forecast
-    mean = average(past.window, now, config.forecast.step_s)
-    if mean is not None:
-        ahead_of = forecast.learn(now, mean, ahead_of or ForecastState(), config.forecast)
+    known = forecast.watch(now, past.window, ahead_of or _UNWATCHED, config.forecast)
+    if known is not _UNWATCHED:
+        ahead_of = known
     service = past.service
     service_s = service.seconds / service.total if service.total else None
     left = staffing.left(
@@ -144,21 +144,19 @@ def look(
     needed /= endpoint.scaling.target_concurrency
     if demand.tokens is not None:
         needed = max(needed, demand.instances)
-    asked = wanted(endpoint, left, needed)
+    asked = wanted(endpoint, left.requests, needed)
     seen = Seen(
         asked=asked,
-        reason=_reason(endpoint, asked, left, level, needed),
-        left=left,
+        reason=_reason(endpoint, asked, left.requests, level, needed),
+        look_s=left.for_s,
         burst=demand.in_panic,
         start_s=endpoint.start_s,
         service_s=service_s,
     )
-    known = before.demand if before.demand is None and past is _NOTHING else past
-    if known is before.demand and not fresh:
+    kept = None if past is _NOTHING else past
+    if kept is before.demand and not fresh:
         return seen, before
-    return seen, msgspec.structs.replace(
-        before, demand=known, forecast=ahead_of, level=level, level_s=start_s
-    )
+    return seen, msgspec.structs.replace(before, demand=kept, forecast=ahead_of, level=level, level_s=start_s)
 
 
 def _level(now: float, known: ForecastState | None, start_s: float | None, config: Config) -> float:
@@ -169,7 +167,7 @@ def _level(now: float, known: ForecastState | None, start_s: float | None, confi
         coming = forecast.forecast(now, known, start_s, config.demand.quantile, config.forecast)
         if coming is not None:
             return coming.value
-    return known.levels[0]
+    return known.levels[0] if now - known.at <= config.forecast.gap_s else 0.0
 
 
 def remember(now: float, seen: Seen, before: EndpointState, limit: int, config: Config) -> EndpointState:

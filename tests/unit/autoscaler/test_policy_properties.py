@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import pytest
+from headrace_autoscaler.configs import LimitConfig
 from headrace_autoscaler.policy import decide
 from headrace_autoscaler.spec import (
     Config,
@@ -253,12 +254,52 @@ def test_never_above_max_and_never_below_min(world, history):
         assert len(world.instances) >= min(world.scaling.min, room(world))
 
 
+@settings(max_examples=80, deadline=None)
+@given(worlds, histories, st.sampled_from([0.0, 1.0, 2.0, 4.0, 7.0]), st.booleans())
+def test_never_above_a_budget(world, history, budget, of_all):
+    if of_all:
+        world.config = Config(limits=LimitConfig(budget=budget))
+    else:
+        world.scaling = msgspec.structs.replace(world.scaling, budget=budget)
+    for seconds, arrivals in history:
+        world.tick(seconds, arrivals)
+        assert world.spending <= budget + ROUNDING
+
+
+@settings(max_examples=40, deadline=None)
+@given(worlds, worlds, histories, st.sampled_from([0.0, 1.0, 2.0, 5.5, 9.0]))
+def test_two_endpoints_share_a_budget_and_a_host(one, other, history, budget):
+    """They decide together: home holds what ``one`` says, offers are those of both."""
+    other.name = "default/f"
+    config, state = Config(limits=LimitConfig(budget=budget)), State()
+    both = {offer.offer: offer for world in (one, other) for offer in world.offers}
+    one.offers = other.offers = tuple(both.values())
+    for seconds, arrivals in history:
+        one.advance(seconds, arrivals)
+        other.advance(seconds, 12 - arrivals)
+        at_home = sum(i.offer is None for world in (one, other) for i in world.instances.values())
+        first, second = one.see(), other.see()
+        host = msgspec.structs.replace(first.hosts[0], cpu_free=float(one.home - at_home))
+        seen = msgspec.structs.replace(
+            first,
+            endpoints=first.endpoints + second.endpoints,
+            hosts=(host,),
+            spending=one.spending + other.spending,
+        )
+        decision = decide(one.now, seen, state, config)
+        state = decision.state
+        one.carry_out(decision)
+        other.carry_out(decision)
+        assert one.spending + other.spending <= budget + ROUNDING
+        assert sum(i.offer is None for world in (one, other) for i in world.instances.values()) <= one.home
+        assert all(len(world.instances) <= world.scaling.max for world in (one, other))
+
+
 @settings(max_examples=20, deadline=None)
 @given(worlds, histories, st.integers(0, 14))
 def test_constant_demand_does_not_flap(world, history, demand):
     for seconds, arrivals in history:
         world.tick(seconds, arrivals)
-    drain(world)
     drain(world)
     settle(world, hold=demand)
     before = set(world.instances)
