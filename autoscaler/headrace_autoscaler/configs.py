@@ -18,9 +18,10 @@ class DemandConfig(Value, frozen=True, kw_only=True):
     """A burst is over so long after it was last seen; until then nothing shrinks."""
     goal_s: float = 10.0
     """Nobody should wait for longer; waiting less is worth nothing."""
-    confidence: float = 2.06
-    """A queue is left to the instances that are there only when they free themselves in time with so many
-    standard deviations to spare."""
+    spare_starts: float = 2.5
+    """What a start for those who wait costs for each request that it keeps from being late, in times its
+    seconds: the chance worth it is ``late_s / (late_s + spare_starts * start_s)`` (newsvendor), with
+    `KeepConfig.late_s`. So sure it must be that a queue is served in time without."""
     staff_share: float = 1.12
     """Where starts take longer than anybody should wait, instances are there before they are asked for:
     so many times the level of demand,"""
@@ -66,7 +67,7 @@ class KeepConfig(Value, frozen=True, kw_only=True):
     restart: float = 0.34
     """How much more a start costs than the part of it that nobody should have to wait for, as the queue
     that it lets grow is dear: that part is taken 1 + ``restart`` * log(1 + ``late_s`` / 60) times."""
-    late_s: float = 1100.0
+    late_s: float = 1500.0
     """What a request that waits for too long costs. The knob between cost and waiting: what is idle is kept
     for longer, and more are there ahead of demand, the dearer it is."""
     prior: float = 20.0

@@ -2,8 +2,8 @@
 
 For the queue: a request that waits is left to the instances that are there while those free themselves in
 time, because a start buys nothing that a completion gives for free. With n busy ones and a mean service
-time m, about n * t / m become free within t seconds; what varies about that is allowed for by
-``confidence`` standard deviations (of a Poisson count). In time means before the request has waited for
+time m, about n * t / m become free within t seconds; how sure it must be follows from what a late request
+costs and what a start does. In time means before the request has waited for
 ``goal_s``, or for as long as a start takes, whichever is less: where starts are fast nobody queues.
 
 Ahead of it: a start that takes longer than anybody should wait comes too late for whoever asked for it.
@@ -23,6 +23,9 @@ from typing import NamedTuple
 
 from headrace_autoscaler.configs import DemandConfig
 
+_EXTREME = 1e-6
+"""No chance is nearer to 0 or 1: five standard deviations."""
+
 
 class Left(NamedTuple):
     """Requests that are left to the instances that are there."""
@@ -39,21 +42,24 @@ def left(
     busy: int,
     start_s: float | None,
     service_s: float | None,
+    late_s: float,
     config: DemandConfig,
 ) -> Left:
     """How many of the requests that wait are left to the instances that are there.
 
     ``busy``: requests that run, each of which frees a place; ``start_s`` and ``service_s``: seconds that a
-    start and a request take, None when not known: then nothing is left to anybody. The requests behind
-    the oldest are taken to have come evenly since then.
+    start and a request take, None when not known: then nothing is left to anybody; ``late_s``: what a late
+    request costs (`configs.KeepConfig.late_s`). The requests behind the oldest are taken to have come
+    evenly since then.
     """
     if not queued or not busy or start_s is None or not service_s:
         return Left(0)
     patience, rate = min(config.goal_s, start_s), busy / service_s
+    sure = _worth(late_s, config.spare_starts * start_s)
     for_s = math.inf
     for place in range(queued):
         freed = rate * (patience - oldest_wait_s * (1.0 - place / queued))
-        spare = freed - _needed(place + 1, config.confidence)
+        spare = freed - _needed(place + 1, sure)
         if spare < 0.0:
             return Left(place, for_s / rate if place else None)
         for_s = min(for_s, spare)
@@ -61,9 +67,9 @@ def left(
 
 
 @lru_cache(maxsize=4096)
-def _needed(places: int, confidence: float) -> float:
-    """Mean of a count of which so many are sure: x with x - confidence * sqrt(x) = places."""
-    return ((confidence + math.sqrt(confidence * confidence + 4.0 * places)) / 2.0) ** 2
+def _needed(places: int, sure: float) -> float:
+    """Mean of a Poisson count of which so many are sure: x with x - sure * sqrt(x) = places."""
+    return ((sure + math.sqrt(sure * sure + 4.0 * places)) / 2.0) ** 2
 
 
 def ahead(level: float, start_s: float | None, late_s: float, config: DemandConfig) -> float:
@@ -73,11 +79,13 @@ def ahead(level: float, start_s: float | None, late_s: float, config: DemandConf
     """
     if start_s is None or start_s <= config.goal_s or level <= 0.0:
         return 0.0
-    root = config.staff_root + _normal_quantile(late_s / (late_s + config.spare_s))
+    root = config.staff_root + _worth(late_s, config.spare_s)
     needed = config.staff_share * level + root * math.sqrt(level) - config.staff_less
     return (1.0 - config.goal_s / start_s) * max(0.0, needed)
 
 
 @lru_cache(maxsize=4096)
-def _normal_quantile(share: float) -> float:
-    return NormalDist().inv_cdf(min(max(share, 1e-6), 1.0 - 1e-6))
+def _worth(late_s: float, cost_s: float) -> float:
+    """Standard deviations to be on the safe side by, when being late costs the one and being safe the other."""
+    share = late_s / (late_s + cost_s) if late_s > 0.0 else 0.0
+    return NormalDist().inv_cdf(min(max(share, _EXTREME), 1.0 - _EXTREME))

@@ -134,6 +134,7 @@ def look(
         busy=endpoint.in_flight,
         start_s=endpoint.start_s,
         service_s=service_s,
+        late_s=config.keep.late_s,
         config=config.demand,
     )
     level, start_s = before.level, endpoint.start_s
@@ -241,10 +242,12 @@ def _held(level: int, endpoint: EndpointObservation, seen: Seen, known: KeepStat
 
 def _reason(endpoint: EndpointObservation, asked: int, left: int, level: float, needed: float) -> str:
     demand = endpoint.in_flight + endpoint.queued
-    if asked == endpoint.scaling.min and (not demand or asked > demand):
+    if asked and asked == endpoint.scaling.min and (not demand or asked > demand):
         return f"min={endpoint.scaling.min}"
     if needed > (demand - left) / endpoint.scaling.target_concurrency:
         ask = f"a level of {level:.1f} asks for {asked}"
         return f"{ask}, as starts take {endpoint.start_s:.0f} s" if endpoint.start_s else ask
+    if not demand:
+        return "nothing asks for any"
     text = f"{endpoint.in_flight} in flight and {endpoint.queued} queued ask for {asked}"
     return f"{text} ({left} will be served in time)" if left else text
