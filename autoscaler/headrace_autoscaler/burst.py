@@ -264,7 +264,7 @@ class _Plan:
         # What spot took over drains even while it is busy; what demand has left, only when it is idle.
         over = ready.total() + ready_other - wanted if ready else 0
         text = f"{ready.total()} ready on spot and {len(self.other)} on demand, {wanted} wanted"
-        for instance in sorted(self.other, key=_order):
+        for instance in sorted(self.other, key=_order) if spare > 0 else ():
             if spare <= 0:
                 break
             if (instance.in_flight and over <= 0) or self._paid(instance):

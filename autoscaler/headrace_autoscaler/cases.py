@@ -15,16 +15,23 @@ from headrace_autoscaler.spec import (
 )
 from headrace_autoscaler.wants import Crew, Seen, Surplus
 
+_UNSEEN = Seen(asked=0, reason="")
+_NONE = Surplus()
+
 
 class Case:
     """One endpoint while a decision is made."""
+
+    __slots__ = (
+        "actions", "after", "before", "crew", "endpoint", "limit", "seen", "surplus", "target",
+    )  # fmt: skip
 
     def __init__(self, endpoint: EndpointObservation, before: EndpointState) -> None:
         self.endpoint = endpoint
         self.crew = Crew(endpoint)
         self.before = self.after = before
-        self.seen = Seen(asked=0, reason="")
-        self.surplus = Surplus()
+        self.seen = _UNSEEN
+        self.surplus = _NONE
         self.target = 0
         """Instances that it shall have."""
         self.limit = ""

@@ -59,17 +59,16 @@ def hold_s(times: IdleTimes | None, cost_s: float, config: KeepConfig) -> float:
     watched = _NOTHING if times is None else times.watched
     needed = _NOTHING if times is None else times.needed
     prior = config.prior
-    ahead = cost_s
-    until = EDGES_S[-1]
+    ahead, stop = cost_s, None
     for place in range(len(_SPANS) - 1, -1, -1):
-        low, length = _SPANS[place]
+        length = _SPANS[place][1]
         hazard = (needed[place] + prior * _PRIOR[place]) / (watched[place] + prior)
         held = length * (1.0 - hazard / 2.0) + (1.0 - hazard) * ahead
         if held < cost_s:
             ahead = held
         else:
-            ahead, until = cost_s, _within(low, length, hazard, cost_s)
-    return until
+            ahead, stop = cost_s, (place, hazard)
+    return EDGES_S[-1] if stop is None else _within(*_SPANS[stop[0]], stop[1], cost_s)
 
 
 def _within(low: float, length: float, hazard: float, cost_s: float) -> float:

@@ -100,6 +100,23 @@ def demand(
     )
 
 
+def burst(
+    now: float,
+    endpoint: EndpointObservation,
+    window: WindowState,
+    config: DemandConfig,
+    panic: PanicState | None,
+    *,
+    ready: int,
+) -> PanicState | None:
+    """Only whether there is a burst, of an endpoint that is scaled on requests; see `demand`."""
+    mean = average(window, now, config.panic_s)
+    asked = (
+        endpoint.in_flight + endpoint.queued if mean is None else mean
+    ) / endpoint.scaling.target_concurrency
+    return _panic(now, ready, asked, config, panic)
+
+
 def _tokens(endpoint: EndpointObservation) -> float | None:
     """Tokens of all that is there: those that wait are taken to be as long as those in flight."""
     if endpoint.scaling.tokens is None or endpoint.tokens_in_flight is None or not endpoint.in_flight:

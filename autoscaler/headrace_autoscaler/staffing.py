@@ -86,6 +86,6 @@ def ahead(level: float, start_s: float | None, late_s: float, config: DemandConf
 
 @lru_cache(maxsize=4096)
 def _worth(late_s: float, cost_s: float) -> float:
-    """Standard deviations to be on the safe side by, when being late costs the one and being safe the other."""
+    """Standard deviations to be safe by, when being late costs the one and being safe the other."""
     share = late_s / (late_s + cost_s) if late_s > 0.0 else 0.0
     return NormalDist().inv_cdf(min(max(share, _EXTREME), 1.0 - _EXTREME))

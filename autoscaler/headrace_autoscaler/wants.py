@@ -14,7 +14,7 @@ longer pays. Neither lets go of anything in a burst (`panic`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,6 +33,8 @@ LOOK_S = 0.1
 
 class Crew:
     """One endpoint's instances, sorted out once per decision. Those that drain are in none of the lists."""
+
+    __slots__ = ("elsewhere", "idle", "lost", "mine", "old", "paused", "ready")
 
     def __init__(self, endpoint: EndpointObservation) -> None:
         self.mine: list[InstanceObservation] = []
@@ -71,8 +73,7 @@ class Crew:
                 self.idle.append(one)
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What one endpoint's demand comes to."""
 
     asked: int
@@ -87,8 +88,7 @@ class Seen:
     """Mean seconds that a request takes; None: not known."""
 
 
-@dataclass(frozen=True)
-class Surplus:
+class Surplus(NamedTuple):
     """Idle instances that it no longer needs."""
 
     gone: tuple[tuple[InstanceObservation, str], ...] = ()
@@ -119,9 +119,15 @@ def look(
     """What its demand comes to, and what is remembered of it."""
     past = before.demand or _NOTHING
     past = panic.remember(now, endpoint, past, config.demand)
-    demand = panic.demand(now, endpoint, past.window, config.demand, past.panic, ready=crew.ready)
-    if demand.panic is not past.panic:
-        past = msgspec.structs.replace(past, panic=demand.panic)
+    by_tokens = 0.0
+    if endpoint.scaling.tokens is None:
+        burst = panic.burst(now, endpoint, past.window, config.demand, past.panic, ready=crew.ready)
+    else:
+        demand = panic.demand(now, endpoint, past.window, config.demand, past.panic, ready=crew.ready)
+        burst = demand.panic
+        by_tokens = 0.0 if demand.tokens is None else demand.instances
+    if burst is not past.panic:
+        past = msgspec.structs.replace(past, panic=burst)
     ahead_of = before.forecast
     known = forecast.watch(now, past.window, ahead_of or _UNWATCHED, config.forecast)
     if known is not _UNWATCHED:
@@ -143,14 +149,13 @@ def look(
         level = _level(now, ahead_of, start_s, config)
     needed = staffing.ahead(level, endpoint.start_s, config.keep.late_s, config.demand)
     needed /= endpoint.scaling.target_concurrency
-    if demand.tokens is not None:
-        needed = max(needed, demand.instances)
+    needed = max(needed, by_tokens)
     asked = wanted(endpoint, left.requests, needed)
     seen = Seen(
         asked=asked,
         reason=_reason(endpoint, asked, left.requests, level, needed),
         look_s=left.for_s,
-        burst=demand.in_panic,
+        burst=burst is not None,
         start_s=endpoint.start_s,
         service_s=service_s,
     )
