@@ -59,30 +59,35 @@ def hold_s(times: IdleTimes | None, cost_s: float, config: KeepConfig) -> float:
     watched = _NOTHING if times is None else times.watched
     needed = _NOTHING if times is None else times.needed
     prior = config.prior
-    ahead, stop = cost_s, None
+    ahead = cost_s
+    until = EDGES_S[-1]
     for place in range(len(_SPANS) - 1, -1, -1):
-        length = _SPANS[place][1]
+        low, length = _SPANS[place]
         hazard = (needed[place] + prior * _PRIOR[place]) / (watched[place] + prior)
-        held = length * (1.0 - hazard / 2.0) + (1.0 - hazard) * ahead
-        if held < cost_s:
-            ahead = held
+        through = length * (1.0 - hazard / 2.0) + (1.0 - hazard) * ahead
+        stop_at, stopped = _within(low, length, hazard, cost_s)
+        if stop_at < low + length and stopped <= through:
+            ahead, until = stopped, stop_at
         else:
-            ahead, stop = cost_s, (place, hazard)
-    return EDGES_S[-1] if stop is None else _within(*_SPANS[stop[0]], stop[1], cost_s)
+            ahead = through
+    return until
 
 
-def _within(low: float, length: float, hazard: float, cost_s: float) -> float:
-    """Until when it pays inside of a span that is not worth being held through.
+def _within(low: float, length: float, hazard: float, cost_s: float) -> tuple[float, float]:
+    """Until when it pays inside of a span, and what it costs, from its begin, to hold until then only.
 
     Within a span the hazard is taken to fall as a / x, so holding pays up to x = a * cost.
     """
-    high = low + length
-    if hazard >= 1.0:
-        return high
     if not low:
-        return min(high, cost_s)
-    slope = -math.log1p(-hazard) / math.log(high / low)
-    return min(high, max(low, slope * cost_s))
+        return min(length, cost_s), cost_s
+    slope = -math.log1p(-hazard) / math.log1p(length / low)
+    most = slope * cost_s
+    if most <= low or most >= low + length:
+        return max(low, most), cost_s
+    growth, less = most / low, 1.0 - slope
+    # The chance that it is not needed up to x falls as (low / x) ** a.
+    held = low * (math.expm1(less * math.log(growth)) / less if less else math.log(growth))
+    return most, held + cost_s * growth**-slope
 
 
 def learn(now: float, busy: int, sinces: Sequence[float], state: KeepState, config: KeepConfig) -> KeepState:
