@@ -239,9 +239,9 @@ def learned(
 
 
 def _held(level: int, endpoint: EndpointObservation, seen: Seen, known: KeepState, config: Config) -> float:
-    if not endpoint.scaling.learn_idle:
+    if not endpoint.scaling.learn_idle or endpoint.start_s is None:
         return endpoint.scaling.idle_timeout_s
-    cost = keep.restart_s(level, endpoint.start_s or 0.0, seen.service_s, config.demand, config.keep)
+    cost = keep.restart_s(level, endpoint.start_s, seen.service_s, config.demand, config.keep)
     return keep.hold_s(known.levels.get(keep.bucket(level)), cost, config.keep)
 
 
