@@ -60,8 +60,9 @@ bench: $(BASE) $(TORCH) $(TOOLS) ## Measure us and the peers, refresh benchmarks
 bench-autoscaler: $(BASE) ## Simulate the autoscaler beside others and beside bare metal, for hours (DATA=folder)
 	@$(if $(DATA),HEADRACE_DATA=$(DATA)) $(BIN)/python -m benchmarks autoscaler serverless_effect
 
-docs: $(BASE) ## Write docs/reference/cli.md from the commands
+docs: $(BASE) ## Write docs/reference/cli.md from the commands, and tables of autoscaler.md from its parameters
 	@$(BIN)/python scripts/cli_reference.py
+	@$(BIN)/python scripts/autoscaler_reference.py
 
 lock: $(BASE) ## Resolve the dependencies again and write the lock files
 	@scripts/lock.sh

@@ -42,7 +42,8 @@ class ScalingSpec(Value, frozen=True, kw_only=True):
     spot: Literal["prefer", "never", "only"] = "prefer"
     runtime: str = "process"
     learn_idle: bool = False
-    """Keep an idle instance as long as experience says that it pays; ``idle_timeout_s`` is not looked at."""
+    """Keep an idle instance as long as experience says that it pays; ``idle_timeout_s`` counts only until a start
+    was seen."""
     max_price: float | None = None
     """Dollars per hour of one instance; offers above it are not taken."""
     balance: float = 0.5
@@ -318,6 +319,7 @@ class Config(Value, frozen=True, kw_only=True):
     """The policy's parameters."""
 
     tick_s: float = 0.5
+    """For callers that have no rhythm of their own; nothing is decided by it."""
     scale_down_delay_s: float = 5.0
     """Surplus instances above what demand asks for are kept at least this long."""
     paused_hold_s: float = 600.0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
+from headrace_autoscaler.configs import DemandConfig, KeepConfig
 
 from headrace.errors import SettingsError, SpecError
 from headrace.sdk.network import Network
@@ -73,6 +74,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_grace: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
     budget: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Dollars per hour that the instances of all endpoints together may cost; None: no limit."""
+    late_s: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = KeepConfig().late_s
+    """What a late request costs, in seconds of an instance: more costs more, and fewer wait."""
+    wait_goal: Annotated[float, msgspec.Meta(gt=0, le=86400)] = DemandConfig().goal_s
+    """Who waits for longer than this is late; waiting less is worth nothing to the autoscaler."""
     store: str = ""
     """Where jobs are kept: empty for SQLite in ``data_dir``, or ``postgresql://...``."""
     blobs: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import subprocess
@@ -14,6 +15,15 @@ import headrace
 import msgspec
 import pytest
 from headrace.config import Settings
+from headrace_autoscaler.configs import (
+    BurstConfig,
+    DemandConfig,
+    ForecastConfig,
+    KeepConfig,
+    LimitConfig,
+    PoolConfig,
+)
+from headrace_autoscaler.spec import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = ("platform", "runtimes", "autoscaler", "providers")
@@ -172,6 +182,28 @@ def test_the_command_line_page_is_what_the_commands_say() -> None:
         cwd=ROOT / "scripts", capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     assert (ROOT / "docs/reference/cli.md").read_text() == done.stdout, "run `make docs`"
+
+
+def test_the_autoscalers_page_has_its_parameters_with_their_defaults() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        tables = importlib.import_module("autoscaler_reference")
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    page = (ROOT / "docs/reference/autoscaler.md").read_text()
+    assert page == tables.written(page), "run `make docs`"
+    for kind in (DemandConfig, ForecastConfig, KeepConfig, BurstConfig, LimitConfig, PoolConfig, Config):
+        part = page.partition(f"<!-- parameters: {kind.__name__} -->")[2].partition("<!-- /parameters -->")[0]
+        shown = dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", part, re.MULTILINE))
+        fields = [f for f in msgspec.structs.fields(kind) if not isinstance(f.default, msgspec.Struct)]
+        assert list(shown) == [f.name for f in fields]
+        for field in fields:
+            several = isinstance(field.default, tuple)
+            texts = shown[field.name].split(", ") if several else [shown[field.name]]
+            values = field.default if several else (field.default,)
+            assert [t if t in ("None", "True", "False") else float(t) for t in texts] == [
+                str(v) if v is None or isinstance(v, bool) else v for v in values
+            ], field.name
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -26,6 +26,9 @@ TOLERANCE = 1e-9
 OURS = "headrace"
 KNOBS: Mapping[str, Sequence[Any]] = {"keep.late_s": (50.0, 150.0, 400.0, 1100.0, 3000.0, 8000.0)}
 """Parameters of our own policy that move it between cost and waiting, with the values to try."""
+LATE, GOAL = "keep.late_s", "demand.goal_s"
+SETTINGS: Mapping[str, str] = {LATE: "late_s", GOAL: "wait_goal"}
+"""Parameters of our own policy that the platform has a setting for, and what that is called."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,12 @@ class Variant:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What to set to get it."""
+        """What to set to get it: options of an endpoint, and settings of the platform."""
         tier = {"start": self.tier} if self.tier else {}
-        return {**self.wish, **self.config, **tier}
+        config = {
+            SETTINGS.get(path, path) if self.policy == OURS else path: v for path, v in self.config.items()
+        }
+        return {**self.wish, **config, **tier}
 
 
 def play(scenario: Scenario, variant: Variant, seed: int, timeline_step_s: float | None = None) -> Result:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,23 @@ from headrace_autoscaler.simulate import report as reports
 from headrace_autoscaler.simulate.bounds import Bound
 from headrace_autoscaler.simulate.scenario import Result, Scenario
 from headrace_autoscaler.simulate.summary import counted_days, document, lower_bound, mean_and_peak, unbeaten
-from headrace_autoscaler.simulate.sweep import KNOBS, OURS, Variant, play, point_of, settings, steps
+from headrace_autoscaler.simulate.sweep import (
+    GOAL,
+    KNOBS,
+    LATE,
+    OURS,
+    Variant,
+    play,
+    point_of,
+    settings,
+    steps,
+)
 
 from headrace.cli import simulate_text as text
 from headrace.cli.app import INTERRUPTED, SUMMARIES
 from headrace.cli.options import json_option
 from headrace.cli.output import Output
-from headrace.cli.simulate_options import FILE, world_options
+from headrace.cli.simulate_options import FILE, our_options, world_options
 from headrace.cli.simulate_runs import Task, run_all
 from headrace.cli.simulate_world import Asked, scenario_of
 from headrace.errors import SetupError, UsageError
@@ -43,6 +53,12 @@ class Plan:
     report: Path | None
     tiers: dict[str, float]
     bound_bin: float | None
+    ours: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of our own policy that are not as by default, by their paths."""
+
+    def variant(self, policy: str) -> Variant:
+        """A policy as it was asked for."""
+        return Variant(policy, config=self.ours if policy == OURS else {})
 
 
 @click.command("simulate", help=SUMMARIES["simulate"])
@@ -50,6 +66,7 @@ class Plan:
 @click.option("--compare", metavar="P1,P2,...", default="", help=f"Others beside it, or `{ALL}`.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each.")
 @world_options
+@our_options
 @click.option("--sweep", is_flag=True, help="Print what each p95 costs per day, and which options give it.")
 @click.option("--tier", "tiers", metavar="NAME=SECONDS", multiple=True,
               help="With --sweep: starts may take so long too, such as cached=12; repeatable.")  # fmt: skip
@@ -70,16 +87,28 @@ def simulate_command(
     report: Path | None,
     bound_bin: float | None,
     jobs: int | None,
+    late_s: float | None,
+    wait_goal: float | None,
 ) -> None:
     """TRACE: a CSV file (time,duration[,endpoint]), or diurnal, flash-crowd, on-off, heavy-tail or mmpp."""
     if sweep and (compare or report or policy != OURS):
         raise UsageError(f"--sweep tries options of {OURS}: leave out --policy, --compare and --report.")
     if tiers and not sweep:
         raise UsageError("--tier belongs to --sweep.", hint="Without it say --start-seconds.")
+    if sweep and late_s is not None:
+        raise UsageError("--sweep tries several values of --late-s.", hint="Leave one of them out.")
     cores = len(os.sched_getaffinity(0))
     plan = Plan(
-        _policies(policy, compare), seeds, min(jobs or cores, cores), report, _tiers(tiers), bound_bin
+        policies=_policies(policy, compare),
+        seeds=seeds,
+        jobs=min(jobs or cores, cores),
+        report=report,
+        tiers=_tiers(tiers),
+        bound_bin=bound_bin,
+        ours={path: value for path, value in ((LATE, late_s), (GOAL, wait_goal)) if value is not None},
     )
+    if plan.ours and OURS not in plan.policies:
+        raise UsageError(f"--late-s and --wait-goal are of {OURS}, which is not simulated here.")
     if report is not None:
         _can_report(report)
     with out.progress("reading the requests"):
@@ -150,12 +179,12 @@ def _play(out: Output, scenario: Scenario, tasks: Sequence[tuple[str, Task]], jo
 def _compare(out: Output, scenario: Scenario, plan: Plan) -> None:
     # Only a report shows a timeline, of the first seed, and our policy's curve.
     step = (scenario.trace.end + scenario.tail_s) / TIMELINE_POINTS if plan.report else None
-    curve = _curve() if plan.report and OURS in plan.policies else []
+    curve = _curve(plan.ours) if plan.report and OURS in plan.policies else []
     tasks: list[tuple[str, Task]] = [("lower bound", partial(lower_bound, bin_s=plan.bound_bin))]
     for name in plan.policies:
         for seed in range(plan.seeds):
             task = partial(
-                play, variant=Variant(name), seed=seed, timeline_step_s=step if seed == 0 else None
+                play, variant=plan.variant(name), seed=seed, timeline_step_s=step if seed == 0 else None
             )
             tasks.append((f"{name}, seed {seed}", task))
     for variant in curve:
@@ -193,9 +222,13 @@ def _dollars(out: Output, bound: Bound) -> float | None:
     return bound.usd if math.isfinite(bound.usd) else None
 
 
-def _curve() -> list[Variant]:
+def _curve(ours: Mapping[str, Any]) -> list[Variant]:
     """Our own policy with its knob a little to both sides: whole runs, so not all that a sweep tries."""
-    return [Variant(OURS, config={path: value}) for path, values in KNOBS.items() for value in values[1:-1]]
+    return [
+        Variant(OURS, config={**ours, path: value})
+        for path, values in KNOBS.items()
+        for value in values[1:-1]
+    ]
 
 
 def _of_each(results: Sequence[Result], plan: Plan) -> list[Sequence[Result]]:
@@ -217,7 +250,9 @@ def _sweep(out: Output, scenario: Scenario, plan: Plan) -> None:
             f"there are {len(names)} endpoints, and --sweep is about one.",
             hint=f"Say which, for example --endpoint {names[0]}.",
         )
-    variants = settings(scenario, KNOBS, plan.tiers)
+    variants = [
+        replace(one, config={**plan.ours, **one.config}) for one in settings(scenario, KNOBS, plan.tiers)
+    ]
     tasks: list[tuple[str, Task]] = [("lower bound", partial(lower_bound, bin_s=plan.bound_bin))]
     for variant in variants:
         words = text.options_text(variant)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from headrace_autoscaler.configs import DemandConfig, KeepConfig
 from headrace_autoscaler.simulate.world import WishTable
 
 from headrace.cli.options import DEFAULT_DATA_DIR
@@ -18,6 +19,8 @@ from headrace.errors import UsageError
 MORE = click.FloatRange(0, min_open=True)
 NOT_LESS = click.FloatRange(0)
 COUNT = click.IntRange(0)
+MOST_LATE_S, MOST_GOAL_S = 1e6, 86400.0
+"""As of the settings of the same names."""
 FILE = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -57,6 +60,13 @@ _WISHES: tuple[Decorator, ...] = (
     click.option("--concurrency", type=click.IntRange(1), default=1, help="Requests at once per instance."),
     click.option("--use-spot", type=click.Choice(["prefer", "never", "only"]), default="prefer"),
 )
+_OURS: tuple[Decorator, ...] = (
+    click.option("--late-s", type=click.FloatRange(0, MOST_LATE_S), metavar="SECONDS",
+                 help="What a late request costs headrace, in seconds of an instance "
+                 f"(default: {KeepConfig().late_s:g})."),
+    click.option("--wait-goal", type=click.FloatRange(0, MOST_GOAL_S, min_open=True), metavar="SECONDS",
+                 help=f"Who waits for longer is late, for headrace (default: {DemandConfig().goal_s:g})."),
+)  # fmt: skip
 _WORLDS_OWN = (
     "price", "start_seconds", "min_billing", "home", "home_price", "spot", "spot_price", "outages", "timeout",
     "queue_cap", "least", "most", "idle_timeout", "concurrency", "use_spot",
@@ -97,3 +107,10 @@ def world_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed((*_TRACE, *_SUPPLIES, *_WISHES)):
         made = option(made)
     return made
+
+
+def our_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the settings of our own policy."""
+    for option in reversed(_OURS):
+        function = option(function)
+    return function

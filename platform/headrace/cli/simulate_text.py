@@ -12,7 +12,7 @@ from headrace_autoscaler.simulate.generators import DAY_S, HOUR_S
 from headrace_autoscaler.simulate.scenario import Scenario
 from headrace_autoscaler.simulate.stats import MINUTE_S
 from headrace_autoscaler.simulate.summary import counted_days, half_width, mean_and_peak
-from headrace_autoscaler.simulate.sweep import KNOBS, Step, Variant
+from headrace_autoscaler.simulate.sweep import SETTINGS, Step, Variant
 
 from headrace.cli.output import table
 
@@ -143,8 +143,12 @@ def sweep_page(scenario: Scenario, found: Sequence[Step], bound_usd: float | Non
     lines = [about_trace(scenario), "", sweep_text(found), ""]
     if bound_usd is not None:
         lines.append(f"Lower bound: {dollars(bound_usd / days)} per day; it is for the whole service level.")
-    if any(step.point.variant.config for step in found):
-        lines.append(f"{', '.join(KNOBS)}: of the policy, not of an endpoint; no setting changes it yet.")
+    named = {path for step in found for path in step.point.variant.config}
+    for path in sorted(named & SETTINGS.keys()):
+        name = SETTINGS[path]
+        lines.append(
+            f"{name} is a setting of the platform, for all endpoints: headrace up --{name.replace('_', '-')}."
+        )
     if days < 1:
         lines.append(f"These are {days * 24:.1f} hours, scaled up to a day: nights would cost less.")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import msgspec
+from headrace_autoscaler.configs import DemandConfig, KeepConfig
 
 from headrace.cli.app import DONE, SUMMARIES
 from headrace.cli.options import DEFAULT_DATA_DIR, Session, json_option, session_options
@@ -51,6 +52,18 @@ def _address(_ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Large bodies in s3://bucket/prefix (default: in --data-dir).",
 )
 @click.option("--spares", type=click.IntRange(0, 64), help="Pre-forked children per zygote (default: 2).")
+@click.option(
+    "--late-s",
+    type=click.FloatRange(0, 1e6),
+    metavar="SECONDS",
+    help=f"What a late request costs, in seconds of an instance (default: {KeepConfig().late_s:g}).",
+)
+@click.option(
+    "--wait-goal",
+    type=click.FloatRange(0, 86400, min_open=True),
+    metavar="SECONDS",
+    help=f"Who waits for longer is late (default: {DemandConfig().goal_s:g}).",
+)
 @click.option("--log-level", type=click.Choice(get_args(LogLevel)), help="Default: info.")
 @json_option
 def up_command(out: Output, **options: Any) -> int:

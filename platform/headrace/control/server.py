@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Sequence
 
 import msgspec
-from headrace_autoscaler.configs import LimitConfig
+from headrace_autoscaler.configs import DemandConfig, KeepConfig, LimitConfig
 from headrace_autoscaler.spec import Config
 
 from headrace import link as links
@@ -65,7 +65,7 @@ class Control:
         self._token = token
         self._admin_key_hash = admin_key_hash
         self._nodes = nodes
-        self._config = config or Config(limits=LimitConfig(budget=settings.budget))
+        self._config = config or config_of(settings)
         self._store: Store | None = None
         self._parts: Parts | None = None
         self._servers: list[asyncio.Server] = []
@@ -410,3 +410,12 @@ def _use(warm: Warm, endpoint: Endpoint, version: int) -> None:
     spec = endpoint.spec_of(version)
     if spec is not None:
         warm.use(spec, version)
+
+
+def config_of(settings: Settings) -> Config:
+    """The autoscaler's parameters: what the platform's settings say, and else their defaults."""
+    return Config(
+        demand=DemandConfig(goal_s=settings.wait_goal),
+        keep=KeepConfig(late_s=settings.late_s),
+        limits=LimitConfig(budget=settings.budget),
+    )

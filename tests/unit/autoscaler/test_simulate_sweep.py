@@ -88,7 +88,7 @@ def test_a_variant_changes_wishes_parameters_and_starts() -> None:
     config = policy_at(variant).config
     assert (config.keep.late_s, config.tick_s) == (7.0, 9.0)
     assert config.keep.restart == policy_of("headrace").config.keep.restart
-    assert variant.options == {"min": 3, "keep.late_s": 7.0, "tick_s": 9.0, "start": "cold"}
+    assert variant.options == {"min": 3, "late_s": 7.0, "tick_s": 9.0, "start": "cold"}
     assert applied(scenario, Variant("headrace")) is scenario
 
 

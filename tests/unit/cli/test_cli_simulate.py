@@ -17,6 +17,7 @@ from headrace.cli import simulate_runs
 from headrace.cli.app import run
 from headrace.cli.simulate_text import percent
 from headrace.errors import SetupError
+from headrace_autoscaler.configs import DemandConfig, KeepConfig
 from headrace_autoscaler.history import Writer
 from headrace_autoscaler.simulate.generators import synthetic
 from headrace_autoscaler.simulate.scenario import Draw, Scenario, Supply
@@ -247,6 +248,33 @@ def test_a_report_without_its_extra_is_refused_at_once(said: Said, monkeypatch: 
     code, _, err = said("diurnal", "--report", "r.html")
     assert code == 1
     assert "pip install 'headrace[simulate]'" in err
+
+
+def test_the_settings_of_the_platform_are_options(requests: str, said: Said) -> None:
+    def cost(*more: str) -> float:
+        code, out, _ = said(
+            requests, *more, "--start-seconds", "60", "--days", "0.1", "--jobs", "1", "--json"
+        )
+        assert code == 0
+        return float(json.loads(out)["policies"]["headrace"]["cost_usd"])
+
+    late_s, goal_s = KeepConfig().late_s, DemandConfig().goal_s
+    assert cost("--late-s", str(late_s), "--wait-goal", str(goal_s)) == cost()
+    assert cost("--late-s", "0") < cost("--late-s", "100000")
+    assert cost("--wait-goal", "3600") != cost()
+    for words in (("--sweep", "--late-s", "9"), ("--policy", "knative", "--wait-goal", "5")):
+        code, _, err = said(requests, *words)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "--late-s" in err
+
+
+def test_a_sweep_says_which_setting_it_is(requests: str, said: Said) -> None:
+    words = ("--days", "0.05", "--start-seconds", "90", "--wait-goal", "5", "--jobs", "1")
+    code, out, _ = said(requests, "--sweep", *words, "--json")
+    assert code == 0
+    options = [point["options"] for point in json.loads(out)["points"]]
+    assert {one["wait_goal"] for one in options} == {5.0}
+    assert {one.get("late_s") for one in options} >= {None, 50.0, 8000.0}
 
 
 SMALL = Scenario(synthetic("mmpp", 0.01), (Supply("cloud", 1.0, Draw(1.0)),))

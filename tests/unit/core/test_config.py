@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from headrace.config import UNIX_PATH_BOUND, Settings, load_settings
+from headrace.control.server import config_of
 from headrace.errors import SettingsError
+from headrace_autoscaler.spec import Config
 
 
 def test_command_line_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -150,3 +152,19 @@ def test_the_control_socket_moves_when_its_path_is_too_long() -> None:
     assert Settings(data_dir="/d", run_dir="/run/x").control_socket == Path("/d/control.sock")
     long = Settings(data_dir="/" + "d" * UNIX_PATH_BOUND, run_dir="/run/x")
     assert long.control_socket == Path("/run/x/control.sock")
+
+
+def test_what_the_autoscaler_is_told() -> None:
+    assert config_of(Settings()) == Config()
+    told = config_of(load_settings({"late_s": 300.0}, {"HEADRACE_WAIT_GOAL": "2.5", "HEADRACE_BUDGET": "7"}))
+    assert (told.keep.late_s, told.demand.goal_s, told.limits.budget) == (300.0, 2.5, 7.0)
+    assert told.demand.late_s == Config().demand.late_s  # of the same name, and another
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("late_s", "-1"), ("late_s", "inf"), ("late_s", "nan"), ("wait_goal", "0"), ("wait_goal", "nan")],
+)
+def test_what_a_wait_is_worth_is_a_number_that_can_be_reckoned_with(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^HEADRACE_{name.upper()}={value}: Expected"):
+        load_settings({}, {f"HEADRACE_{name.upper()}": value})
