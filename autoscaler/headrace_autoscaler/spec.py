@@ -42,8 +42,8 @@ class ScalingSpec(Value, frozen=True, kw_only=True):
     spot: Literal["prefer", "never", "only"] = "prefer"
     runtime: str = "process"
     learn_idle: bool = False
-    """Keep an idle instance as long as experience says that it pays; ``idle_timeout_s`` counts only until a start
-    was seen."""
+    """Keep an idle instance as long as experience says that it pays; ``idle_timeout_s`` counts only until a
+    start was seen."""
     max_price: float | None = None
     """Dollars per hour of one instance; offers above it are not taken."""
     balance: float = 0.5
