@@ -30,6 +30,7 @@ from headrace_autoscaler.spec import (
     EndpointObservation,
     EndpointState,
     InstanceObservation,
+    Launch,
     Observation,
     Pause,
     Release,
@@ -109,7 +110,8 @@ def _carry_out(this: Round, case: Case) -> None:
         for one, why in case.surplus.gone:
             case.release(one, why)
     if case.limit:
-        case.wait(max(1, case.seen.asked - len(case.crew.mine)), case.limit)
+        coming = sum(isinstance(action, Start | Resume | Launch) for action in case.actions)
+        case.wait(max(1, case.seen.asked - len(case.crew.mine) - coming), case.limit)
     if case.crew.paused:
         _expired(this, case)
 
