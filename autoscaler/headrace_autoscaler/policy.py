@@ -154,7 +154,7 @@ def _starts(this: Round, case: Case, missing: int) -> None:
     actions = case.actions
     paused = _paused(crew, endpoint.version)
     for done in range(max(0, min(missing, allowed))):
-        if resumed := _resume(endpoint, paused, book, (), reason=reason):
+        if resumed := _resume(endpoint, paused, book, [], reason=reason):
             actions += resumed
             continue
         behind: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ def _resume(
     endpoint: EndpointObservation,
     paused: list[InstanceObservation],
     book: Book,
-    donors: Sequence[Donor],
+    donors: list[Donor],
     *,
     reason: str,
     now: float = 0.0,
@@ -214,13 +214,12 @@ def _resume(
 
 
 def _give_way(
-    now: float, endpoint: EndpointObservation, given: Sequence[Given], donors: Sequence[Donor]
+    now: float, endpoint: EndpointObservation, given: Sequence[Given], donors: list[Donor]
 ) -> list[Action]:
     actions: list[Action] = []
     for one in given:
         name, instance, _ = one.donor
-        if isinstance(donors, list):
-            donors.remove(one.donor)
+        donors.remove(one.donor)
         text = f"idle for {now - idle_since(instance):.1f} s, gives way to {endpoint.endpoint}"
         if one.pause:
             actions.append(Pause(endpoint=name, instance=instance.id, reason=f"{text}; paused"))

@@ -138,3 +138,9 @@ def test_an_offer_that_always_fails_is_asked_seldom(base, names, tick):
         asked, failures, failed_at = asked + 1, failures + 1, now
     growing = math.log(config.backoff_cap_s / base, 1.5) + 2
     assert asked <= growing + 86400 / (0.75 * config.backoff_cap_s) + 1
+
+
+def test_a_pause_at_its_cap_stays_there_however_often_one_was_refused():
+    at_once = BurstConfig(capacity_base_s=1800.0, backoff_cap_s=1800.0)
+    for rounds in (1, 2, 1000):
+        assert 0.75 * 1800.0 <= pause_s("p/r", "capacity", rounds, at_once) <= 1800.0

@@ -79,3 +79,11 @@ def test_what_rules_a_host_out(there, wish):
 def test_why_not_in_words(hosts, wish, why):
     book = Book(host(f"h{n}", **options) for n, options in enumerate(hosts))
     assert book.why_not(ScalingSpec(cpu=1.0, **wish)) == why
+
+
+def test_where_zygotes_are_is_known_for_few_and_for_many_endpoints():
+    book = Book([host("a", cpu_free=9.0), host("b", warm=("e", "f")), host("c", warm=("f",), cpu_free=6.0)])
+    wish = ScalingSpec(cpu=1.0)
+    found = [book.place(wish, name) for name in "efxefyf"]
+    # "e" is warm on b only; "f" on c, which has more room, until 4 are left as on b; others go where most is.
+    assert found == ["b", "c", "a", "b", "c", "a", "c"]

@@ -358,3 +358,22 @@ def test_fractions_of_the_target_round_up():
     scaling = ScalingSpec(max=99, target_concurrency=3.0)
     for demand in range(20):
         assert wanted(see(scaling, in_flight=demand).endpoints[0]) == math.ceil(demand / 3)
+
+
+def test_one_that_nobody_used_yet_is_surplus_only_after_its_idle_time_out():
+    scaling = ScalingSpec(idle_timeout_s=60.0)
+    there = (ready("a", in_flight=1, used=99.0), ready("b", started=50.0), ready("c", started=30.0))
+    busy = see(scaling, in_flight=1, instances=there)
+    # Two are too many: c has been there for 70 s; b may still be somebody's whose request is on its way.
+    decision = do(busy, 100.0)
+    assert [(a.instance, a.reason) for a in releases(decision)] == [("c", "3 instances, 1 do for 1 requests")]
+
+
+def test_without_room_one_that_is_idle_makes_place_once_only():
+    full = msgspec.structs.replace(HOST, cpu_free=0.0)
+    donors = [("default/x", ready("x1", used=80.0, cpu=1.0), ScalingSpec(cpu=1.0))]
+    decision = do(see(ScalingSpec(cpu=1.0), [full], donors, queued=2))
+    assert [a.instance for a in releases(decision)] == ["x1"]
+    (start,) = starts(decision)
+    assert start.after == ("x1",)
+    assert [w.wanted for w in waits(decision)] == [1]

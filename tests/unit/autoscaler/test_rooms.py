@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from headrace_autoscaler.placement import FEW, Book
-from headrace_autoscaler.rooms import EPSILON, kind_of, pick_gpu, qualifies
+from headrace_autoscaler.rooms import EPSILON, Order, Room, kind_of, pick_gpu, qualifies
 from headrace_autoscaler.spec import HostObservation, InstanceObservation, ScalingSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,3 +184,28 @@ def test_of_two_hosts_the_one_whose_instance_is_idle_longest_makes_room():
         made = Book(hosts).make_room(wish, donors)
         assert made is not None
         assert made[0] == min(used, key=lambda name: used[name])
+
+
+def test_an_order_catches_up_with_what_changed():
+    hosts = [
+        HostObservation(host=name, cpu_free=cpu, memory_free=8, gpu_free={"L4": 1})
+        for name, cpu in (("a", 4.0), ("b", 2.0))
+    ]
+    rooms = {h.host: Room(h, h.cpu_free, h.memory_free, dict(h.gpu_free)) for h in hosts}
+    changed = []
+    wish = ScalingSpec(cpu=1.0, gpu=(("L4", 1),))
+    order = Order(wish, rooms, changed)
+    assert [order.best(wish, ()), order.best(wish, ())] == ["a", "a"]
+    # Its accelerator is taken, and a change more leaves it so; then it is given back.
+    rooms["a"].gpu["L4"] = 0
+    changed.append("a")
+    assert order.best(wish, ()) == "b"
+    rooms["a"].cpu = 3.0
+    changed.append("a")
+    assert order.best(wish, ()) == "b"
+    rooms["a"].gpu["L4"] = 1
+    changed.append("a")
+    assert order.best(wish, ()) == "a"
+    # One that it may not run on is not its business.
+    changed.append("elsewhere")
+    assert order.best(wish, ("b",)) == "b"
