@@ -60,7 +60,7 @@ bench: $(BASE) $(TORCH) $(TOOLS) ## Measure us and the peers, refresh benchmarks
 bench-autoscaler: $(BASE) ## Simulate the autoscaler beside others and beside bare metal, for hours (DATA=folder)
 	@$(if $(DATA),HEADRACE_DATA=$(DATA)) $(BIN)/python -m benchmarks autoscaler serverless_effect
 
-docs: $(BASE) ## Write docs/reference/cli.md from the commands, and tables of autoscaler.md from its parameters
+docs: $(BASE) ## Write docs/reference/cli.md from the commands, and the tables of parameters
 	@$(BIN)/python scripts/cli_reference.py
 	@$(BIN)/python scripts/autoscaler_reference.py
 

@@ -1,6 +1,7 @@
 """Writes the tables of parameters in docs/reference/autoscaler.md from their definitions; a test compares.
 
-``make docs`` runs it. What a parameter means is its docstring, its default the definition's.
+``make docs`` runs it. What a parameter means is its docstring, its default the definition's. Defaults of
+settings that are such parameters are written into docs/reference/settings.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from pathlib import Path
 import msgspec
 from headrace_autoscaler import configs, spec
 
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "reference" / "autoscaler.md"
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+TARGET = REFERENCE / "autoscaler.md"
+SETTINGS = REFERENCE / "settings.md"
+SET = {"late_s": configs.KeepConfig().late_s, "wait_goal": configs.DemandConfig().goal_s}
+"""Settings with the default of a parameter."""
 MARKED = re.compile(r"(<!-- parameters: (\w+) -->\n).*?(<!-- /parameters -->)", re.DOTALL)
 DOLLARS = ("budget", "wait_cost")
 """Parameters in dollars per hour; those whose names end in ``_s`` are in seconds, and others mere numbers."""
@@ -60,5 +65,13 @@ def written(page: str) -> str:
     return MARKED.sub(lambda mark: mark[1] + table(mark[2]) + mark[3], page)
 
 
+def settled(page: str) -> str:
+    """The page of settings with the defaults that follow from parameters."""
+    for name, value in SET.items():
+        page = re.sub(rf"^(\| `{name}` \| )`[^`]*`", rf"\g<1>`{value}`", page, flags=re.MULTILINE)
+    return page
+
+
 if __name__ == "__main__":
     TARGET.write_text(written(TARGET.read_text()))
+    SETTINGS.write_text(settled(SETTINGS.read_text()))
