@@ -82,9 +82,7 @@ def policy_at(variant: Variant) -> Policy:
 def _with(config: Any, path: Sequence[str], value: Any) -> Any:
     name, *rest = path
     inner = _with(getattr(config, name), rest, value) if rest else value
-    if isinstance(config, msgspec.Struct):
-        return msgspec.structs.replace(config, **{name: inner})
-    return replace(config, **{name: inner})
+    return msgspec.structs.replace(config, **{name: inner})
 
 
 def settings(

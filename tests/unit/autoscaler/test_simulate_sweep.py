@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from headrace_autoscaler.simulate.sweep import (
     settings,
     steps,
 )
-from headrace_autoscaler.simulate.world import read_world, supplies_of, wishes_of
+from headrace_autoscaler.simulate.world import read_world, supplies_of, wishes_of, without_warm_up
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,9 @@ def test_settings_try_each_option_and_each_tier() -> None:
     assert [v.config for v in plain if v.config] == [{"keep.late_s": 1.0}, {"keep.late_s": 2.0}]
     assert len(settings(scenario, {"keep.late_s": (1.0, 2.0)}, {"a": 1.0, "b": 2.0})) == 2 * len(plain)
     assert settings(Scenario(trace([], []), (CLOUD,)), {}, {})
+    # Three at once are more than max allows, and one is there anyway.
+    bounded = replace(scenario, wishes=(Wish(min=1, max=2),))
+    assert {v.wish.get("min") for v in settings(bounded, {}, {})} == {None}
 
 
 def test_who_is_turned_away_makes_a_setting_slow() -> None:
@@ -297,3 +301,58 @@ def test_a_report_without_plotly_says_what_to_install(monkeypatch: pytest.Monkey
 def test_days_that_count_leave_the_warm_up_out() -> None:
     scenario = Scenario(trace([0.0, 86400.0 * 2 - 900], [1.0, 1.0]), (CLOUD,), warm_up_s=86400.0)
     assert counted_days(scenario) == pytest.approx(1.0)
+
+
+def test_nothing_that_counts_has_no_mean_and_no_peak() -> None:
+    scenario = Scenario(trace([0.0, 3600.0], [1800.0, 1800.0]), (CLOUD,))
+    # Two requests of half an hour each, one after the other, until an hour after the begin: one in two.
+    assert mean_and_peak(scenario) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert mean_and_peak(replace(scenario, warm_up_s=7200.0)) == (0.0, 0.0)
+
+
+def test_all_endpoints_share_a_wish_unless_one_has_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "world.toml"
+    file.write_text('[[supply]]\nname = "a"\nprice = 1\nstart_s = 1\n[endpoint]\nmin = 3')
+    assert wishes_of(read_world(file), ("one", "other")) == (Wish(min=3),)
+
+
+def test_what_was_before_the_part_that_counts_is_cut_off() -> None:
+    hour = 3600.0
+    steps = Steps((0.0, 10 * hour, 30 * hour), (1, 0, 2))
+    zone = Supply(
+        "zone", 1.0, Draw(9.0), availability=steps, outages=((1 * hour, 2 * hour), (20 * hour, 26 * hour))
+    )
+    scenario = Scenario(trace([5 * hour, 25 * hour], [60.0, 90.0]), (zone, CLOUD), warm_up_s=24 * hour)
+    cut = without_warm_up(scenario)
+    assert (cut.trace.arrivals.tolist(), cut.trace.durations.tolist(), cut.warm_up_s) == ([hour], [90.0], 0.0)
+    # Nothing was to be had from the tenth hour on, which holds at the begin; six hours later two are.
+    assert cut.supplies[0].availability == Steps((0.0, 6 * hour), (0, 2))
+    assert cut.supplies[0].outages == ((0.0, 2 * hour),)
+    assert cut.supplies[1] == CLOUD
+    assert without_warm_up(cut) is cut
+    # What begins later only is kept as it is.
+    late = replace(scenario, supplies=(replace(zone, availability=Steps((30 * hour,), (2,))),))
+    assert without_warm_up(late).supplies[0].availability == Steps((6 * hour,), (2,))
+
+
+def test_a_report_without_a_bound_a_curve_or_prices() -> None:
+    scenario = Scenario(trace([0.0, 30.0], [5.0, 5.0]), (CLOUD,))
+    result = run(scenario, policy_of("keep-alive"), 0, timeline_step_s=10.0)
+    unpriced = {key: value for key, value in result.timeline.items() if not key.startswith("dollars:")}
+    result = replace(result, timeline=unpriced)
+    text = reports.page(
+        reports.Report(
+            title="t",
+            trace=scenario.trace,
+            facts=[],
+            bound_usd=None,
+            played=[reports.Played("keep-alive", document([result], None), result)],
+            columns=[("cost_usd", "cost")],
+        )
+    )
+    data = json.loads(re.search(r"^const report = (.*);$", text, re.MULTILINE)[1])  # type: ignore[index]
+    plots = {plot["id"]: plot for plot in data["plots"]}
+    assert [line["name"] for line in plots["pareto"]["data"]] == ["keep-alive"]
+    assert not plots["pareto"]["layout"].get("shapes")
+    assert not plots["costs"]["layout"].get("shapes")
+    assert data["policies"]["keep-alive"]["spent"]["data"] == []
