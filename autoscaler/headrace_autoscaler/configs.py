@@ -18,7 +18,7 @@ class DemandConfig(Value, frozen=True, kw_only=True):
     """A burst is over so long after it was last seen; until then nothing shrinks."""
     goal_s: float = 10.0
     """Nobody should wait for longer; waiting less is worth nothing."""
-    spare_starts: float = 2.5
+    spare_starts: float = 1.7
     """What a start for those who wait costs for each request that it keeps from being late, in times its
     seconds: the chance worth it is ``late_s / (late_s + spare_starts * start_s)`` (newsvendor), with
     `KeepConfig.late_s`. So sure it must be that a queue is served in time without."""
@@ -30,7 +30,7 @@ class DemandConfig(Value, frozen=True, kw_only=True):
     the normal distribution for the chance that is worth its cost,"""
     staff_less: float = 0.8
     """less so many instances."""
-    spare_s: float = 100.0
+    spare_s: float = 70.0
     """What a spare costs for each request that it keeps from being late, in its seconds: the chance worth
     its cost is ``late_s / (late_s + spare_s)`` (newsvendor), with `KeepConfig.late_s`."""
     trust: bool = True
@@ -66,10 +66,12 @@ class KeepConfig(Value, frozen=True, kw_only=True):
 
     restart: float = 0.34
     """How much more a start costs than the part of it that nobody should have to wait for, as the queue
-    that it lets grow is dear: that part is taken 1 + ``restart`` * log(1 + ``late_s`` / 60) times."""
-    late_s: float = 1500.0
+    that it lets grow is dear: that part is taken 1 + ``restart`` * log(1 + ``late_s`` / 40) times."""
+    late_s: float = 1100.0
     """What a request that waits for too long costs. The knob between cost and waiting: what is idle is kept
     for longer, and more are there ahead of demand, the dearer it is."""
+    least_s: float = 2.0
+    """Nothing idle goes sooner, however cheap a start is."""
     prior: float = 20.0
     """How many idle times the assumption made before any was seen weighs as much as."""
     memory: float = 400.0

@@ -29,7 +29,8 @@ def launch(this: Round, case: Case) -> None:
     elsewhere = [one for one in endpoint.instances if one.offer and one.version == endpoint.version]
     room = endpoint.scaling.max - at_home - crew.elsewhere
     left = limits.left(endpoint, this.spending, this.config.limits)
-    among = this.offers
+    # Where starts fail, more nodes would not help.
+    among = () if this.now < endpoint.blocked_until else this.offers
     choice = burst.choose(
         this.now, endpoint.scaling, want, elsewhere, among, state=known, config=this.config.burst
     )

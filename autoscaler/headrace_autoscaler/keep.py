@@ -28,6 +28,8 @@ EDGES_S = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 20
 """Spans of idle time; nothing is held beyond the last."""
 MAX_WATCHED = 256
 """Idle levels that are watched."""
+ABOUT = 0.2
+"""Starts that take up to this part less or more than the goal are late with a chance between 0 and 1."""
 _SPANS = tuple((low, high - low) for low, high in pairwise(EDGES_S))
 _PRIOR = tuple(length / (low + length) if low else 0.5 for low, length in _SPANS)
 _NOTHING = (0.0,) * len(_SPANS)
@@ -44,14 +46,17 @@ def restart_s(
     """What it costs that the ``level``-th instance is not there when it is needed, in its seconds.
 
     ``start_s``: how long a start takes; ``service_s``: how long a request takes (None: not known, then
-    nobody is expected to become free in time).
+    nobody is expected to become free in time). Whoever needs it is served by one of the others if one
+    becomes free while a start would be waited for; else there is a start, and if that takes longer than
+    anybody should wait, a late request.
     """
-    waited = max(0.0, start_s - demand.goal_s)
-    late = 1.0 if not service_s else math.exp(-level * demand.goal_s / service_s)
-    if start_s <= demand.goal_s:
-        # A request that finds nobody waits for a start, which is in time.
-        late *= start_s / demand.goal_s
-    return waited * (1.0 + config.restart * math.log1p(config.late_s / 60.0)) + config.late_s * late
+    goal = demand.goal_s
+    others = level - 1 if service_s else 0
+    needed = math.exp(-others * min(goal, start_s) / service_s) if others and service_s else 1.0
+    # Starts vary, so those that take about as long as anybody should wait are late in part.
+    late = min(1.0, max(0.0, (start_s / goal - 1.0) / (2.0 * ABOUT) + 0.5)) if goal > 0.0 else 1.0
+    queue = max(0.0, start_s - goal) * (1.0 + config.restart * math.log1p(config.late_s / 40.0))
+    return queue + needed * (start_s + late * config.late_s)
 
 
 def hold_s(times: IdleTimes | None, cost_s: float, config: KeepConfig) -> float:

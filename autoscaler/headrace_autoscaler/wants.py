@@ -147,15 +147,18 @@ def look(
     fresh = ahead_of is not before.forecast or start_s != before.level_s
     if fresh:
         level = _level(now, ahead_of, start_s, config)
-    needed = staffing.ahead(level, endpoint.start_s, config.keep.late_s, config.demand)
-    needed /= endpoint.scaling.target_concurrency
-    needed = max(needed, by_tokens)
+    needed = by_tokens
+    if endpoint.scaling.learn_idle:
+        # With an idle time-out what is there ahead of demand would go at once, and come again.
+        ahead = staffing.ahead(level, start_s, config.keep.late_s, config.demand)
+        needed = max(needed, ahead / endpoint.scaling.target_concurrency)
     asked = wanted(endpoint, left.requests, needed)
     seen = Seen(
         asked=asked,
         reason=_reason(endpoint, asked, left.requests, level, needed),
         look_s=left.for_s,
-        burst=burst is not None,
+        # Where starts are in time, what was let go too soon is soon back.
+        burst=burst is not None and start_s is not None and start_s > config.demand.goal_s,
         start_s=endpoint.start_s,
         service_s=service_s,
     )
@@ -242,7 +245,8 @@ def _held(level: int, endpoint: EndpointObservation, seen: Seen, known: KeepStat
     if not endpoint.scaling.learn_idle or endpoint.start_s is None:
         return endpoint.scaling.idle_timeout_s
     cost = keep.restart_s(level, endpoint.start_s, seen.service_s, config.demand, config.keep)
-    return keep.hold_s(known.levels.get(keep.bucket(level)), cost, config.keep)
+    held = keep.hold_s(known.levels.get(keep.bucket(level)), cost, config.keep)
+    return max(held, config.keep.least_s)
 
 
 def _reason(endpoint: EndpointObservation, asked: int, left: int, level: float, needed: float) -> str:
