@@ -212,9 +212,9 @@ def learned(
     were idle for longest are left to whoever launched them.
     """
     there = len(crew.mine) - crew.lost
-    count = before.desired or there
+    # What is about to be taken away is to be replaced; what is gone is missed only if demand asks for it.
+    count = min(before.desired or there, there + crew.lost)
     if crew.idle and not endpoint.queued:
-        # What was lost meanwhile is not missed.
         count = min(count, there)
     spare = min(max(0, there - count), crew.elsewhere)
     count = max(count, there - spare)
