@@ -149,8 +149,6 @@ def _starts(this: Round, case: Case, missing: int) -> None:
     reason = case.seen.reason
     if rollout:
         reason = f"rollout to version {endpoint.version}: {case.target} wanted"
-    elif case.target > case.seen.asked:
-        reason = f"{case.target} are kept ({reason}) and {len(crew.mine)} are there"
     actions = case.actions
     paused = _paused(crew, endpoint.version)
     for done in range(max(0, min(missing, allowed))):

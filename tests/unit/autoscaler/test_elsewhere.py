@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import msgspec
-from headrace_autoscaler.configs import BurstConfig, KeepConfig, LimitConfig
+from headrace_autoscaler.configs import BurstConfig, DemandConfig, KeepConfig, LimitConfig
+from headrace_autoscaler.keep import restart_s
 from headrace_autoscaler.policy import decide
 from headrace_autoscaler.spec import (
     Config,
@@ -27,10 +28,14 @@ from headrace_autoscaler.states import PoolState
 
 NOW = 1000.0
 CONFIG = Config(
+    demand=DemandConfig(goal_s=10.0),
     keep=KeepConfig(restart=0.0, late_s=0.0),
     burst=BurstConfig(need_s=600.0, capacity_base_s=60.0, saving=0.2),
 )
-"""A restart costs the part of a start beyond the 10 s that one may wait: 50 s here."""
+HELD = restart_s(1, 60.0, None, CONFIG.demand, CONFIG.keep)
+"""For so long what is idle is kept, whichever it is; how much that is is worked out in test_keep.py."""
+LONG = NOW - HELD - 50.0
+"""Idle since then is idle for 50 s too long."""
 WISH = ScalingSpec(learn_idle=True, cpu=1.0, balance=0.0)
 """At balance 0 there is no hedge: what is wanted is what is launched."""
 PLAIN = OfferObservation(offer="plain", provider="p", price=3.0, boot_s=60.0)
@@ -178,18 +183,19 @@ def test_launches_of_all_count_against_the_budget_of_all() -> None:
 
 def test_what_is_idle_elsewhere_goes_before_what_is_idle_at_home() -> None:
     # Home is idle for longer, yet it is the launched one that costs: one goes, and that is it.
-    there = (one("a", last_used_at=900.0), node("n1", last_used_at=990.0))
+    there = (one("a", last_used_at=LONG), node("n1", last_used_at=NOW - 10.0))
     decision = do(instances=there, before=EndpointState(desired=2))
     assert what(decision) == ["Release n1"]
-    assert decision.actions[0].reason.startswith("idle for 100.0 s (number 2 is kept for 50 s); ")
-    # The level that is left is idle since 990, and kept for 50 s from then.
+    why = f"idle for {HELD + 50:.1f} s (number 2 is kept for {HELD:.0f} s); "
+    assert decision.actions[0].reason.startswith(why)
+    # The level that is left is idle since 10 s ago, and kept from then.
     state = decision.state.endpoints["e"]
-    assert what(do(instances=there[:1], before=state, now=1039.0)) == []
-    assert what(do(instances=there[:1], before=state, now=1041.0)) == ["Release a"]
+    assert what(do(instances=there[:1], before=state, now=NOW + HELD - 11.0)) == []
+    assert what(do(instances=there[:1], before=state, now=NOW + HELD - 10.0)) == ["Release a"]
 
 
 def test_what_is_idle_at_home_goes_when_nothing_is_left_elsewhere() -> None:
-    there = (one("a", last_used_at=900.0), one("b", last_used_at=910.0), node("n1", last_used_at=920.0))
+    there = (one("a", last_used_at=LONG), one("b", last_used_at=LONG), node("n1", last_used_at=LONG))
     decision = do(instances=there, before=EndpointState(desired=3))
     assert sorted(what(decision)) == ["Release a", "Release b", "Release n1"]
     # Without any elsewhere, with offers there.
@@ -198,7 +204,7 @@ def test_what_is_idle_at_home_goes_when_nothing_is_left_elsewhere() -> None:
 
 
 def test_what_is_paid_for_is_not_given_back_before_that_ends() -> None:
-    there = (node("n1", last_used_at=900.0, paid_until=NOW + 30.0),)
+    there = (node("n1", last_used_at=LONG, paid_until=NOW + 30.0),)
     decision = do(instances=there, before=EndpointState(desired=1))
     assert decision.actions == ()
     assert decision.look_again_at == NOW + 30.0
@@ -206,7 +212,7 @@ def test_what_is_paid_for_is_not_given_back_before_that_ends() -> None:
 
 
 def test_what_was_launched_is_given_back_though_no_offer_is_left() -> None:
-    there = (node("n1", last_used_at=900.0),)
+    there = (node("n1", last_used_at=LONG),)
     assert what(do(instances=there, offers=(), before=EndpointState(desired=1))) == ["Release n1"]
 
 

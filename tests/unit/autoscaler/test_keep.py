@@ -11,8 +11,8 @@ from headrace_autoscaler.states import Idle, IdleTimes, KeepState
 
 SPANS = len(EDGES_S) - 1
 DEMAND = DemandConfig(goal_s=10.0)
-CONFIG = KeepConfig(restart=0.5, late_s=60 * (math.e - 1), prior=10.0, memory=400.0)
-"""The dearness of a start is 1 + 0.5 * log(1 + late_s / 60) = 1.5."""
+CONFIG = KeepConfig(restart=0.5, late_s=40 * (math.e - 1), prior=10.0, memory=400.0)
+"""The dearness of a start is 1 + 0.5 * log(1 + late_s / 40) = 1.5."""
 
 
 def seen(**spans: tuple[float, float]) -> IdleTimes:
@@ -36,19 +36,35 @@ def test_levels_learn_together_by_powers_of_two() -> None:
 # -- what it costs that one is missing ---------------------------------------------------------
 
 
-def test_a_start_costs_what_is_waited_for_and_a_late_request() -> None:
-    # 20 of the 30 s are too long, 1.5 times; nobody is known to become free, so one request is late.
-    assert restart_s(1, 30.0, None, DEMAND, CONFIG) == pytest.approx(20 * 1.5 + CONFIG.late_s)
-    # Requests of 10 s: that the one instance is not free within 10 s has the chance 1 / e, for two 1 / e^2.
-    for level in (1, 2, 9):
-        late = CONFIG.late_s * math.exp(-level)
-        assert restart_s(level, 30.0, 10.0, DEMAND, CONFIG) == pytest.approx(30 + late)
+def test_a_start_costs_its_time_the_queue_meanwhile_and_a_late_request() -> None:
+    # 20 of the 30 s are too long: they are taken 1.5 times for the queue. Beside it there is the start, and
+    # the late request; nobody is known to become free instead.
+    alone = 20 * 1.5 + 30 + CONFIG.late_s
+    for level in (1, 5):
+        assert restart_s(level, 30.0, None, DEMAND, CONFIG) == pytest.approx(alone)
+    assert restart_s(1, 30.0, 10.0, DEMAND, CONFIG) == pytest.approx(alone)
 
 
-def test_a_start_in_time_makes_late_only_by_its_part_of_the_time() -> None:
-    assert restart_s(1, 5.0, None, DEMAND, CONFIG) == pytest.approx(0.5 * CONFIG.late_s)
-    assert restart_s(1, 5.0, 10.0, DEMAND, CONFIG) == pytest.approx(0.5 * CONFIG.late_s / math.e)
+def test_the_more_others_there_are_the_less_one_is_missed() -> None:
+    # Requests of 10 s: that none of n others is free within 10 s has the chance e ** -n.
+    for level in (2, 3, 9):
+        missed = math.exp(1 - level) * (30 + CONFIG.late_s)
+        assert restart_s(level, 30.0, 10.0, DEMAND, CONFIG) == pytest.approx(20 * 1.5 + missed)
+
+
+def test_a_start_in_time_makes_nobody_late_and_one_that_takes_about_as_long_some() -> None:
     assert restart_s(1, 0.0, 10.0, DEMAND, CONFIG) == 0.0
+    assert restart_s(1, 5.0, None, DEMAND, CONFIG) == pytest.approx(5.0)
+    # One of another is free within 5 s with the chance 1 - e ** -0.5.
+    assert restart_s(2, 5.0, 10.0, DEMAND, CONFIG) == pytest.approx(5.0 * math.exp(-0.5))
+    # From 8 to 12 s, a fifth less and more than the goal, the chance to be late goes from 0 to 1.
+    assert restart_s(1, 8.0, None, DEMAND, CONFIG) == pytest.approx(8.0)
+    assert restart_s(1, 10.0, None, DEMAND, CONFIG) == pytest.approx(10 + 0.5 * CONFIG.late_s)
+    assert restart_s(1, 11.0, None, DEMAND, CONFIG) == pytest.approx(1.5 + 11 + 0.75 * CONFIG.late_s)
+    assert restart_s(1, 12.0, None, DEMAND, CONFIG) == pytest.approx(2 * 1.5 + 12 + CONFIG.late_s)
+    # Where nobody should wait at all every start is late.
+    at_once = DemandConfig(goal_s=0.0)
+    assert restart_s(1, 5.0, None, at_once, CONFIG) == pytest.approx(5 * 1.5 + 5 + CONFIG.late_s)
 
 
 # -- how long it is kept -----------------------------------------------------------------------

@@ -87,3 +87,10 @@ def test_where_zygotes_are_is_known_for_few_and_for_many_endpoints():
     found = [book.place(wish, name) for name in "efxefyf"]
     # "e" is warm on b only; "f" on c, which has more room, until 4 are left as on b; others go where most is.
     assert found == ["b", "c", "a", "b", "c", "a", "c"]
+
+
+def test_room_for_one_more_is_room_until_it_is_taken():
+    book, wish = Book([host("a")]), ScalingSpec(cpu=4.0)
+    assert book.has_room(wish)
+    assert book.place(wish, "e") == "a"
+    assert not book.has_room(wish)

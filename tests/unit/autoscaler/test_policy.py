@@ -377,3 +377,9 @@ def test_without_room_one_that_is_idle_makes_place_once_only():
     (start,) = starts(decision)
     assert start.after == ("x1",)
     assert [w.wanted for w in waits(decision)] == [1]
+
+
+def test_no_more_go_than_are_too_many():
+    there = (ready("a", used=10.0), ready("b", used=20.0), ready("c", used=30.0))
+    decision = do(see(ScalingSpec(min=2, idle_timeout_s=5.0), instances=there))
+    assert [(a.instance, a.reason) for a in releases(decision)] == [("a", "idle for 90.0 s (idle_timeout=5)")]

@@ -196,6 +196,7 @@ def test_an_order_catches_up_with_what_changed():
     wish = ScalingSpec(cpu=1.0, gpu=(("L4", 1),))
     order = Order(wish, rooms, changed)
     assert [order.best(wish, ()), order.best(wish, ())] == ["a", "a"]
+    assert order.fits(wish)
     # Its accelerator is taken, and a change more leaves it so; then it is given back.
     rooms["a"].gpu["L4"] = 0
     changed.append("a")
