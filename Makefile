@@ -14,7 +14,7 @@ ONCE ?=
 PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 
-.PHONY: help setup run test chaos check format bench bench-autoscaler docs lock clean
+.PHONY: help setup run test coverage chaos check format bench bench-autoscaler docs lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ run: $(BASE) ## Start the platform, deploy examples/ocr.py, call it from zero (O
 
 test: $(BASE) $(TORCH) $(TOOLS) ## Run all tests
 	@TEST_STRICT_SKIPS=1 timeout --foreground --kill-after=30 1800 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# Without the property tests, as what is covered must not hang on chance, and without the simulator's.
+coverage: $(BASE) ## Fail when a line or branch of the autoscaler's policy has no test of its own
+	@COVERAGE_FILE=.venv/.coverage timeout --foreground --kill-after=30 600 $(BIN)/python -m pytest -q -n $(TEST_WORKERS) \
+		-m "not hypothesis" --ignore-glob='*/test_simulate_*' tests/unit/autoscaler \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=100 $(PYTEST_ARGS)
 
 chaos: $(BASE) $(TOOLS) ## Kill parts of a platform under load: SEED=n SECONDS=n (default: 1 and 60)
 	@CHAOS_SEED=$(or $(SEED),1) CHAOS_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
