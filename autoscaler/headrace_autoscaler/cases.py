@@ -57,6 +57,8 @@ class Round:
         self.book = Book(observation.hosts)
         self.donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
         self.offers = observation.offers
+        self.suspect = {host.host for host in observation.hosts if host.state == "suspect"}
+        """Hosts that have not been heard of lately."""
         self.spot = any(offer.spot for offer in observation.offers)
         self.spending = observation.spending
         self.looks: list[float] = []

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from headrace_autoscaler.configs import DemandConfig, KeepConfig
-from headrace_autoscaler.states import Idle, IdleTimes, KeepState
+from headrace_autoscaler.states import SPANS, Idle, IdleTimes, KeepState
 
 EDGES_S = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
 """Spans of idle time; nothing is held beyond the last."""
@@ -32,7 +32,7 @@ ABOUT = 0.2
 """Starts that take up to this part less or more than the goal are late with a chance between 0 and 1."""
 _SPANS = tuple((low, high - low) for low, high in pairwise(EDGES_S))
 _PRIOR = tuple(length / (low + length) if low else 0.5 for low, length in _SPANS)
-_NOTHING = (0.0,) * len(_SPANS)
+_NOTHING = (0.0,) * SPANS
 
 
 def bucket(level: int) -> int:
@@ -116,12 +116,14 @@ def learn(now: float, busy: int, sinces: Sequence[float], state: KeepState, conf
             after.append(Idle(since=since, level=count - place))
         else:
             after.append(before[place])
-    for old in before[len(found) :]:
-        levels = _with(levels, old, now, True, config)
+    # Of levels that are not idle any more, as many as there are instances less were not needed but lost.
+    lost = max(0, state.total - count)
+    for place, old in enumerate(before[len(found) :]):
+        levels = _with(levels, old, now, place >= lost, config)
     idle = tuple(after)
-    if levels is state.levels and idle == before:
+    if levels is state.levels and idle == before and count == state.total:
         return state
-    return KeepState(levels=levels, idle=idle)
+    return KeepState(levels=levels, idle=idle, total=count)
 
 
 def let_go(now: float, count: int, state: KeepState, config: KeepConfig) -> KeepState:
@@ -129,7 +131,9 @@ def let_go(now: float, count: int, state: KeepState, config: KeepConfig) -> Keep
     levels = state.levels
     for old in state.idle[:count]:
         levels = _with(levels, old, now, False, config)
-    return KeepState(levels=levels, idle=state.idle[count:]) if count else state
+    if not count:
+        return state
+    return KeepState(levels=levels, idle=state.idle[count:], total=state.total - count)
 
 
 def _with(

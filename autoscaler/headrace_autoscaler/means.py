@@ -67,8 +67,10 @@ def _changed(now: float, case: Case, *, up: bool) -> None:
 
 
 def _price(this: Round, case: Case) -> float | None:
-    """What one more costs: the cheapest offer that fits, else what the dearest of its instances does."""
+    """What one more costs: at home where it fits there, else the cheapest offer; None: not known."""
     scaling = case.endpoint.scaling
+    if (home := this.book.cheapest(scaling)) is not None:
+        return home
     found = [o.price for o in this.offers if offers.fits(o, scaling) and not offers.dear(o, scaling)]
     if not found:
         found = [i.price for i in case.crew.mine if i.price is not None]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headrace_autoscaler.rooms import EPSILON, Order, Room, kind_of, pick_gpu, qualifies
+from headrace_autoscaler.rooms import EPSILON, Order, Room, kind_of, pick_gpu, price_on, qualifies
 from headrace_autoscaler.spec import HostObservation, InstanceObservation, ScalingSpec
 
 __all__ = ["MIB", "Book", "Donor", "Given", "idle_since", "pick_gpu", "qualifies"]
@@ -62,6 +62,15 @@ class Book:
                 for warm in room.host.warm:
                     self._warm.setdefault(warm, set()).add(name)
         return self._warm.get(endpoint, ())
+
+    def price_of(self, host: str, scaling: ScalingSpec) -> float:
+        """Dollars per hour of one instance on that host."""
+        return price_on(self._rooms[host].host, scaling)
+
+    def cheapest(self, scaling: ScalingSpec) -> float | None:
+        """The least that one more costs where it fits; None: it fits nowhere."""
+        name = self._order(scaling).best(scaling, ())
+        return None if name is None else self.price_of(name, scaling)
 
     def has_room(self, scaling: ScalingSpec) -> bool:
         """Whether one more fits somewhere."""

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from headrace_autoscaler import pools
+from headrace_autoscaler import limits, pools
 from headrace_autoscaler.cases import Case, Round
 from headrace_autoscaler.elsewhere import launch
 from headrace_autoscaler.means import limit
@@ -87,7 +87,10 @@ def _aim(this: Round, case: Case) -> None:
     endpoint, crew, now, config = case.endpoint, case.crew, this.now, this.config
     case.seen, case.after = look(now, endpoint, crew, case.before, config)
     rollout = endpoint.rollout_from is not None
-    if not rollout and (endpoint.scaling.learn_idle or this.offers):
+    if this.suspect and crew.idle:
+        # What is there may be back in a moment.
+        crew.idle = [one for one in crew.idle if one.host not in this.suspect]
+    if not rollout and (endpoint.scaling.learn_idle or this.offers or crew.elsewhere):
         case.after, case.surplus = learned(
             now, endpoint, crew, seen=case.seen, before=case.after, config=config
         )
@@ -96,6 +99,8 @@ def _aim(this: Round, case: Case) -> None:
         case.after = remember(now, case.seen, case.after, endpoint.scaling.max, config)
         case.surplus = Surplus(gone=tuple(_timed_out(this, case)))
         case.target = max(case.after.desired, case.seen.asked) if rollout and crew.old else case.seen.asked
+        if crew.elsewhere:
+            case.target = max(case.target, len(crew.mine) - len(case.surplus.gone))
     look_s = case.seen.look_s
     this.look_again(case.surplus.look_again_at, None if look_s is None else now + look_s + LOOK_S)
 
@@ -149,6 +154,8 @@ def _starts(this: Round, case: Case, missing: int) -> None:
     reason = case.seen.reason
     if rollout:
         reason = f"rollout to version {endpoint.version}: {case.target} wanted"
+    bounded = endpoint.scaling.budget is not None or this.config.limits.budget is not None
+    left = limits.left(endpoint, this.spending, this.config.limits) if bounded else None
     actions = case.actions
     paused = _paused(crew, endpoint.version)
     for done in range(max(0, min(missing, allowed))):
@@ -156,6 +163,11 @@ def _starts(this: Round, case: Case, missing: int) -> None:
             actions += resumed
             continue
         behind: tuple[str, ...] = ()
+        if left is not None and (book.cheapest(endpoint.scaling) or 0.0) > left:
+            case.limit = (
+                case.limit or f"one more at home costs more than the {max(0.0, left):g} $/h that are left"
+            )
+            return
         host = book.place(endpoint.scaling, endpoint.endpoint)
         if host is None:
             # One that is loaded already is back sooner than a new one, where both need others to give way.
@@ -174,6 +186,10 @@ def _starts(this: Round, case: Case, missing: int) -> None:
             host, given = made
             actions += _give_way(now, endpoint, given, donors)
             behind = tuple(one.donor[1].id for one in given)
+        if left is not None:
+            price = book.price_of(host, endpoint.scaling)
+            left -= price
+            this.spending = None if this.spending is None else this.spending + price
         actions.append(
             Start(
                 endpoint=endpoint.endpoint, version=endpoint.version, host=host, reason=reason, after=behind

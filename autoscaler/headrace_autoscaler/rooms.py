@@ -42,7 +42,26 @@ def qualifies(host: HostObservation, scaling: ScalingSpec) -> bool:
         and (not scaling.providers or host.provider in scaling.providers)
         and (not scaling.regions or host.region in scaling.regions)
         and (scaling.spot == "prefer" or host.spot == (scaling.spot == "only"))
+        and (scaling.max_price is None or price_on(host, scaling) <= scaling.max_price + EPSILON)
     )
+
+
+def price_on(host: HostObservation, scaling: ScalingSpec) -> float:
+    """Dollars per hour of one instance there: the host's, by the part of it that it takes most of."""
+    if not host.price:
+        return 0.0
+    parts = [0.0]
+    if host.cpu:
+        parts.append(scaling.cpu / host.cpu)
+    if host.memory:
+        parts.append(scaling.memory / host.memory)
+    for name, count in scaling.gpu:
+        if name in host.gpu:
+            parts.append(count / max(1, host.gpu[name]))
+            break
+    # A host of which nobody said what it has is taken by one instance.
+    part = max(parts) if host.cpu or host.memory or host.gpu else 1.0
+    return host.price * min(1.0, part)
 
 
 def pick_gpu(
@@ -59,7 +78,8 @@ def pick_gpu(
 
 def kind_of(scaling: ScalingSpec) -> tuple[object, ...]:
     """Wishes that are equal in this have hosts in the same `Order`."""
-    return scaling.runtime, scaling.providers, scaling.regions, scaling.spot, scaling.gpu
+    dear = None if scaling.max_price is None else (scaling.max_price, scaling.cpu, scaling.memory)
+    return scaling.runtime, scaling.providers, scaling.regions, scaling.spot, scaling.gpu, dear
 
 
 _Key = tuple[int, int, int, float, float, int, str]

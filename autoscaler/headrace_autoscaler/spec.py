@@ -129,6 +129,10 @@ class HostObservation(Value, frozen=True, kw_only=True):
     cpu_free: float = 0.0
     memory_free: int = 0
     gpu_free: dict[str, int] = msgspec.field(default_factory=dict)
+    cpu: float = 0.0
+    """With ``memory`` and ``gpu`` all that it has, to share its price by; 0: not known."""
+    memory: int = 0
+    gpu: dict[str, int] = msgspec.field(default_factory=dict)
     runtimes: tuple[str, ...] = ("process",)
     pauses: tuple[str, ...] = ()
     """Runtimes whose instances can be paused there: they keep their memory and give back the rest."""

@@ -1,12 +1,34 @@
-"""What the policy remembers between decisions, part by part; `spec.State` holds them."""
+"""What the policy remembers between decisions, part by part; `spec.State` holds them.
+
+What is remembered is also read from files that another version, or a person, has written. So parts whose
+tuples have a certain length check it (``ValueError``; ``msgspec.ValidationError`` when they are decoded):
+whoever reads it can then begin anew, and no decision stumbles over it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Literal
 
 import msgspec
 
 from headrace_autoscaler.values import Value
+
+SLOTS = 144
+"""Of a day, see `headrace_autoscaler.season`."""
+LEVELS = 3
+"""Of smoothing, see `forecast.SMOOTHING_S`."""
+HINTS = 4
+"""Of a forecast, see `forecast.WEIGHTS`."""
+QUANTILES = 9
+"""Of its errors, see `residuals.LEVELS`."""
+SPANS = 11
+"""Of idle time, those between `keep.EDGES_S`."""
+
+
+def _check(what: str, given: Sized, *lengths: int) -> None:
+    if len(given) not in lengths:
+        raise ValueError(f"{what} has {len(given)} values, not {' or '.join(map(str, lengths))}")
 
 
 class WindowState(Value, frozen=True, kw_only=True):
@@ -56,12 +78,17 @@ class SeasonState(Value, frozen=True, kw_only=True):
     """Sum of the averages seen in it, each times its seconds."""
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a course that is not a day's."""
+        _check("a working day's course", self.workdays, 0, SLOTS)
+        _check("a weekend's course", self.weekends, 0, SLOTS)
+
 
 class ResidualState(Value, frozen=True, kw_only=True):
     """How far from the truth forecasts were, see `headrace_autoscaler.residuals`."""
 
     offsets: tuple[float, ...] = ()
-    """Per level of `residuals.LEVELS`, in units of the forecast's scale."""
+    """Per level of `residuals.LEVELS`, in units of the forecast's scale; empty: none was checked yet."""
     seen: int = 0
     """Forecasts that have come due."""
     outside: float = 0.0
@@ -72,6 +99,10 @@ class ResidualState(Value, frozen=True, kw_only=True):
     """Mean squared error of late, in the same units,"""
     unchanged: float = 0.0
     """and that of the forecast that all stays as it is."""
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` unless there is one offset per level."""
+        _check("what is known of errors", self.offsets, 0, QUANTILES)
 
 
 class HorizonState(Value, frozen=True, kw_only=True):
@@ -86,6 +117,12 @@ class HorizonState(Value, frozen=True, kw_only=True):
     next_at: float = 0.0
     """When the next is to be made."""
 
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` unless there is one weight per hint, and each hint in what is pending."""
+        _check("the weights of hints", self.weights, HINTS)
+        for one in self.pending:
+            _check("a forecast that is pending", one, 2 + HINTS)
+
 
 class ForecastState(Value, frozen=True, kw_only=True):
     """What the forecast has learnt of one endpoint."""
@@ -95,18 +132,31 @@ class ForecastState(Value, frozen=True, kw_only=True):
     last: float = 0.0
     """Mean concurrency then."""
     levels: tuple[float, ...] = ()
-    """Concurrency smoothed over `forecast.SMOOTHING_S`."""
+    """Concurrency smoothed over `forecast.SMOOTHING_S`; empty: there was no lesson yet."""
     season: SeasonState = SeasonState()
     horizons: tuple[HorizonState, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` unless a lesson has left all levels."""
+        if self.at is not None:
+            _check("what was smoothed", self.levels, LEVELS)
 
 
 class IdleTimes(Value, frozen=True, kw_only=True):
     """How long instances were idle before they were needed again, at one level; see `keep`."""
 
-    watched: tuple[float, ...] = ()
+    watched: tuple[float, ...]
     """Per span of `keep.EDGES_S`: instances that were idle at its begin and watched through it."""
-    needed: tuple[float, ...] = ()
+    needed: tuple[float, ...]
     """Of those, how many were needed within it."""
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` unless there are two counts per span that go together."""
+        _check("what was watched of idle times", self.watched, SPANS)
+        _check("what was needed of idle times", self.needed, SPANS)
+        for needed, watched in zip(self.needed, self.watched, strict=True):
+            if not 0 <= needed <= watched:
+                raise ValueError(f"of {watched:g} that were idle, {needed:g} cannot have been needed")
 
 
 class Idle(Value, frozen=True, kw_only=True):
@@ -124,6 +174,8 @@ class KeepState(Value, frozen=True, kw_only=True):
     """By `keep.bucket` of the level."""
     idle: tuple[Idle, ...] = ()
     """The levels that are idle now, the longest first; at most `keep.MAX_WATCHED`."""
+    total: int = 0
+    """Instances that there were when one last looked."""
 
 
 class Refusal(Value, frozen=True, kw_only=True):

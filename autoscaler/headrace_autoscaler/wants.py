@@ -20,6 +20,7 @@ import msgspec
 
 from headrace_autoscaler import forecast, keep, panic, staffing
 from headrace_autoscaler.placement import idle_since
+from headrace_autoscaler.signals import average
 from headrace_autoscaler.spec import Config, EndpointObservation, EndpointState, InstanceObservation
 from headrace_autoscaler.states import DemandState, ForecastState, KeepState
 
@@ -102,12 +103,15 @@ def asleep(state: EndpointState) -> bool:
     return not state.desired and not any(levels) and (state.keep is None or not state.keep.idle)
 
 
-def wanted(endpoint: EndpointObservation, left: int = 0, needed: float = 0.0) -> int:
-    """Instances that this demand asks for: but for ``left`` requests, and ``needed`` at least."""
+def wanted(endpoint: EndpointObservation, left: int = 0, needed: float = 0.0, *, lively: bool = False) -> int:
+    """Instances that this demand asks for: but for ``left`` requests, and ``needed`` at least.
+
+    ``lively``: there was demand a moment ago, so spares stay.
+    """
     scaling = endpoint.scaling
     demand = endpoint.in_flight + endpoint.queued
     count = math.ceil((demand - left) / scaling.target_concurrency - _ROUNDING)
-    if demand > 0:
+    if demand > 0 or lively:
         count += scaling.warm
     count = max(count, math.ceil(needed - _ROUNDING))
     return min(scaling.max, max(scaling.min, count))
@@ -152,7 +156,10 @@ def look(
         # With an idle time-out what is there ahead of demand would go at once, and come again.
         ahead = staffing.ahead(level, start_s, config.keep.late_s, config.demand)
         needed = max(needed, ahead / endpoint.scaling.target_concurrency)
-    asked = wanted(endpoint, left.requests, needed)
+    lively = False
+    if endpoint.scaling.warm and endpoint.scaling.learn_idle:
+        lively = (average(past.window, now, config.demand.stable_s) or 0.0) > 0.0
+    asked = wanted(endpoint, left.requests, needed, lively=lively)
     seen = Seen(
         asked=asked,
         reason=_reason(endpoint, asked, left.requests, level, needed),
@@ -257,6 +264,6 @@ def _reason(endpoint: EndpointObservation, asked: int, left: int, level: float, 
         ask = f"a level of {level:.1f} asks for {asked}"
         return f"{ask}, as starts take {endpoint.start_s:.0f} s" if endpoint.start_s else ask
     if not demand:
-        return "nothing asks for any"
+        return f"min={endpoint.scaling.min}" if asked else "nothing asks for any"
     text = f"{endpoint.in_flight} in flight and {endpoint.queued} queued ask for {asked}"
     return f"{text} ({left} will be served in time)" if left else text
