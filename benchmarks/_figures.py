@@ -6,12 +6,12 @@ import heapq
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from headrace_autoscaler.simulate.scenario import Floats, Result
-from headrace_autoscaler.simulate.stats import figures, interval
+from headrace_autoscaler.simulate.stats import availability, figures, interval
 
 Point = tuple[float, float]
 """(dollars, share of requests that started in time)."""
@@ -28,8 +28,10 @@ class Slo:
 def of_run(result: Result) -> dict[str, float]:
     """One run's figures, those of the simulator's summaries. A request that failed was within no time."""
     found = figures(result)
+    first = result.waits if result.first_waits is None else result.first_waits
     return {
         **found,
+        "availability_first": availability(replace(result, waits=first)),
         "error_rate": found["errors"] / found["requests"] if found["requests"] else 0.0,
         "seconds": result.seconds,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class Market:
     which is the cautious side: whether a platform goes on to use it is the platform's choice."""
     outages: int = 1
     """Daily peaks at which the cheapest provider is gone, the busiest days first."""
+    warm_up_s: float = 0.0
+    """What is played before anything counts: a platform that was there yesterday. Nobody goes away then."""
 
 
 def supplies(market: Market, trace: Trace, seed: int) -> tuple[Supply, ...]:
@@ -41,7 +44,7 @@ def supplies(market: Market, trace: Trace, seed: int) -> tuple[Supply, ...]:
 
     The zones are dealt round, beginning with provider ``seed``; the cheapest on demand goes away.
     """
-    gone = peaks(trace, market.outages)
+    gone = peaks(trace, market.outages, market.warm_up_s)
     made = [
         _supply(market, price, ON_DEMAND, gone if not at else ()) for at, price in enumerate(market.offers)
     ]
@@ -72,12 +75,12 @@ def _supply(
     )
 
 
-def peaks(trace: Trace, count: int) -> tuple[tuple[float, float], ...]:
-    """The two busiest hours of the ``count`` busiest days, in order of time."""
+def peaks(trace: Trace, count: int, from_s: float = 0.0) -> tuple[tuple[float, float], ...]:
+    """The two busiest hours of the ``count`` busiest days of those from ``from_s`` on, in order of time."""
     if not len(trace.arrivals):
         return ()
     found = []
-    for day in range(int(trace.end // DAY_S) + 1):
+    for day in range(math.ceil(from_s / DAY_S), int(trace.end // DAY_S) + 1):
         inside = (trace.arrivals >= day * DAY_S) & (trace.arrivals < (day + 1) * DAY_S)
         if not inside.any():
             continue
@@ -93,7 +96,13 @@ def scenarios(
 ) -> dict[str, Scenario]:
     """One scenario per seed, ``name/seed``."""
     return {
-        f"{name}/{seed}": Scenario(trace, supplies(market, trace, seed), (Wish(),), **limits)  # type: ignore[arg-type]
+        f"{name}/{seed}": Scenario(
+            trace,
+            supplies(market, trace, seed),
+            (Wish(),),
+            warm_up_s=market.warm_up_s,
+            **limits,  # type: ignore[arg-type]
+        )
         for seed in range(seeds)
     }
 

@@ -29,7 +29,18 @@ from headrace_autoscaler.simulate.traces import between
 
 from benchmarks._decide import decisions, speed
 from benchmarks._figures import judge, overlap
-from benchmarks._loads import NoDataError, caveats, doubled, folder, nearest, offers, requests, thinned, zones
+from benchmarks._loads import (
+    DAY_S,
+    NoDataError,
+    caveats,
+    doubled,
+    folder,
+    nearest,
+    offers,
+    requests,
+    thinned,
+    zones,
+)
 from benchmarks._markets import Market, dealt, peaks, scenarios
 from benchmarks._platform import bounded
 from benchmarks._replays import Case, percent, replay, table
@@ -51,7 +62,16 @@ GOALS = {
 }  # fmt: skip
 """Of issue 5, at our default: share within 10 s, and times the LP bound."""
 SPOT_GOALS = {"availability": 0.999, "cost": 0.65}
-DRAIN_S = 30.0
+DRAIN_S = 60.0
+"""A boot of 90 s fits into the notice of 120 s, but not before a node drains: who comes then waits
+for 30 s."""
+WARM_UP_S = DAY_S
+STABLE: dict[float, Variant] = {
+    90.0: Variant(OURS, {"min": 24}, {"keep.late_s": 15_000.0, "burst.hedge": 2 / 3}),
+}
+"""What an endpoint of 99.9 % asks for where starts are slow, with and without spot: at night demand comes
+faster than nodes boot. On days 2 to 7, without spot, 12 miss one minute beside the outage and 16 none;
+24 is half as many again. Elsewhere the default does."""
 DECIDE_GOAL_MS, SPEED_GOAL_S = 50.0, 10.0
 
 
@@ -208,22 +228,29 @@ def best_of(mine: Mapping[str, Any], others: Mapping[str, dict[str, Any]]) -> di
     return {"policy": f"{name}: {share}", "of_best": mine["cost_usd"] / good[name]["cost_usd"]}
 
 
-def spot(data: Path | None, trace: Trace, plan: Plan) -> dict[str, Any]:
-    """Three providers and five zones: our policy with and without spot, and SpotHedge."""
+def spot(data: Path | None, whole: Trace, plan: Plan) -> dict[str, Any]:
+    """Three providers and five zones: our policy with and without spot, and SpotHedge.
+
+    Played from a day earlier on, which does not count.
+    """
+    first, last = plan.days
+    trace = between(whole, first - WARM_UP_S / DAY_S, last)
     listed = offers(data, KIND)
     rule = nearest(listed, PRICE_USD, PROVIDERS)
+    usual = Market(
+        rule, tuple(zones(data)), Draw(plan.boots[0], jitter=JITTER), drain_s=DRAIN_S, warm_up_s=WARM_UP_S
+    )
     found: dict[str, Any] = {"kind": KIND, "offers": [vars(one) for one in rule], "outage_h": _hours(trace)}
     for boot_s in plan.boots:
-        market = Market(rule, tuple(zones(data)), Draw(boot_s, jitter=JITTER))
+        market = replace(usual, boot=Draw(boot_s, jitter=JITTER))
         found[f"{boot_s:g}"] = _spot_runs(f"spot, boot {boot_s:g} s", market, trace, plan)
     if plan.quick:
         return found
-    usual = Market(rule, tuple(zones(data)), Draw(plan.boots[0], jitter=JITTER))
     found["dealt"] = {seed: dealt(usual, seed) for seed in range(plan.seeds)}
     slow = replace(usual, boot=Draw(plan.boots[-1], jitter=JITTER))
     others = {
-        "nodes under notice serve until 30 s before their loss": replace(usual, drain_s=DRAIN_S),
-        f"the same, boot {plan.boots[-1]:g} s": replace(slow, drain_s=DRAIN_S),
+        "nodes under notice take nothing more": replace(usual, drain_s=None),
+        f"the same, boot {plan.boots[-1]:g} s": replace(slow, drain_s=None),
         "an outage every day": replace(usual, outages=round(plan.days[1] - plan.days[0])),
         "no outage": replace(usual, outages=0),
         "at most 8 spot nodes in a zone": replace(usual, spot_capacity=8),
@@ -240,19 +267,26 @@ def spot(data: Path | None, trace: Trace, plan: Plan) -> dict[str, Any]:
 
 
 def _hours(trace: Trace) -> list[float]:
-    return [round(begin / 3600, 2) for begin, _ in peaks(trace, 1)]
+    return [round((begin - WARM_UP_S) / 3600, 2) for begin, _ in peaks(trace, 1, WARM_UP_S)]
 
 
 def _spot_runs(
     name: str, market: Market, trace: Trace, plan: Plan, *, ours_only: bool = False
 ) -> dict[str, Any]:
-    variants = {
-        "headrace, spot prefer": Variant(OURS),
-        "headrace, spot never": Variant(OURS, {"spot": "never"}),
-    }
+    usual = STABLE.get(market.boot.median, Variant(OURS))
+
+    def asking(**wish: Any) -> Variant:
+        return replace(usual, wish={**usual.wish, **wish})
+
+    variants = {"headrace, spot prefer": usual, "headrace, spot never": asking(spot="never")}
+    if usual != Variant(OURS):
+        variants |= {
+            "headrace, spot prefer, default endpoint": Variant(OURS),
+            "headrace, spot never, default endpoint": Variant(OURS, {"spot": "never"}),
+        }
     if not ours_only:
         variants["spothedge"] = Variant("spothedge")
-        variants |= {f"headrace, spot prefer, balance {v}": Variant(OURS, {"balance": v}) for v in (0.0, 1.0)}
+        variants |= {f"headrace, spot prefer, balance {v}": asking(balance=v) for v in (0.0, 1.0)}
     cases = [Case(name + "/{seed}", what, variant) for what, variant in variants.items()]
     made = scenarios(name, market, trace, plan.seeds, {})
     runs = {what: one for (_, what), one in replay(made, cases, plan.seeds, plan.processes, name).items()}
@@ -403,6 +437,7 @@ def _said_spot(found: dict[str, Any]) -> list[str]:
         rows = [
             (
                 what, percent(run["availability"], 3), percent(run["least_availability"], 3),
+                percent(run["availability_first"], 3),
                 f"{run['cost_usd']:.0f}", percent(run.get("of_never"), 1), percent(run["share_within_10s"]),
                 f"{run['preempted_usd']:.0f}", f"{run['errors']:.0f}",
             )
@@ -412,6 +447,7 @@ def _said_spot(found: dict[str, Any]) -> list[str]:
             "policy",
             "minutes",
             "least seed",
+            "first start",
             "dollars",
             "of never",
             "in 10 s",
@@ -420,6 +456,10 @@ def _said_spot(found: dict[str, Any]) -> list[str]:
         )
         lines += [f"{name}{'' if 'met' not in one else ': met' if one['met'] else ': NOT MET'}"]
         lines += [table(header, rows), ""]
+    lines.append(
+        "! minutes: by the start of the attempt that succeeded, by which the goal is judged; first start: by "
+        "the first one, also of requests whose node was taken and that were run again."
+    )
     lines.append("! The spot traces say whether one node could be had in a zone, not how many.")
     return [*lines, ""]
 
@@ -450,7 +490,7 @@ def run(data: Path | None, plan: Plan, parts: set[str]) -> dict[str, Any]:
     if "accept" in parts:
         found["accept"] = accept(trace, plan)
     if "spot" in parts:
-        found["spot"] = spot(data, trace, plan)
+        found["spot"] = spot(data, whole, plan)
     if "fresh" in parts:
         found["fresh"] = fresh(data, whole, plan)
     return found

@@ -39,6 +39,7 @@ def test_failed_requests_were_within_no_time(figures: ModuleType) -> None:
     assert (found["errors"], found["error_rate"], found["cost_usd"]) == (1.0, 0.25, 4.0)
     # Of three minutes one had all of its requests started within 30 s.
     assert found["availability"] == pytest.approx(1 / 3)
+    assert found["availability_first"] == found["availability"]
 
 
 def test_means_over_seeds(figures: ModuleType) -> None:

@@ -112,6 +112,8 @@ def test_outages_are_at_the_peaks_of_the_busiest_days(load: Callable[[str], Modu
     assert second[-1] < one[1]
     assert [begin < 86_400.0 for begin, _ in peaks(trace, 5)] == [True, False]
     assert peaks(trace, 0) == ()
+    assert [begin < 86_400.0 for begin, _ in peaks(trace, 5, 86_400.0)] == [False]
+    assert peaks(trace, 5, 2 * 86_400.0) == ()
 
 
 def test_market_deals_zones_round_and_stops_the_cheapest(load: Callable[[str], ModuleType]) -> None:
@@ -124,6 +126,11 @@ def test_market_deals_zones_round_and_stops_the_cheapest(load: Callable[[str], M
         assert [bool(s.outages) for s in made] == [s.provider == "one" for s in made]
         assert {s.price for s in made if s.provider == "one"} == {3.25, 1.15}
         assert all((s.availability is not None) == s.spot for s in made)
+    # Warm-up is before what counts, and nobody goes away in it.
+    warm = markets.Market(market.offers, market.zones, Draw(12.0), warm_up_s=86_400.0)
+    assert not any(s.outages for s in markets.supplies(warm, trace, 0))
+    (made,) = markets.scenarios("m", warm, trace, 1, {}).values()
+    assert made.warm_up_s == 86_400.0
     assert [s.provider for s in markets.supplies(market, trace, 1)][3:] == [
         "two",
         "three",

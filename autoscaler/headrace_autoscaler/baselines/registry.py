@@ -31,7 +31,7 @@ class UnknownPolicy(ValueError):
 
 
 def _headrace() -> Policy:
-    return Policy("headrace", headrace.decide, State(), Config(), HEADRACE_TICK_S)
+    return Policy("headrace", headrace.decide, State(), Config(), HEADRACE_TICK_S, hears_losses=True)
 
 
 _PLAIN: dict[str, Callable[[], Policy]] = {

@@ -184,11 +184,14 @@ class _Run:
         status = np.frombuffer(self.service.status, dtype=np.uint8)
         counted = arrivals >= self.scenario.warm_up_s
         done = counted & (status == DONE)
+        waits = np.asarray(self.service.waits)
+        first = waits.copy()
+        first[list(self.service.first_waits)] = list(self.service.first_waits.values())
         return Result(
             policy=self.policy.name,
             seed=self.seed,
             cost=cost(self.sites, self.end),
-            waits=np.asarray(self.service.waits)[done],
+            waits=waits[done],
             arrivals=arrivals[done],
             cold=np.frombuffer(self.service.cold, dtype=np.uint8)[done].astype(np.bool_),
             errors=dict(sorted(self.service.errors.items())),
@@ -197,5 +200,6 @@ class _Run:
             by_supply={site.name: bill(site, self.end) for site in self.sites},
             decisions=self.decisions,
             seconds=0.0,
+            first_waits=first[done],
             timeline={name: np.asarray(series) for name, series in self.timeline.items()},
         )

@@ -172,6 +172,8 @@ class Result:
     decisions: int
     seconds: float
     """Of simulation on this machine; 0 when not measured."""
+    first_waits: Floats | None = None
+    """As ``waits``, but to the first start: less than those for who was run again. None: not told."""
     timeline: dict[str, Floats] = field(default_factory=dict)
     """Series for plots, sampled each ``timeline["t"]``: ``demand``, ``queued``, ``busy:<supply>``,
     ``idle:<supply>``, ``starting:<supply>``, ``dollars:<supply>`` (spent until then) and ``tier:<tier>``

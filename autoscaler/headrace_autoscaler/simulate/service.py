@@ -32,6 +32,8 @@ class Service:
         self.status = bytearray(len(self._durations))
         self.cold = bytearray(len(self._durations))
         self.waits = [0.0] * len(self._durations)
+        self.first_waits: dict[int, float] = {}
+        """Arrival to the first start of those that were run again."""
         self.errors: dict[str, int] = {}
         self.woken: dict[Fleet, None] = {}
         """Endpoints that the policy shall look at, now."""
@@ -68,6 +70,7 @@ class Service:
         for request in sorted(lost):
             attempts = self._attempts[request] = self._attempts.get(request, 0) + 1
             fleet = self._fleet_of[request]
+            self.first_waits.setdefault(request, self.waits[request])
             self.cold[request] = 0
             if attempts > self._retries:
                 self._fail(request, "lost")

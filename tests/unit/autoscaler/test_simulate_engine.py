@@ -113,6 +113,8 @@ def test_one_that_waits_again_has_all_its_patience_again() -> None:
     supply = cloud(boot=0.0, outages=((7.0, 8.0),))
     result = play(scenario(trace((0, 100)), supply, timeout_s=10.0), {5: [launch()], 15: [launch()]})
     assert result.waits.tolist() == [15.0]
+    assert result.first_waits is not None
+    assert result.first_waits.tolist() == [5.0]
     assert result.errors == {}
 
 
@@ -129,7 +131,7 @@ def test_at_the_end_those_who_run_are_finished_and_those_who_wait_are_errors() -
     result = play(given, {0: [launch()]})
     assert result.waits.tolist() == [10.0]
     assert result.errors == {"unserved": 1}
-    assert costs(result) == {"starting": 20.0, "busy": 500.0}
+    assert costs(result) == {"starting": 20.0, "busy": 41.0}, "the end is at 61"
 
 
 def test_what_is_due_after_the_end_and_before_the_next_tick_is_not_played() -> None:
