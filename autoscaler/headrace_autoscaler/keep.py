@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from headrace_autoscaler.configs import DemandConfig, KeepConfig
@@ -61,9 +62,14 @@ def restart_s(
 
 def hold_s(times: IdleTimes | None, cost_s: float, config: KeepConfig) -> float:
     """For how many seconds of idleness an instance is kept whose absence costs ``cost_s``."""
+    # Asked for at every look with little changed: to a thousandth of the cost it is remembered.
+    return _hold_s(times, float(f"{cost_s:.3g}"), config.prior)
+
+
+@lru_cache(maxsize=8192)
+def _hold_s(times: IdleTimes | None, cost_s: float, prior: float) -> float:
     watched = _NOTHING if times is None else times.watched
     needed = _NOTHING if times is None else times.needed
-    prior = config.prior
     ahead = cost_s
     until = EDGES_S[-1]
     for place in range(len(_SPANS) - 1, -1, -1):
