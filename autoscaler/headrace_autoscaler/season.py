@@ -12,11 +12,10 @@ import math
 import msgspec
 
 from headrace_autoscaler.configs import ForecastConfig
-from headrace_autoscaler.states import SeasonState
+from headrace_autoscaler.states import SLOTS, SeasonState
 
 DAY_S = 86400
-SLOT_S = 600
-SLOTS = DAY_S // SLOT_S
+SLOT_S = DAY_S // SLOTS
 NEWEST = 0.4
 """Weight of the newest day."""
 WATCHED = 0.5

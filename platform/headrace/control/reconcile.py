@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from headrace_autoscaler.policy import decide, wanted
+from headrace_autoscaler.policy import wanted
 from headrace_autoscaler.spec import (
     Action,
     Config,
@@ -19,11 +19,9 @@ from headrace_autoscaler.spec import (
     EndpointState,
     Launch,
     Pause,
-    Record,
     Release,
     Resume,
     Start,
-    State,
     Wait,
     WarmNodes,
 )
@@ -31,6 +29,7 @@ from headrace_autoscaler.spec import (
 from headrace import wire
 from headrace.control import failures, observe, rollout
 from headrace.control.claims import Claims, base_of
+from headrace.control.deciding import Deciding
 from headrace.control.images import IMAGE_TIMEOUT_S, image_progress
 from headrace.control.leaving import Leaving
 from headrace.control.looks import Looks
@@ -67,7 +66,7 @@ class Reconciler:
         self._claims = claims
         self._routes = routes
         self._recorder = recorder
-        self._config = config
+        self._deciding = Deciding(config)
         self._grace_s = grace_s
         self.shortage = Shortage(world, routes, self.again)
         self._looks = Looks(world, self.again)
@@ -252,15 +251,12 @@ class Reconciler:
     ) -> Decision:
         now = self._world.now()
         observation = observe.observe(self._world, endpoint, lane)
-        before = State(endpoints={lane.key: memory or EndpointState()})
-        decision = decide(now, observation, before, self._config)
-        for action in decision.actions:
+        record, again = self._deciding.ask(now, observation, lane.key, memory or EndpointState())
+        for action in record.decision.actions:
             self._act(endpoint, lane, action, woken)
-        record = Record(
-            now=now, observation=observation, state=before, config=self._config, decision=decision
-        )
-        self._recorder.note(endpoint, lane.key, record)
-        return decision
+        if again:
+            self._recorder.note(endpoint, lane.key, record)
+        return record.decision
 
     def _act(self, endpoint: Endpoint, lane: observe.Lane, action: Action, woken: float | None) -> None:
         if isinstance(action, Start):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from headrace import wire
-from headrace.control import pools, reconcile
+from headrace.control import deciding, pools
 from headrace_autoscaler.history import read
-from headrace_autoscaler.spec import Decision, Launch, Observation, Refill, State, WarmNodes
+from headrace_autoscaler.spec import Decision, EndpointState, Launch, Observation, Refill, State, WarmNodes
 from headrace_autoscaler.states import PoolState
 
 
@@ -107,10 +107,35 @@ async def test_sizes_go_with_the_host_and_the_base(platform: Any, decided: list[
     assert warm.size(seen, base) == platform.settings.spares
 
 
+async def test_an_endpoint_that_cannot_be_decided_for_forgets_and_stands_in_nobodys_way(
+    platform: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = deciding.decide
+
+    def decide(now: float, observation: Observation, state: State, config: Any) -> Decision:
+        (memory,) = state.endpoints.values()
+        if memory.desired == 77:
+            raise IndexError("tuple index out of range")
+        return original(now, observation, state, config)
+
+    await platform.new_host()
+    await platform.gateway.deploy(platform.spec("bad"), platform.spec("good"), verify=False)
+    monkeypatch.setattr(deciding, "decide", decide)
+    world = platform.world
+    world.endpoints["default/bad"].memory = EndpointState(desired=77)
+    for name in ("bad", "good"):
+        platform.gateway.wake(name)
+        await platform.until(lambda name=name: platform.gateway.of(name))
+    assert world.endpoints["default/bad"].memory.desired < 77
+    said = [record.getMessage() for record in caplog.records if "failed for" in record.getMessage()]
+    assert len(said) == 1
+    assert "default/bad: what was learnt of it is forgotten" in said[0]
+
+
 async def test_nodes_that_nobody_can_launch_are_a_reason_to_wait(
     platform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = reconcile.decide
+    original = deciding.decide
 
     def decide(now: float, observation: Observation, state: State, config: Any) -> Decision:
         name = observation.endpoints[0].endpoint
@@ -118,7 +143,7 @@ async def test_nodes_that_nobody_can_launch_are_a_reason_to_wait(
         return Decision(actions=(launch,), state=original(now, observation, state, config).state)
 
     await platform.gateway.deploy(platform.spec(), verify=False)
-    monkeypatch.setattr(reconcile, "decide", decide)
+    monkeypatch.setattr(deciding, "decide", decide)
     platform.gateway.wake("hello")
     await platform.until(
         lambda: "no provider can launch" in platform.gateway.endpoints["default/hello"].reason

@@ -27,11 +27,9 @@ LEARNT = EndpointState(
     demand=DemandState(
         window=WindowState(samples=((1.0, 2.0, 3),)), service=ServiceState(total=7), panic=PanicState()
     ),
-    forecast=ForecastState(at=1 / 3, last=0.1 + 0.2),
+    forecast=ForecastState(at=1 / 3, last=0.1 + 0.2, levels=(0.1, 0.2, 0.3)),
 )
-KEPT = EndpointState(
-    demand=DemandState(service=ServiceState(total=7)), forecast=ForecastState(at=1 / 3, last=0.1 + 0.2)
-)
+KEPT = EndpointState(demand=DemandState(service=ServiceState(total=7)), forecast=LEARNT.forecast)
 
 
 def world(*names: str, now: float = 1000.0) -> World:
@@ -59,8 +57,8 @@ async def test_what_lasts_comes_back_and_counters_do_not(tmp_path: Path) -> None
 
 
 def test_who_scales_down_by_hand_expects_nobody_but_knows_the_course_of_the_day() -> None:
-    season = SeasonState(workdays=(1.0, None))
-    before = msgspec.structs.replace(LEARNT, forecast=ForecastState(at=1.0, levels=(4.0,), season=season))
+    season = SeasonState(workdays=(1.0, None) * 72)
+    before = msgspec.structs.replace(LEARNT, forecast=ForecastState(at=1.0, levels=(4.0,) * 3, season=season))
     after = unasked(before)
     assert after.forecast == ForecastState(season=season)
     assert (after.desired, after.demand) == (0, KEPT.demand)
@@ -74,10 +72,13 @@ async def test_lines_of_another_version_are_learnt_anew(tmp_path: Path) -> None:
     await kept.load()
     await kept.save()
     path = tmp_path / FILE
-    path.write_bytes(b'{"endpoint": "p/b", "at": "then", "memory": {}}\n{\n' + path.read_bytes())
+    wrong = b'{"endpoint": "p/b", "at": "then", "memory": {}}\n{\n'
+    short = b'{"endpoint": "p/b", "at": 1.0, "memory": {"forecast": {"at": 1.0, "levels": [1.0]}}}\n'
+    path.write_bytes(wrong + short + path.read_bytes())
     again = world("a", "b")
     await Memory(tmp_path, again).load()
     assert again.endpoints["p/a"].memory == KEPT
+    assert again.endpoints["p/b"].memory is UNUSED
 
 
 async def test_it_is_written_now_and_then_and_never_over_what_was_not_read(
