@@ -37,8 +37,9 @@ def run(scenario: Scenario, policy: Policy, seed: int, *, timeline_step_s: float
 
     Random draws depend on (seed, supply, how many were drawn there before) only, so that policies are
     compared on equal draws. It ends ``tail_s`` after the last arrival: nothing is decided after that,
-    requests that run are finished (their instances' time is counted until then), and those that still
-    wait are errors (``unserved``). A launch that fails is shown as starting for `FAILURE_TOLD_S`.
+    requests that run are finished (what that costs after the end is not counted, as it is not in the lower
+    bounds), and those that still wait are errors (``unserved``). A launch that fails is shown as starting for
+    `FAILURE_TOLD_S`.
     A request's time-out is how long it waits at a time, so one that is run again has all of it again.
     An instance that drains (it was released, or its spot capacity goes away) ends with its last request.
 
@@ -68,7 +69,7 @@ class _Run:
         self.policy = policy
         self.seed = seed
         self.end = trace.end + scenario.tail_s
-        self.sites = [Site(supply, seed, scenario.warm_up_s) for supply in scenario.supplies]
+        self.sites = [Site(supply, seed, scenario.warm_up_s, self.end) for supply in scenario.supplies]
         self.fleets = [
             Fleet(name, index, scaling_of(wish, scenario.supplies))
             for index, (name, wish) in enumerate(zip(trace.names, wishes, strict=True))
@@ -179,7 +180,7 @@ class _Run:
         for fleet in self.fleets:
             self.service.close(fleet)
             for one in [i for i in fleet.instances.values() if not i.doomed]:
-                self.nodes.finish(max(one.running.values(), default=self.end), one)
+                self.nodes.finish(self.end, one)
         arrivals = np.asarray(self.scenario.trace.arrivals)
         status = np.frombuffer(self.service.status, dtype=np.uint8)
         counted = arrivals >= self.scenario.warm_up_s

@@ -88,9 +88,11 @@ class Instance:
 class Site:
     """One supply: what runs there, what it cost, what is known of it."""
 
-    def __init__(self, supply: Supply, seed: int, warm_up_s: float) -> None:
+    def __init__(self, supply: Supply, seed: int, warm_up_s: float, end: float = math.inf) -> None:
         self.supply = supply
         self.warm_up_s = warm_up_s
+        self.end = end
+        """Nothing that is spent later counts."""
         self.name = supply.name
         self.rate = 0.0 if supply.standing else supply.price
         """Dollars per hour that one more instance costs."""
@@ -192,7 +194,7 @@ class Site:
 
     def leave(self, one: Instance, now: float) -> None:
         """It has ended, and its time up to now is booked: the rest of its minimum billing, and the bill."""
-        paid = max(now, one.paid_until)
+        paid = min(max(now, one.paid_until), self.end)
         self.spend(one, paid, SUNK)
         self.billed_s += max(0.0, paid - max(self.warm_up_s, one.started_at))
         self.doing[one.doing] -= 1
@@ -210,8 +212,9 @@ class Site:
     def spend(self, instance: Instance, now: float, kind: int) -> None:
         """Book the time since the last booking as spent on ``kind``."""
         since = max(instance.since, self.warm_up_s)
-        if now > since:
-            self.seconds[kind] += now - since
+        until = min(now, self.end)
+        if until > since:
+            self.seconds[kind] += until - since
         instance.since = now
 
     def booted(self, seconds: float) -> None:

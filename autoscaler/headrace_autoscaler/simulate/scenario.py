@@ -127,7 +127,7 @@ class Scenario:
     warm_up_s: float = 0.0
     """Requests that arrive before are simulated and not counted, nor is what is spent."""
     tail_s: float = 900.0
-    """How long it goes on after the last arrival; what is spent then counts."""
+    """How long it goes on after the last arrival. What is spent until then counts, and nothing later."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Cost:
     idle: float = 0.0
     starting: float = 0.0
     sunk: float = 0.0
-    """Paid for and not used: minimum billing after the end, and standing capacity without an instance."""
+    """Paid for and not used: minimum billing after an instance's end, and standing capacity without one."""
     preempted: float = 0.0
     """Work that was lost and run again, and starts that were lost."""
 

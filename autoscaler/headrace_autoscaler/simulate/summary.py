@@ -13,7 +13,7 @@ from headrace_autoscaler.simulate.bounds import BIN_S, Bound, scenario_bound
 from headrace_autoscaler.simulate.generators import DAY_S
 from headrace_autoscaler.simulate.program import MissingExtraError
 from headrace_autoscaler.simulate.scenario import Floats, Result, Scenario, Trace
-from headrace_autoscaler.simulate.stats import summarise
+from headrace_autoscaler.simulate.stats import MINUTE_S, summarise
 
 PEAK_BIN_S = 300.0
 """Demand is averaged over so long before its peak is looked for."""
@@ -61,8 +61,11 @@ def unbeaten(figures: Mapping[str, Mapping[str, Any]]) -> set[str]:
 
 
 def counted_days(scenario: Scenario) -> float:
-    """How long the part is that counts."""
-    return (scenario.trace.end + scenario.tail_s - scenario.warm_up_s) / DAY_S
+    """For how long requests were seen, in the part that counts; a minute at least.
+
+    What is spent after the last one is spent for them: it is no part of a day.
+    """
+    return max(MINUTE_S, scenario.trace.end - scenario.warm_up_s) / DAY_S
 
 
 def offered(trace: Trace, edges: Floats) -> Floats:

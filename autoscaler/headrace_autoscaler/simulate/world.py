@@ -24,11 +24,12 @@ idle_timeout_s = 60
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -113,8 +114,9 @@ def read_world(path: Path) -> World:
     """The world of a file. Raises ``OSError``, or ``ValueError`` that says where it is wrong."""
     try:
         document = tomllib.loads(path.read_bytes().decode())
+        _refuse_infinite(document, "")
         world = msgspec.convert(document, World)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     names = [supply.name for supply in world.supply]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -122,6 +124,18 @@ def read_world(path: Path) -> World:
     if wrong := [s.name for s in world.supply if s.home and s.capacity is None]:
         raise ValueError(f"{path}: supply {wrong[0]!r} is home: say how many instances it has (capacity = N)")
     return world
+
+
+def _refuse_infinite(value: Any, where: str) -> None:
+    """TOML has nan and inf, and no number here may be either. Raises ``ValueError`` that says which is."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_infinite(inner, f"{where}.{name}" if where else name)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_infinite(inner, f"{where}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: write a finite number")
 
 
 def supplies_of(

@@ -33,7 +33,7 @@ from headrace.cli import simulate_text as text
 from headrace.cli.app import INTERRUPTED, SUMMARIES
 from headrace.cli.options import json_option
 from headrace.cli.output import Output
-from headrace.cli.simulate_options import FILE, our_options, world_options
+from headrace.cli.simulate_options import FILE, Number, our_options, world_options
 from headrace.cli.simulate_runs import Task, run_all
 from headrace.cli.simulate_world import Asked, scenario_of
 from headrace.errors import SetupError, UsageError
@@ -71,7 +71,7 @@ class Plan:
 @click.option("--tier", "tiers", metavar="NAME=SECONDS", multiple=True,
               help="With --sweep: starts may take so long too, such as cached=12; repeatable.")  # fmt: skip
 @click.option("--report", type=FILE, metavar="FILE", help="Write plots to this HTML file.")
-@click.option("--bound-bin", type=click.FloatRange(1), metavar="SECONDS",
+@click.option("--bound-bin", type=Number(1), metavar="SECONDS",
               help="Of the lower bound: shorter is tighter, and slower (default: from 10).")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), help="Processes at once (default: the cores).")
 @json_option
@@ -111,6 +111,9 @@ def simulate_command(
         raise UsageError(f"--late-s and --wait-goal are of {OURS}, which is not simulated here.")
     if report is not None:
         _can_report(report)
+    if plan.tiers and asked.start_seconds is None:
+        # All starts are those of the tiers: the bound must hold for the quickest.
+        asked = replace(asked, start_seconds=min(plan.tiers.values()))
     with out.progress("reading the requests"):
         scenario, notes = scenario_of(asked)
     for note in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,20 @@ from headrace.cli.options import DEFAULT_DATA_DIR
 from headrace.cli.simulate_world import SPOT_PART, START_S, SYNTHETIC_DAYS, Asked
 from headrace.errors import UsageError
 
-MORE = click.FloatRange(0, min_open=True)
-NOT_LESS = click.FloatRange(0)
+
+class Number(click.FloatRange):
+    """A range of numbers; nan and inf, which ``float`` reads, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Raises ``click.BadParameter``."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
+
+
+MORE = Number(0, min_open=True)
+NOT_LESS = Number(0)
 COUNT = click.IntRange(0)
 MOST_LATE_S, MOST_GOAL_S = 1e6, 86400.0
 """As of the settings of the same names."""
@@ -61,10 +74,10 @@ _WISHES: tuple[Decorator, ...] = (
     click.option("--use-spot", type=click.Choice(["prefer", "never", "only"]), default="prefer"),
 )
 _OURS: tuple[Decorator, ...] = (
-    click.option("--late-s", type=click.FloatRange(0, MOST_LATE_S), metavar="SECONDS",
+    click.option("--late-s", type=Number(0, MOST_LATE_S), metavar="SECONDS",
                  help="What a late request costs headrace, in seconds of an instance "
                  f"(default: {KeepConfig().late_s:g})."),
-    click.option("--wait-goal", type=click.FloatRange(0, MOST_GOAL_S, min_open=True), metavar="SECONDS",
+    click.option("--wait-goal", type=Number(0, MOST_GOAL_S, min_open=True), metavar="SECONDS",
                  help=f"Who waits for longer is late, for headrace (default: {DemandConfig().goal_s:g})."),
 )  # fmt: skip
 _WORLDS_OWN = (

@@ -194,14 +194,19 @@ def _world(asked: Asked) -> World:
 
 def _started(asked: Asked) -> tuple[Asked, tuple[str, ...]]:
     """With the seconds that a start takes; of a history those that it has seen."""
-    if asked.start_seconds is not None or asked.world is not None:
+    if asked.world is not None:
         return asked, ()
     if asked.history is None:
-        return replace(asked, start_seconds=START_S), ()
+        return replace(asked, start_seconds=asked.start_seconds or START_S), ()
+    price = f"an instance costs ${asked.price:g} per hour"
+    if asked.start_seconds is not None:
+        return asked, (price,)
     seen = observed_start(asked.history, asked.endpoint)
     how = "as recorded" if seen else "assumed: no start was recorded"
-    notes = (f"starts take {seen or START_S:.3g} s ({how})", f"an instance costs ${asked.price:g} per hour")
-    return replace(asked, start_seconds=seen or START_S), notes
+    return replace(asked, start_seconds=seen or START_S), (
+        f"starts take {seen or START_S:.3g} s ({how})",
+        price,
+    )
 
 
 def _hours(words: str) -> tuple[float, float]:

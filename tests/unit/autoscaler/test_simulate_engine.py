@@ -139,7 +139,7 @@ def test_what_is_due_after_the_end_and_before_the_next_tick_is_not_played() -> N
     result = play(scenario(trace((1, 1)), cloud(boot=0.0), tail_s=0.5), {1: [launch()]}, looks=looks)
     assert result.waits.tolist() == [0.0]
     assert [now for now, _ in looks] == [0.0, 1.0]
-    assert costs(result) == {"busy": 1.0}
+    assert costs(result) == {"busy": 0.5}
 
 
 def test_an_idle_instance_costs_until_the_end() -> None:

@@ -299,8 +299,11 @@ def test_a_report_without_plotly_says_what_to_install(monkeypatch: pytest.Monkey
 
 
 def test_days_that_count_leave_the_warm_up_out() -> None:
-    scenario = Scenario(trace([0.0, 86400.0 * 2 - 900], [1.0, 1.0]), (CLOUD,), warm_up_s=86400.0)
+    scenario = Scenario(trace([0.0, 86400.0 * 2], [1.0, 1.0]), (CLOUD,), warm_up_s=86400.0)
     assert counted_days(scenario) == pytest.approx(1.0)
+    # However long it goes on after the last request; one request alone is taken for a minute.
+    assert counted_days(replace(scenario, tail_s=86400.0)) == pytest.approx(1.0)
+    assert counted_days(replace(scenario, warm_up_s=86400.0 * 2)) == pytest.approx(1 / 1440)
 
 
 def test_nothing_that_counts_has_no_mean_and_no_peak() -> None:

@@ -182,6 +182,12 @@ def test_the_platforms_own_history(said: Said, tmp_path: Path) -> None:
     assert code == 0
     assert " per day: idle_timeout=" in out
     assert "scaled up to a day" in out
+    words = ("--sweep", "--tier", "cached=1", "--tier", "cold=9", "--jobs", "1", "--json")
+    code, out, err = said("--from-history", "--endpoint", "hello", *words)
+    assert code == 0
+    assert "starts take" not in err, "they take as long as the tiers say"
+    assert "an instance costs $2 per hour" in err
+    assert json.loads(out)["days"] == pytest.approx(80 / 86400, rel=0.2)
 
 
 WRONG = [
@@ -205,6 +211,11 @@ WRONG = [
     (("diurnal", "--days", "0.01", "--world", "owned.toml"), "only offers have an availability"),
     (("diurnal", "--min", "3", "--max", "2"), "--min 3 is more than --max 2"),
     (("diurnal", "--tier", "a=1"), "--sweep"),
+    (("diurnal", "--price", "nan"), "'nan' is not a finite number"),
+    (("diurnal", "--start-seconds", "inf"), "'inf' is not a finite number"),
+    (("diurnal", "--late-s", "nan"), "'nan' is not a finite number"),
+    (("diurnal", "--bound-bin", "nan"), "'nan' is not a finite number"),
+    (("diurnal", "--world", "nan.toml"), "supply[0].outages_h[0][1] is nan"),
     (("diurnal", "--sweep", "--tier", "a=x"), "NAME=SECONDS"),
     (("diurnal", "--sweep", "--compare", "hpa"), "--compare"),
     (("diurnal", "--report", "no/such/place.html"), "cannot be written"),
@@ -220,6 +231,9 @@ def test_what_is_wrong_is_said_in_one_line(
     (tmp_path / "two.csv").write_text("time,duration,endpoint\n1,2,a\n2,3,b\n")
     (tmp_path / "wrong.toml").write_text('[[supply]]\nname = "a"\nprize = 1\nstart_s = 1\n')
     (tmp_path / "zone.json").write_text('{"metadata": {"gap_seconds": 600}, "data": [1, 0]}')
+    (tmp_path / "nan.toml").write_text(
+        '[[supply]]\nname = "a"\nprice = 1\nstart_s = 1\noutages_h = [[1, nan]]\n'
+    )
     (tmp_path / "owned.toml").write_text(
         '[[supply]]\nname = "a"\nprice = 1\nstart_s = 1\n'
         'home = true\ncapacity = 1\navailability = "zone.json"\n'
