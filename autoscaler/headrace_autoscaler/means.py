@@ -67,12 +67,16 @@ def _changed(now: float, case: Case, *, up: bool) -> None:
 
 
 def _price(this: Round, case: Case) -> float | None:
-    """What one more costs: at home where it fits there, else the cheapest offer; None: not known."""
+    """What one more costs: at home where it fits there, else the cheapest offer; None: not known.
+
+    Where nobody said what home costs, it is what the dearest of its instances does.
+    """
     scaling = case.endpoint.scaling
-    if (home := this.book.cheapest(scaling)) is not None:
+    home = this.book.cheapest(scaling)
+    if home:
         return home
     found = [o.price for o in this.offers if offers.fits(o, scaling) and not offers.dear(o, scaling)]
-    if not found:
-        found = [i.price for i in case.crew.mine if i.price is not None]
-        return max(found, default=None)
-    return min(found)
+    if home is None and found:
+        return min(found)
+    known = [i.price for i in case.crew.mine if i.price is not None and not (found and i.offer)]
+    return max(known, default=None)

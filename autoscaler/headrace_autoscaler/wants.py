@@ -106,12 +106,12 @@ def asleep(state: EndpointState) -> bool:
 def wanted(endpoint: EndpointObservation, left: int = 0, needed: float = 0.0, *, lively: bool = False) -> int:
     """Instances that this demand asks for: but for ``left`` requests, and ``needed`` at least.
 
-    ``lively``: there was demand a moment ago, so spares stay.
+    ``lately``: mean concurrency of late; spares are beside what that asks for, and stay between requests.
     """
     scaling = endpoint.scaling
     demand = endpoint.in_flight + endpoint.queued
-    count = math.ceil((demand - left) / scaling.target_concurrency - _ROUNDING)
-    if demand > 0 or lively:
+    count = math.ceil(max(demand - left, lately) / scaling.target_concurrency - _ROUNDING)
+    if demand > 0 or lately > 0:
         count += scaling.warm
     count = max(count, math.ceil(needed - _ROUNDING))
     return min(scaling.max, max(scaling.min, count))
@@ -156,10 +156,10 @@ def look(
         # With an idle time-out what is there ahead of demand would go at once, and come again.
         ahead = staffing.ahead(level, start_s, config.keep.late_s, config.demand)
         needed = max(needed, ahead / endpoint.scaling.target_concurrency)
-    lively = False
+    lately = 0.0
     if endpoint.scaling.warm and endpoint.scaling.learn_idle:
-        lively = (average(past.window, now, config.demand.stable_s) or 0.0) > 0.0
-    asked = wanted(endpoint, left.requests, needed, lively=lively)
+        lately = average(past.window, now, config.demand.stable_s) or 0.0
+    asked = wanted(endpoint, left.requests, needed, lately=lately)
     seen = Seen(
         asked=asked,
         reason=_reason(endpoint, asked, left.requests, level, needed),

@@ -116,18 +116,18 @@ def test_a_hazard_that_falls_as_the_time_that_was_idle_is_worth_the_same_as_none
 
 def test_an_idle_time_that_ended_by_a_request_is_counted_as_needed() -> None:
     state = learn(100.0, 2, [100.0], KeepState(), CONFIG)
-    assert state == KeepState(idle=(Idle(since=100.0, level=3),))
+    assert state == KeepState(idle=(Idle(since=100.0, level=3),), total=3)
     # Needed after 5 s: it was watched through 0-2 and 2-4, and needed in 4-8.
     after = learn(105.0, 3, [], state, CONFIG)
-    assert after == KeepState(levels={2: counted([1.0, 1.0, 1.0], [0.0, 0.0, 1.0])})
+    assert after == KeepState(levels={2: counted([1.0, 1.0, 1.0], [0.0, 0.0, 1.0])}, total=3)
 
 
 def test_one_that_was_let_go_counts_as_long_as_it_was_watched() -> None:
-    state = KeepState(idle=(Idle(since=80.0, level=3), Idle(since=95.0, level=2)))
+    state = KeepState(idle=(Idle(since=80.0, level=3), Idle(since=95.0, level=2)), total=3)
     after = let_go(100.0, 1, state, CONFIG)
     # 20 s: through the spans to 16, and 4 of the 16 s of the one from 16 to 32.
     assert after == KeepState(
-        levels={2: counted([1.0, 1.0, 1.0, 1.0, 0.25], [])}, idle=(Idle(since=95.0, level=2),)
+        levels={2: counted([1.0, 1.0, 1.0, 1.0, 0.25], [])}, idle=(Idle(since=95.0, level=2),), total=2
     )
     assert let_go(100.0, 0, state, CONFIG) is state
 
@@ -146,12 +146,20 @@ def test_levels_stay_when_the_dearer_of_two_idle_ones_goes() -> None:
 
 
 def test_one_that_was_used_meanwhile_was_needed_and_is_idle_anew() -> None:
-    state = KeepState(idle=(Idle(since=80.0, level=1),))
+    state = KeepState(idle=(Idle(since=80.0, level=1),), total=1)
     # Used between two looks: idle since 99 now. It was needed at 100 at the latest, 20 s after 80.
     after = learn(100.0, 0, [99.0], state, CONFIG)
     assert after == KeepState(
-        levels={1: counted([1.0] * 5, [0.0] * 4 + [1.0])}, idle=(Idle(since=99.0, level=1),)
+        levels={1: counted([1.0] * 5, [0.0] * 4 + [1.0])}, idle=(Idle(since=99.0, level=1),), total=1
     )
+
+
+def test_one_that_was_lost_was_not_needed() -> None:
+    # Three are idle; one of them is gone, and one is used.
+    state = learn(100.0, 1, [80.0, 90.0, 95.0], KeepState(), CONFIG)
+    after = learn(105.0, 2, [80.0], state, CONFIG)
+    # Of the two levels that are idle no more one was lost (3rd: watched 15 s), one needed (2nd: within 10 s).
+    assert after.levels == {2: counted([2.0, 2.0, 2.0, 1.875], [0.0, 0.0, 0.0, 1.0])}
 
 
 def test_nothing_new_is_the_same_object() -> None:

@@ -267,7 +267,7 @@ def test_what_is_idle_goes_when_a_restart_would_have_cost_as_much() -> None:
     assert surplus.gone == ()
     assert surplus.look_again_at == pytest.approx(310.0)
     assert state.desired == 1
-    assert state.keep == KeepState(idle=(Idle(since=100.0, level=1),))
+    assert state.keep == KeepState(idle=(Idle(since=100.0, level=1),), total=1)
     state, surplus = go(endpoint, state, now=309.9)
     assert not surplus.gone
     state, surplus = go(endpoint, state, now=310.0)
