@@ -6,16 +6,18 @@ from headrace_autoscaler.values import Value
 
 
 class DemandConfig(Value, frozen=True, kw_only=True):
-    """How demand is read. The windows are Knative's in idea and in length."""
+    """How demand is read. The windows are Knative's in idea and in length; see `panic`."""
 
     stable_s: float = 60.0
-    """Seconds over which concurrency is averaged."""
+    """Seconds over which concurrency is averaged, of endpoints that are scaled on tokens; counters are
+    remembered for so long."""
     panic_s: float = 6.0
-    """Seconds over which a burst is looked for."""
+    """Seconds over which a burst is looked for. How large it is sizes only what is scaled on tokens."""
     panic_threshold: float = 2.0
     """A burst: the short window asks for so many times the instances that are ready."""
     panic_hold_s: float = 60.0
-    """A burst is over so long after it was last seen; until then nothing shrinks."""
+    """A burst is over so long after it was last seen. Until then nothing is let go, where starts take longer
+    than ``goal_s``."""
     goal_s: float = 10.0
     """Nobody should wait for longer; waiting less is worth nothing."""
     spare_starts: float = 1.7
@@ -38,7 +40,8 @@ class DemandConfig(Value, frozen=True, kw_only=True):
     quantile: float = 0.9
     """The range in which a forecast must be sure enough."""
     late_s: float = 2.0
-    """A request that waited so long makes every one that is there count, whatever the averages say."""
+    """A request that waited so long makes every one that is there count, whatever the averages say; of
+    endpoints that are scaled on tokens only."""
 
 
 class ForecastConfig(Value, frozen=True, kw_only=True):

@@ -1,12 +1,15 @@
-"""What an endpoint's demand asks for, from two windows, the queue's age, and tokens. Pure.
+"""Bursts, and what tokens in flight ask for: from two windows, the queue's age, and tokens. Pure.
 
 Knative's idea: concurrency averaged over a long (stable) window follows demand and leaves noise out; when
 a short (panic) window asks for a multiple of what is ready, that is a burst: the short window counts, and
 nothing shrinks until it has been over for a while. Averages keep the instances few, and let a short
 queue stand. So a third signal: once a request has waited too long, all that is there now counts.
 
-Why not the present concurrency alone? It starts one instance for every coincidence. Why not averages
-alone? They learn of a flash crowd too late, by part of their length.
+All of that sizes endpoints that are scaled on tokens (`demand`). Those scaled on requests are sized by what
+is there and by completions (`staffing`), which knows more than an average does: neither the stable window,
+nor the size of a burst, nor the age of a request asks for instances there. Of them only whether there is a
+burst is asked (`burst`): while it lasts nothing is let go, where starts take longer than
+`DemandConfig.goal_s` (else what was let go too soon is soon back).
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Plan:
 @our_options
 @click.option("--sweep", is_flag=True, help="Print what each p95 costs per day, and which options give it.")
 @click.option("--tier", "tiers", metavar="NAME=SECONDS", multiple=True,
-              help="With --sweep: starts may take so long too, such as cached=12; repeatable.")  # fmt: skip
+              help="With --sweep: starts take so long, such as cached=12; repeatable.")  # fmt: skip
 @click.option("--report", type=FILE, metavar="FILE", help="Write plots to this HTML file.")
 @click.option("--bound-bin", type=Number(1), metavar="SECONDS",
               help="Of the lower bound: shorter is tighter, and slower (default: from 10).")  # fmt: skip
