@@ -103,7 +103,7 @@ def asleep(state: EndpointState) -> bool:
     return not state.desired and not any(levels) and (state.keep is None or not state.keep.idle)
 
 
-def wanted(endpoint: EndpointObservation, left: int = 0, needed: float = 0.0, *, lively: bool = False) -> int:
+def wanted(endpoint: EndpointObservation, left: int = 0, needed: float = 0.0, *, lately: float = 0.0) -> int:
     """Instances that this demand asks for: but for ``left`` requests, and ``needed`` at least.
 
     ``lately``: mean concurrency of late; spares are beside what that asks for, and stay between requests.
