@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from pathlib import Path
 
 from headrace_autoscaler.history import Writer
@@ -21,6 +22,7 @@ log = logging.getLogger("headrace.control")
 MAX_QUEUED = 4096
 MAX_BYTES = 16 << 20
 """Size at which the file is set aside as ``decisions.1.jsonl`` (which replaces the one before)."""
+BLOCK = 1 << 16
 
 
 class History:
@@ -35,6 +37,8 @@ class History:
         self._writing: asyncio.Future[None] | None = None
         self._writer = Writer()
         """Used by the writing thread alone."""
+        self._whole = False
+        """Whether the file ends with a whole line, as far as is known."""
         self.dropped = 0
 
     def start(self) -> None:
@@ -79,6 +83,9 @@ class History:
             return
         data = b"".join(self._writer.line(record) for record in batch)
         try:
+            if not self._whole:
+                _cut_torn_line(self._path)
+                self._whole = True
             with self._path.open("ab", buffering=0) as file:
                 size = file.tell()
                 try:
@@ -97,3 +104,21 @@ class History:
             self.dropped += len(batch)
             self._writer.reset()
             log.warning("the history cannot be written: %s", error)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Take away what a power loss or a kill has left of a last line: nothing behind it could be replayed."""
+    try:
+        with path.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end:
+                begin = max(0, end - BLOCK)
+                file.seek(begin)
+                place = file.read(end - begin).rfind(b"\n")
+                if place >= 0:
+                    end = begin + place + 1
+                    break
+                end = begin
+            file.truncate(end)
+    except FileNotFoundError:
+        pass

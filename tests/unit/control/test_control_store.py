@@ -247,6 +247,26 @@ def _record(now):
     )
 
 
+@pytest.mark.parametrize("torn", [b'{"now":1', b"x" * (1 << 17)])
+@pytest.mark.parametrize("whole", [0, 3])
+async def test_a_line_that_was_never_finished_does_not_spoil_those_behind_it(tmp_path, torn, whole):
+    path = tmp_path / "decisions.jsonl"
+    for _ in range(2):
+        history = History(tmp_path)
+        history.start()
+        for n in range(whole):
+            history.record(_record(float(n)))
+        await history.stop()
+        with path.open("ab") as file:
+            file.write(torn)
+    history = History(tmp_path)
+    history.start()
+    history.record(_record(9.0))
+    await history.stop()
+    assert len(path.read_bytes().splitlines()) == 2 * whole + 1
+    assert replay_file(path) == []
+
+
 async def test_the_history_is_bounded_and_replays(tmp_path):
     history = History(tmp_path / "history", max_bytes=2_000)
     history.start()
