@@ -68,6 +68,13 @@ def test_an_instance_costs_the_part_of_its_host_that_it_takes_most_of() -> None:
     assert kinds(decided(200.0, asked, host)).count("Start") == 3
 
 
+def test_an_accelerator_is_a_part_of_its_host_too() -> None:
+    # One of four accelerators: 2 $/h of 8. The first of the preferences that is there is the one.
+    host = msgspec.structs.replace(HOME, price=8.0, cpu=1000.0, gpu={"A": 4}, gpu_free={"A": 4})
+    asked = see(ScalingSpec(budget=6.0, gpu=(("B", 1), ("A", 1))), queued=8)
+    assert kinds(decided(200.0, asked, host)).count("Start") == 3
+
+
 def test_the_last_that_a_budget_allows_may_be_the_dearer_host_s() -> None:
     cheap = msgspec.structs.replace(HOME, host="cheap", price=1.0, cpu_free=0.125)
     dear = msgspec.structs.replace(HOME, host="dear", price=5.0)
