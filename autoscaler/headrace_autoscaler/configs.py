@@ -70,7 +70,7 @@ class KeepConfig(Value, frozen=True, kw_only=True):
     restart: float = 0.34
     """How much more a start costs than the part of it that nobody should have to wait for, as the queue
     that it lets grow is dear: that part is taken 1 + ``restart`` * log(1 + ``late_s`` / 40) times."""
-    late_s: float = 1100.0
+    late_s: float = 2000.0
     """What a request that waits for too long costs. The knob between cost and waiting: what is idle is kept
     for longer, and more are there ahead of demand, the dearer it is."""
     least_s: float = 2.0
