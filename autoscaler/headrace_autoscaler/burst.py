@@ -37,11 +37,14 @@ from dataclasses import dataclass
 from headrace_autoscaler.backoff import learn, zone_of
 from headrace_autoscaler.configs import BurstConfig
 from headrace_autoscaler.market import Market, Pool, read
+from headrace_autoscaler.offers import dear, price_of, rank_of
 from headrace_autoscaler.placement import idle_since
 from headrace_autoscaler.spec import InstanceObservation, OfferObservation, ScalingSpec
 from headrace_autoscaler.states import BurstState
 
 _ROUNDING = 1e-9
+_CALM = BurstState()
+"""Nobody refuses."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,21 @@ def choose(
     if want <= 0 and not instances:
         # What refuses meanwhile is learnt from the offers when something is wanted again.
         return Choice((), (), None, state, None)
+    if (simple := _plain(now, scaling, want, instances, offers, config=config)) is not None:
+        return simple
+    return _weighed(now, scaling, want, instances, offers, state=state, config=config)
+
+
+def _weighed(
+    now: float,
+    scaling: ScalingSpec,
+    want: int,
+    instances: Sequence[InstanceObservation],
+    offers: Sequence[OfferObservation],
+    *,
+    state: BurstState,
+    config: BurstConfig,
+) -> Choice:
     refusals = learn(state.refusals, offers, config)
     # What is about to be taken away serves until then, and is not counted on.
     alive = [i for i in instances if i.state in ("starting", "ready") and i.lost_at is None]
@@ -92,6 +110,60 @@ def choose(
     due = [*plan.due, *(market.opens if plan.lacks else ())]
     look = min((at for at in due if at > now), default=None)
     return Choice(launches, surplus, wait, BurstState(refusals=refusals), look)
+
+
+def _plain(
+    now: float,
+    scaling: ScalingSpec,
+    want: int,
+    instances: Sequence[InstanceObservation],
+    offers: Sequence[OfferObservation],
+    *,
+    config: BurstConfig,
+) -> Choice | None:
+    """What `_weighed` says where nobody refuses and spot plays no part, at a tenth of the work; else None."""
+    if scaling.spot == "only" or want < 0 or not all(_is_calm(offer, scaling) for offer in offers):
+        return None
+    if any(one.spot for one in instances):
+        return None
+    alive = [i for i in instances if i.lost_at is None and i.state in ("starting", "ready")]
+    short = want - len(alive)
+    if short <= 0:
+        return _back(now, alive, want)
+    found = [offer for offer in offers if rank_of(offer, scaling) is not None]
+    best = min(found, key=lambda o: (rank_of(o, scaling), price_of(o, config.need_s), o.offer), default=None)
+    if best is None or (best.left is not None and best.left < short):
+        return None
+    why = "spot=never" if scaling.spot == "never" else f"on_demand={want}"
+    return Choice(((best, _said(best, why)),) * short, (), None, _CALM, None)
+
+
+def _is_calm(offer: OfferObservation, scaling: ScalingSpec) -> bool:
+    """Whether there is nothing to be said of the offer but its price."""
+    quiet = not offer.spot and not offer.failures and offer.preempted_at is None and offer.left != 0
+    return quiet and not dear(offer, scaling)
+
+
+def _back(now: float, alive: Sequence[InstanceObservation], want: int) -> Choice:
+    """On-demand instances alone: those that are too many, and no longer paid for."""
+    gone: list[tuple[str, str]] = []
+    due: list[float] = []
+    spare = len(alive) - want
+    if spare:
+        text = f"0 ready on spot and {len(alive)} on demand, {want} wanted"
+        for one in sorted((i for i in alive if not i.in_flight), key=_order):
+            if len(gone) == spare:
+                break
+            if one.paid_until is not None and now < one.paid_until:
+                due.append(one.paid_until)
+            else:
+                gone.append((one.id, text))
+    return Choice((), tuple(gone), None, _CALM, min(due, default=None))
+
+
+def _said(offer: OfferObservation, why: str) -> str:
+    market = "spot" if offer.spot else "on demand"
+    return f"{why}: {offer.offer} ({offer.provider} {offer.region}, {market}, {offer.price:g} $/h)"
 
 
 class _Plan:
@@ -211,10 +283,7 @@ class _Plan:
     def _take(self, pool: Pool, why: str) -> tuple[OfferObservation, str]:
         pool.room -= 1
         pool.held += 1
-        offer = pool.offer
-        market = "spot" if offer.spot else "on demand"
-        where = f"{offer.offer} ({offer.provider} {offer.region}, {market}, {offer.price:g} $/h)"
-        return offer, f"{why}: {where}"
+        return pool.offer, _said(pool.offer, why)
 
     def _uncovered(self) -> int:
         """How many on-demand instances cover what may be on spot and is not there."""
