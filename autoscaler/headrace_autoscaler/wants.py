@@ -28,6 +28,8 @@ _ROUNDING = 1e-9
 _NOTHING = DemandState()
 _UNWATCHED = ForecastState()
 NEW = EndpointState()
+NEAR = 0.05
+"""A level for a time that differs by no more than this part is good enough."""
 LOOK_S = 0.1
 """It looks again so long after the answer would have changed."""
 
@@ -148,7 +150,7 @@ def look(
         config=config.demand,
     )
     level, start_s = before.level, endpoint.start_s
-    fresh = ahead_of is not before.forecast or start_s != before.level_s
+    fresh = ahead_of is not before.forecast or _differ(start_s, before.level_s)
     if fresh:
         level = _level(now, ahead_of, start_s, config)
     needed = by_tokens
@@ -173,6 +175,13 @@ def look(
     if kept is before.demand and not fresh:
         return seen, before
     return seen, msgspec.structs.replace(before, demand=kept, forecast=ahead_of, level=level, level_s=start_s)
+
+
+def _differ(start_s: float | None, level_s: float | None) -> bool:
+    """Whether a level for so many seconds ahead is not one for a start: each start moves what it takes."""
+    if start_s is None or level_s is None:
+        return start_s is not level_s
+    return abs(start_s - level_s) > NEAR * level_s
 
 
 def _level(now: float, known: ForecastState | None, start_s: float | None, config: Config) -> float:
