@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import tempfile
 import textwrap
 import time
@@ -22,6 +23,15 @@ from headrace.config import Settings, default_run_dir
 from headrace.sdk.spec import dump_spec
 
 DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Short enough for sockets, which pytest's own may not be; containers' users get through."""
+    path = Path(tempfile.mkdtemp(prefix="hrd-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
 
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], deadline_s: float = DEADLINE_S) -> Any:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +29,6 @@ ENDS = {
     ),
     "import ctypes; ctypes.string_at(0)": ("killed by SIGSEGV", ""),
 }  # fmt: skip
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hrd-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 @root

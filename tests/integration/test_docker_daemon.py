@@ -12,7 +12,6 @@ import signal
 import socket
 import socketserver
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,14 +34,6 @@ from tests.integration.conftest import until as eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hrg-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

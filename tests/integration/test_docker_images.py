@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import headrace
@@ -36,14 +33,6 @@ def look(path):
     text, greeting = open(path).read(), os.environ.get("GREETING")
     return {"text": text, "uid": seen.st_uid, "env": greeting, "failed": failed}
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hrg-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 def names(address: str) -> set[str]:

@@ -9,13 +9,11 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import headrace
@@ -34,14 +32,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 GONE_WITHIN_S = 40.0
 FIRST_UID = 860_000
 """Not those of any other host that may run on the machine."""
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hrl-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 def harness(directory: Path, address: str, *, kept: bool = True) -> Harness:

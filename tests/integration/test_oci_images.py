@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import headrace
@@ -35,14 +33,6 @@ def look(path):
         file.write("changed")
     return {"text": text, "uid": seen.st_uid, "env": os.environ.get("GREETING"), "after": open(path).read()}
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hrg-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 async def test_an_image_with_layers(directory: Path) -> None:

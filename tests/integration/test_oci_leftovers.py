@@ -9,13 +9,11 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import headrace
@@ -30,14 +28,6 @@ ENGINE = Path(headrace.__file__).parent / "engines" / "python"
 TIMES = 200 if os.environ.get("HEADRACE_SLOW_TESTS") else 20
 CGROUPS = Path("/sys/fs/cgroup")
 GONE_WITHIN_S = 40.0
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hrl-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 def settings(directory: Path) -> RuntimeSettings:

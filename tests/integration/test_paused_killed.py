@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +21,6 @@ from headrace_runtimes.spec import RuntimeSettings
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="containers need root")
 ENGINE = Path(headrace.__file__).parent / "engines" / "python"
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hrk-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 def children(pid: int) -> list[int]:
