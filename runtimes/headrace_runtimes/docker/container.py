@@ -15,7 +15,7 @@ from headrace_runtimes.containers.driver import HOME, ContainerSpec
 from headrace_runtimes.containers.ending import last_lines
 from headrace_runtimes.docker.api import Engine, Refused, demultiplex
 from headrace_runtimes.docker.request import execution
-from headrace_runtimes.errors import PrepareFailed, WrongState
+from headrace_runtimes.errors import WrongState
 from headrace_runtimes.oci.cgroup import Cgroup
 from headrace_runtimes.oci.disk import Disk
 from headrace_runtimes.oci.kernel import KernelContainer
