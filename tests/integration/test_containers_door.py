@@ -7,15 +7,19 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from headrace_runtimes.base import Runtime
 from headrace_runtimes.conformance_bench import Harness, opened
 from headrace_runtimes.containers import maker
 from headrace_runtimes.containers.door import NAME, Door, NobodyKnocked
+from headrace_runtimes.containers.driver import Container, ContainerSpec, Driver
 from headrace_runtimes.docker import DockerRuntime
+from headrace_runtimes.docker.driver import DockerDriver
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.oci import OciRuntime
+from headrace_runtimes.oci.driver import OciDriver
 from headrace_runtimes.oci.network import LoopbackOnly
 from headrace_runtimes.spec import Base, RuntimeSettings
 
@@ -59,6 +63,48 @@ async def test_an_engine_that_ends(directory: Path, name: str, request: pytest.F
                     await bench.start()
             assert code in str(failed.value)
             assert said in str(failed.value)
+        assert [owned for owned in await bench.runtime.list_owned() if owned.kind == "container"] == []
+
+
+@root
+@pytest.mark.parametrize("name", ["oci", "docker"])
+async def test_an_engine_that_is_gone_before_it_is_looked_at(
+    directory: Path, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is reaped by another, at any time: also between its start and our first look."""
+    driver: type[Any] = OciDriver if name == "oci" else DockerDriver
+    create = driver.create
+
+    async def late(self: Driver, spec: ContainerSpec) -> Container:
+        container: Container = await create(self, spec)
+        async with asyncio.timeout(20):
+            while Path(f"/proc/{container.pid}").exists():
+                await asyncio.sleep(0.01)
+        return container
+
+    monkeypatch.setattr(driver, "create", late)
+
+    def make() -> Runtime:
+        if name == "oci":
+            return OciRuntime(networks=LoopbackOnly())
+        return DockerRuntime(request.getfixturevalue("docker_daemon"), LoopbackOnly())
+
+    engine = directory / "engine"
+    engine.mkdir()
+    (engine / "container.py").write_text("import sys, time; time.sleep(1); sys.exit('no such library')")
+    settings = RuntimeSettings(
+        run_dir=directory / "o",
+        engine_dir=engine,
+        python=sys.executable,
+        zygote_bytes=1 << 30,
+        log_dir=directory / "logs",
+    )
+    async with opened(Harness(make, settings, directory / "code")) as bench:
+        await bench.runtime.hold([(Base("plain"), 0)])
+        with pytest.raises(
+            PrepareFailed, match=r"ended in its container before it was up \(.*no such library"
+        ):
+            await bench.start()
         assert [owned for owned in await bench.runtime.list_owned() if owned.kind == "container"] == []
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from headrace_runtimes.containers.ending import ENDED_EARLY
 from headrace_runtimes.errors import PrepareFailed
 from headrace_runtimes.trees import remove_tree
 
@@ -113,7 +114,7 @@ class Door:
             conn.setblocking(False)
             return conn
         if ended is not None and ended.done():
-            raise NobodyKnocked("ended in its container before it was up", ended=True)
+            raise NobodyKnocked(ENDED_EARLY, ended=True)
         raise NobodyKnocked(f"did not come up within {timeout_s:.0f} s", ended=False)
 
     def close(self) -> None:

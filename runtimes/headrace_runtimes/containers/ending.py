@@ -6,11 +6,13 @@ import asyncio
 import errno
 import fcntl
 import os
+import select
 import struct
 import time
 
 from headrace_runtimes.instance.explain import explain
 
+ENDED_EARLY = "ended in its container before it was up"
 SAID_LINES = 3
 SAID_CHARACTERS = 500
 REAPED_WITHIN_S = 10.0
@@ -43,6 +45,13 @@ async def wait_status(pidfd: int, within_s: float = REAPED_WITHIN_S) -> int | No
         if time.monotonic() > deadline:
             return None
         await asyncio.sleep(_ASK_EVERY_S)
+
+
+def ended(pidfd: int) -> bool:
+    """Whether its process has."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def last_lines(text: str) -> str:

@@ -25,6 +25,7 @@ from headrace_runtimes.containers.driver import (
     NotKept,
     Root,
 )
+from headrace_runtimes.containers.ending import ENDED_EARLY
 from headrace_runtimes.containers.frame import ContainerChild, ContainerFrame
 from headrace_runtimes.containers.roots import Roots
 from headrace_runtimes.errors import PrepareFailed, SandboxGone
@@ -143,7 +144,6 @@ class Maker:
             )  # fmt: skip
             frame = ContainerFrame(child, container, order.tier, self._sockets, self._forget)
             self.roots.used_by(frame, base.image)
-            child.entered(container)
             await _knock(door, child, container)
             child.handed_over()
             return await ready(Waiting(frame, base))
@@ -222,7 +222,6 @@ class Maker:
         old.child.died(None, None, "parked")
         child = ContainerChild(container.id)
         try:
-            child.entered(container)
             door.open()
             await _knock(door, child, container)
             child.handed_over()
@@ -272,7 +271,11 @@ def _name(base: Base) -> str:
 async def _knock(door: Door, child: ContainerChild, container: Container) -> None:
     """Let the engine in. Raises `PrepareFailed`, at once when its process has ended before it knocked."""
     try:
+        child.entered(container)
         await door.hand_over(container.pid, child.descriptors(), UP_TIMEOUT_S, child.exited)
+    except (ProcessLookupError, BrokenPipeError, ConnectionResetError) as failed:
+        # It was gone before we looked, or between its knock and our answer.
+        raise PrepareFailed(f"The engine {ENDED_EARLY} ({await container.end_in_words()}).") from failed
     except NobodyKnocked as failed:
         if failed.ended:
             raise PrepareFailed(f"The engine {failed.what} ({await container.end_in_words()}).") from failed

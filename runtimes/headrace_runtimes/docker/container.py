@@ -15,7 +15,7 @@ from headrace_runtimes.containers.driver import HOME, ContainerSpec
 from headrace_runtimes.containers.ending import last_lines
 from headrace_runtimes.docker.api import Engine, Refused, demultiplex
 from headrace_runtimes.docker.request import execution
-from headrace_runtimes.errors import PrepareFailed, WrongState
+from headrace_runtimes.errors import WrongState
 from headrace_runtimes.oci.cgroup import Cgroup
 from headrace_runtimes.oci.disk import Disk
 from headrace_runtimes.oci.kernel import KernelContainer
@@ -52,9 +52,7 @@ class DockerContainer(KernelContainer):
             if state["Running"] and state["Pid"]:
                 self.entered(int(state["Pid"]))
         if not self.pid or self._pidfd < 0:
-            raise PrepareFailed(
-                f"The engine ended in its container before it was up ({await self.end_in_words()})."
-            )
+            raise await self.ended_early()
         self.leaf = Cgroup(await asyncio.to_thread(cgroup_of, self.pid))
         await asyncio.to_thread(self.cgroup.limit_pids, PIDS_LIMIT)
         await asyncio.to_thread(self.leaf.limit_sockets)

@@ -235,8 +235,10 @@ class DockerDriver:
             if netns is not None:
                 await to_the_end(move_links(netns, container.pid))
         except OSError as error:
+            # Of a process that has ended meanwhile there is nothing to look at; how it ended says more.
+            ended = await container.ended_early() if container.gone() else None
             await asyncio.shield(container.remove())
-            raise PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
+            raise ended or PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
         except BaseException:
             await asyncio.shield(container.remove())
             raise

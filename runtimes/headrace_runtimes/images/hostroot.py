@@ -26,6 +26,8 @@ PROBE_TIMEOUT_S = 60.0
 COMPILE_TIMEOUT_S = 300.0
 LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "ensurepip", "turtledemo", "lib2to3")
 OBJECTS_AT_ONCE = 128
+LINKS = 40
+"""In a row, as the kernel has it."""
 DIRECTORIES = (
     "proc", "sys", "dev", "tmp", "run/secrets", "etc", "root", "var/tmp", "usr/bin", "bin",
     "headrace/engine", "headrace/door", "headrace/code", "headrace/home",
@@ -75,7 +77,10 @@ def _identity(python: str) -> list[object]:
     """What tells this interpreter and its environment from others."""
     about = probe(python)
     binary = Path(str(about["python"]))
-    return [str(binary), about["version"], binary.stat().st_mtime_ns, str(Path(python).parent.parent)]
+    aliases = [str(path) for path in _aliases(Path(python))]
+    return [
+        str(binary), about["version"], binary.stat().st_mtime_ns, str(Path(python).parent.parent), aliases,
+    ]  # fmt: skip
 
 
 def make_host_root(python: str, target: Path) -> str:
@@ -108,7 +113,13 @@ def make_host_root(python: str, target: Path) -> str:
             for library in _libraries([binary, *objects]) | named.result():
                 _copy(library, part)
             compiled.result()
-        for ancestor in {up for p in (binary, *stdlib) for up in p.parents if up != Path("/")}:
+        aliases = _aliases(Path(python))
+        for alias in aliases:
+            at = part / alias.relative_to("/")
+            at.parent.mkdir(parents=True, exist_ok=True)
+            if not at.exists():
+                at.symlink_to(binary)
+        for ancestor in {up for p in (binary, *aliases, *stdlib) for up in p.parents if up != Path("/")}:
             (part / ancestor.relative_to("/")).chmod(0o755)
         (part / "etc/passwd").write_text(
             "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
@@ -116,12 +127,25 @@ def make_host_root(python: str, target: Path) -> str:
         (part / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
         (part / "etc/nsswitch.conf").write_text("hosts: files dns\n")
         for name in ("python3", "python"):
-            (part / "usr/bin" / name).symlink_to(binary)
+            if not os.path.lexists(part / "usr/bin" / name):
+                (part / "usr/bin" / name).symlink_to(binary)
         os.replace(part, target)
     except (OSError, shutil.Error, subprocess.SubprocessError) as error:
         remove_tree(part)
         raise PrepareFailed(f"The root of the host's Python cannot be made in {target}: {error}.") from error
     return str(binary)
+
+
+def _aliases(python: Path) -> list[Path]:
+    """The paths outside of an environment on the way from its interpreter to the file itself.
+
+    Some tools that make environments link to the file, others to a link beside it.
+    """
+    prefix, found = python.parent.parent, list[Path]()
+    while python.is_symlink() and len(found) < LINKS:
+        python = Path(os.path.normpath(python.parent / python.readlink()))
+        found.append(python)
+    return [path for path in found if prefix not in path.parents]
 
 
 def _copy(source: Path, root: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from headrace_runtimes.containers.driver import HOME, ContainerSpec
-from headrace_runtimes.containers.ending import in_words, last_lines
+from headrace_runtimes.containers.ending import ENDED_EARLY, in_words, last_lines
 from headrace_runtimes.errors import PrepareFailed, WrongState
 from headrace_runtimes.oci.binary import WORDS, Binary
 from headrace_runtimes.oci.bundle import process_of
@@ -38,9 +38,7 @@ class OciContainer(KernelContainer):
             self.entered(int((self.directory / "pid").read_text()))
         except ProcessLookupError as error:
             said = _said(self.directory / WORDS)
-            raise PrepareFailed(
-                f"The engine ended in its container before it was up ({in_words(None, None, said)})."
-            ) from error
+            raise PrepareFailed(f"The engine {ENDED_EARLY} ({in_words(None, None, said)}).") from error
         except (OSError, ValueError) as error:
             raise PrepareFailed(f"The container {self.id} ended at once: {error}.") from error
 

@@ -226,8 +226,10 @@ class OciDriver:
             if netns is not None:
                 await self._networks.attach(spec.id, container.pid)
         except (OSError, ValueError) as error:
+            # Of a process that has ended meanwhile there is nothing to look at; how it ended says more.
+            ended = await container.ended_early() if container.gone() else None
             await asyncio.shield(container.remove())
-            raise PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
+            raise ended or PrepareFailed(f"The container {spec.id} cannot be made: {error}.") from error
         except BaseException:
             await asyncio.shield(container.remove())
             raise

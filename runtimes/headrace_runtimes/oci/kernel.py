@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from headrace_runtimes.containers.ending import in_words, wait_status
+from headrace_runtimes.containers.ending import ENDED_EARLY, ended, in_words, wait_status
 from headrace_runtimes.devices.edits import Edits, join_env
 from headrace_runtimes.devices.machine import Machine
 from headrace_runtimes.errors import PrepareFailed
@@ -109,6 +109,14 @@ class KernelContainer:
     def killed_for_memory(self) -> bool:
         """See `Container.killed_for_memory`."""
         return self.cgroup.oom_killed()
+
+    def gone(self) -> bool:
+        """Whether its first process ran, and does no more."""
+        return self.pid > 0 and (self._pidfd < 0 or ended(self._pidfd))
+
+    async def ended_early(self) -> PrepareFailed:
+        """What is told of one whose first process was gone before anybody listened to it."""
+        return PrepareFailed(f"The engine {ENDED_EARLY} ({await self.end_in_words()}).")
 
     async def end_in_words(self) -> str:
         """See `Container.end_in_words`."""
