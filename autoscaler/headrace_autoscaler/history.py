@@ -1,10 +1,10 @@
 """Records as lines of a file, each with what is not in the lines before: written by control, read for replay.
 
 A line is a JSON object with ``now``, ``observation`` (without its hosts), ``decision`` (without its
-state), and four `deltas`: ``configured`` and ``hosts`` to those of the line before, ``state`` to what the last
-line of the same lane gave back, and ``after`` from that to what this decision gives back. What nothing comes
-before is written in full, so a file can be read from its first line on. A whole `Record` as a line is
-understood, too.
+state), and four `deltas`: ``configured`` and ``hosts`` to those of the line before, ``state`` to what the
+last line of the same lane gave back, and ``after`` from that to what this decision gives back. What nothing
+comes before is written in full, so a file can be read from its first line on. A whole `Record` as a line
+is understood, too.
 
 The configuration has its defaults written out: with other defaults, those of a later version, a replay
 decides by what was in force.
