@@ -23,7 +23,7 @@ class Case:
     """One endpoint while a decision is made."""
 
     __slots__ = (
-        "actions", "after", "before", "crew", "endpoint", "limit", "seen", "surplus", "target",
+        "actions", "after", "before", "broke", "crew", "endpoint", "limit", "seen", "surplus", "target",
     )  # fmt: skip
 
     def __init__(self, endpoint: EndpointObservation, before: EndpointState) -> None:
@@ -36,6 +36,8 @@ class Case:
         """Instances that it shall have."""
         self.limit = ""
         """Why not more, when money or a cool-down is why."""
+        self.broke = False
+        """It is money."""
         self.actions: list[Action] = []
 
     def release(self, one: InstanceObservation, why: str) -> None:

@@ -146,7 +146,7 @@ def _with(
     levels: dict[int, IdleTimes], old: Idle, now: float, needed: bool, config: KeepConfig
 ) -> dict[int, IdleTimes]:
     key = bucket(old.level)
-    return {**levels, key: _counted(levels.get(key), now - old.since, needed, config)}
+    return {**levels, key: _counted(levels.get(key), max(0.0, now - old.since), needed, config)}
 
 
 def _counted(times: IdleTimes | None, seconds: float, needed: bool, config: KeepConfig) -> IdleTimes:

@@ -40,6 +40,8 @@ class Limited:
 
     count: int
     reason: str = ""
+    money: bool = False
+    """A budget is why."""
 
 
 class Spending(NamedTuple):
@@ -138,7 +140,7 @@ def _within_budgets(
         if count < found.count:
             below = f", below min={scaling.min}" if count < scaling.min else ""
             text = f"{name} of {budget:g} $/h has {max(0.0, budget - spent):g} left, one more costs {price:g}"
-            found = Limited(count, f"{asked.count} wanted, {text}{below}")
+            found = Limited(count, f"{asked.count} wanted, {text}{below}", money=True)
     return found
 
 

@@ -21,24 +21,24 @@ def limit(this: Round, cases: Sequence[Case]) -> None:
         scaling, have = case.endpoint.scaling, len(case.crew.mine)
         if not slow and ((scaling.budget is None and budget is None) or case.target <= have):
             continue
-        price = _price(this, case)
+        each = price(this, case)
         mine = limits.spending_of(case.endpoint.instances)
         limited = limits.bound(
             this.now,
             case.target,
             scaling,
             have=have,
-            price=price,
+            price=each,
             spending=limits.Spending(mine, None if this.spending is None else this.spending - mine),
             config=config,
             changes=limits.Changes(case.before.up_at, case.before.down_at),
             urgent=case.endpoint.queued > 0,
         )
-        _held_to(case, limited.count, limited.reason)
+        _held_to(case, limited.count, limited.reason, money=limited.money)
         if slow and case.target != have:
             _changed(this.now, case, up=case.target > have)
-        if budget is not None and price and case.target > have:
-            asking[case.endpoint.endpoint] = case, limits.Claim(case.target - have, price)
+        if budget is not None and each and case.target > have:
+            asking[case.endpoint.endpoint] = case, limits.Claim(case.target - have, each)
     if budget is not None and this.spending is not None and len(asking) > 1:
         claims = {name: claim for name, (_, claim) in asking.items()}
         for name, count in limits.share(budget - this.spending, claims).items():
@@ -47,14 +47,14 @@ def limit(this: Round, cases: Sequence[Case]) -> None:
                 text = (
                     f"the budget of all endpoints of {budget:g} $/h is shared: {count} of {claim.count} more"
                 )
-                _held_to(case, len(case.crew.mine) + count, text)
+                _held_to(case, len(case.crew.mine) + count, text, money=True)
 
 
-def _held_to(case: Case, count: int, why: str) -> None:
+def _held_to(case: Case, count: int, why: str, *, money: bool) -> None:
     if count == case.target:
         return
     if count < case.target:
-        case.limit = why
+        case.limit, case.broke = why, money
     else:
         # Fewer would do, and it is too early for that.
         case.surplus = Surplus()
@@ -66,8 +66,8 @@ def _changed(now: float, case: Case, *, up: bool) -> None:
     case.after = msgspec.structs.replace(case.after, **times)
 
 
-def _price(this: Round, case: Case) -> float | None:
-    """What one more costs: at home where it fits there, else the cheapest offer; None: not known.
+def price(this: Round, case: Case) -> float | None:
+    """Dollars per hour of one more: at home where it fits there, else the cheapest offer; None: not known.
 
     Where nobody said what home costs, it is what the dearest of its instances does.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headrace_autoscaler.rooms import EPSILON, Order, Room, kind_of, pick_gpu, price_on, qualifies
+from headrace_autoscaler.rooms import EPSILON, Order, Room, kind_of, pick_gpu, price_in, qualifies
 from headrace_autoscaler.spec import HostObservation, InstanceObservation, ScalingSpec
 
 __all__ = ["MIB", "Book", "Donor", "Given", "idle_since", "pick_gpu", "qualifies"]
@@ -43,10 +43,15 @@ class Book:
         self._changed: list[str] = []
         self._warm: dict[str, set[str]] | None = None
         self._asked = 0
+        self.paid = 0.0
+        """Dollars per hour of what room was taken for last."""
 
-    def place(self, scaling: ScalingSpec, endpoint: str) -> str | None:
-        """Pick the best host with room and take the room; None when there is none."""
-        best = self._order(scaling).best(scaling, self._warm_for(endpoint))
+    def place(self, scaling: ScalingSpec, endpoint: str, at_most: float | None = None) -> str | None:
+        """Pick the best host with room and take the room; None when there is none.
+
+        ``at_most``: dollars per hour that it may cost there; None, here and below: whatever it costs.
+        """
+        best = self._order(scaling).best(scaling, self._warm_for(endpoint), at_most)
         if best is not None:
             self._take(self._rooms[best], scaling)
         return best
@@ -63,14 +68,9 @@ class Book:
                     self._warm.setdefault(warm, set()).add(name)
         return self._warm.get(endpoint, ())
 
-    def price_of(self, host: str, scaling: ScalingSpec) -> float:
-        """Dollars per hour of one instance on that host."""
-        return price_on(self._rooms[host].host, scaling)
-
     def cheapest(self, scaling: ScalingSpec) -> float | None:
-        """The least that one more costs where it fits; None: it fits nowhere."""
-        name = self._order(scaling).best(scaling, ())
-        return None if name is None else self.price_of(name, scaling)
+        """Dollars per hour of one more where it costs the least; None: it fits nowhere."""
+        return self._order(scaling).least(scaling)
 
     def has_room(self, scaling: ScalingSpec) -> bool:
         """Whether one more fits somewhere."""
@@ -83,7 +83,9 @@ class Book:
             order = self._orders[kind] = Order(scaling, self._rooms, self._changed)
         return order
 
-    def make_room(self, scaling: ScalingSpec, donors: Sequence[Donor]) -> tuple[str, list[Given]] | None:
+    def make_room(
+        self, scaling: ScalingSpec, donors: Sequence[Donor], at_most: float | None = None
+    ) -> tuple[str, list[Given]] | None:
         """Have idle instances of others give way: the fewest on one host, the longest idle first.
 
         Returns the host and who goes, with the room already taken; None when nothing helps.
@@ -96,7 +98,7 @@ class Book:
             room = self._rooms.get(name)
             if room is None or not qualifies(room.host, scaling):
                 continue
-            given = self._handed_over(room, scaling, here)
+            given = self._handed_over(room, scaling, here, at_most)
             if given:
                 key = (len(given), idle_since(given[0].donor[1]), name)
                 if best is None or key < best[0]:
@@ -125,7 +127,9 @@ class Book:
             room.paused += paused.memory
         return given
 
-    def _handed_over(self, room: Room, scaling: ScalingSpec, donors: Sequence[Donor]) -> list[Given] | None:
+    def _handed_over(
+        self, room: Room, scaling: ScalingSpec, donors: Sequence[Donor], at_most: float | None = None
+    ) -> list[Given] | None:
         """The fewest on this host that make room, paused where that does: None when nothing does."""
         here = sorted((d for d in donors if d[1].host == room.host.host), key=lambda d: idle_since(d[1]))
         frozen = [d for d in here if d[1].state == "paused"]
@@ -136,7 +140,7 @@ class Book:
                 break
             _release(trial, donor)
             given.append(Given(donor))
-        if given and self._fit(trial, scaling) is not None:
+        if given and self._fits(trial, scaling, at_most):
             return given
         for donor in awake:
             spare = [d for d in frozen if all(g.donor is not d for g in given)]
@@ -152,7 +156,7 @@ class Book:
                 trial.memory += donor[2].memory
                 trial.paused += donor[2].memory
                 given[-1] = Given(donor)
-            if self._fit(trial, scaling) is not None:
+            if self._fits(trial, scaling, at_most):
                 return given
         return None
 
@@ -202,9 +206,16 @@ class Book:
             return None
         return pick_gpu(room.gpu, scaling.gpu)
 
+    def _fits(self, room: Room, scaling: ScalingSpec, at_most: float | None) -> bool:
+        """Whether there is room, at no more than this price."""
+        if self._fit(room, scaling) is None:
+            return False
+        return at_most is None or price_in(room, scaling) <= at_most
+
     def _take(self, room: Room, scaling: ScalingSpec) -> None:
         gpu = pick_gpu(room.gpu, scaling.gpu)
         assert gpu is not None
+        self.paid = price_in(room, scaling)
         room.cpu -= scaling.cpu
         room.memory -= scaling.memory
         if gpu[1] is not None:

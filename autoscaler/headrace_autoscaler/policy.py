@@ -18,10 +18,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from headrace_autoscaler import limits, pools
+from headrace_autoscaler import limits, means, pools
 from headrace_autoscaler.cases import Case, Round
 from headrace_autoscaler.elsewhere import launch
-from headrace_autoscaler.means import limit
 from headrace_autoscaler.placement import Book, Donor, Given, idle_since
 from headrace_autoscaler.spec import (
     Action,
@@ -65,7 +64,7 @@ def decide(now: float, observation: Observation, state: State, config: Config) -
             case = Case(endpoint, before)
             _aim(this, case)
             cases.append(case)
-    limit(this, cases)
+    means.limit(this, cases)
     actions: list[Action] = []
     changed: dict[str, EndpointState] = {}
     for case in cases:
@@ -87,12 +86,9 @@ def _aim(this: Round, case: Case) -> None:
     endpoint, crew, now, config = case.endpoint, case.crew, this.now, this.config
     case.seen, case.after = look(now, endpoint, crew, case.before, config)
     rollout = endpoint.rollout_from is not None
-    if this.suspect and crew.idle:
-        # What is there may be back in a moment.
-        crew.idle = [one for one in crew.idle if one.host not in this.suspect]
     if not rollout and (endpoint.scaling.learn_idle or this.offers or crew.elsewhere):
         case.after, case.surplus = learned(
-            now, endpoint, crew, seen=case.seen, before=case.after, config=config
+            now, endpoint, crew, seen=case.seen, before=case.after, config=config, suspect=this.suspect
         )
         case.target = case.after.desired
     else:
@@ -116,7 +112,11 @@ def _carry_out(this: Round, case: Case) -> None:
             case.release(one, why)
     if case.limit:
         coming = sum(isinstance(action, Start | Resume | Launch) for action in case.actions)
-        case.wait(max(1, case.seen.asked - len(case.crew.mine) - coming), case.limit)
+        short = max(1, case.seen.asked - len(case.crew.mine) - coming)
+        if case.broke and not coming and case.endpoint.rollout_from is not None and case.crew.old:
+            case.actions += _money_first(this, case, short)
+        else:
+            case.wait(short, case.limit)
     if case.crew.paused:
         _expired(this, case)
 
@@ -164,17 +164,18 @@ def _starts(this: Round, case: Case, missing: int) -> None:
             continue
         behind: tuple[str, ...] = ()
         if left is not None and (book.cheapest(endpoint.scaling) or 0.0) > left:
+            case.broke = True
             case.limit = (
                 case.limit or f"one more at home costs more than the {max(0.0, left):g} $/h that are left"
             )
             return
-        host = book.place(endpoint.scaling, endpoint.endpoint)
+        host = book.place(endpoint.scaling, endpoint.endpoint, left)
         if host is None:
             # One that is loaded already is back sooner than a new one, where both need others to give way.
             if resumed := _resume(endpoint, paused, book, donors, reason=reason, now=now):
                 actions += resumed
                 continue
-            made = book.make_room(endpoint.scaling, donors)
+            made = book.make_room(endpoint.scaling, donors, left)
             if made is None:
                 if this.offers:
                     return
@@ -187,9 +188,8 @@ def _starts(this: Round, case: Case, missing: int) -> None:
             actions += _give_way(now, endpoint, given, donors)
             behind = tuple(one.donor[1].id for one in given)
         if left is not None:
-            price = book.price_of(host, endpoint.scaling)
-            left -= price
-            this.spending = None if this.spending is None else this.spending + price
+            left -= book.paid
+            this.spending = None if this.spending is None else this.spending + book.paid
         actions.append(
             Start(
                 endpoint=endpoint.endpoint, version=endpoint.version, host=host, reason=reason, after=behind
@@ -247,21 +247,50 @@ def _drain_first(
 ) -> list[Action]:
     """A rollout without room: one old instance makes place, one at a time, if that can help."""
     why = book.why_not(endpoint.scaling)
-    leaving = any(i.state == "draining" and i.version != endpoint.version for i in endpoint.instances)
-    starting = any(i.state == "starting" and i.version == endpoint.version for i in endpoint.instances)
-    wait = Wait(
-        endpoint=endpoint.endpoint, wanted=missing, reason=f"rollout: {why}; an old instance drains first"
-    )
-    if leaving or starting:
-        return [wait]
-    donors = [_as_donor(endpoint, i) for i in sorted(old, key=lambda i: (i.in_flight, idle_since(i), i.id))]
+    if _on_its_way(endpoint):
+        return _drain(endpoint, None, missing, why)
+    donors = [_as_donor(endpoint, i) for i in _first_to_go(old)]
     alone = (book.make_room(endpoint.scaling, [donor]) for donor in donors)
     made = next(filter(None, alone), None) or book.make_room(endpoint.scaling, donors)
     if made is None:
         return [_no_room(endpoint, missing, book)]
-    first = made[1][0].donor[1]
+    return _drain(endpoint, made[1][0].donor[1], missing, why)
+
+
+def _drain(
+    endpoint: EndpointObservation, first: InstanceObservation | None, missing: int, why: str
+) -> list[Action]:
+    """One of another version leaves, so that a new one can come; None: one leaves already, or comes."""
+    wait = Wait(
+        endpoint=endpoint.endpoint, wanted=missing, reason=f"rollout: {why}; an old instance drains first"
+    )
+    if first is None:
+        return [wait]
     text = f"rollout to version {endpoint.version}: {why}, so one of version {first.version} drains first"
     return [Release(endpoint=endpoint.endpoint, instance=first.id, reason=text), wait]
+
+
+def _on_its_way(endpoint: EndpointObservation) -> bool:
+    """Whether a rollout goes on by itself: an old instance leaves, or a new one starts."""
+    return any(
+        i.state == ("starting" if i.version == endpoint.version else "draining") for i in endpoint.instances
+    )
+
+
+def _first_to_go(old: Sequence[InstanceObservation]) -> list[InstanceObservation]:
+    return sorted(old, key=lambda i: (i.in_flight, idle_since(i), i.id))
+
+
+def _money_first(this: Round, case: Case, missing: int) -> list[Action]:
+    """A rollout without money: as without room, if what the old ones cost is enough for a new one."""
+    endpoint, old = case.endpoint, case.crew.old
+    left = limits.left(endpoint, this.spending, this.config.limits)
+    freed = sum(i.price or 0.0 for i in old)
+    price = means.price(this, case)
+    if price is None or price > left + freed:
+        return [Wait(endpoint=endpoint.endpoint, wanted=missing, reason=case.limit)]
+    first = None if _on_its_way(endpoint) else _first_to_go(old)[0]
+    return _drain(endpoint, first, missing, case.limit)
 
 
 def _as_donor(endpoint: EndpointObservation, old: InstanceObservation) -> Donor:

@@ -8,9 +8,12 @@ is first asked for, and catches up with what changed when it is asked again.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from headrace_autoscaler.spec import HostObservation, ScalingSpec
 
@@ -64,6 +67,15 @@ def price_on(host: HostObservation, scaling: ScalingSpec) -> float:
     return host.price * min(1.0, part)
 
 
+def price_in(room: Room, scaling: ScalingSpec) -> float:
+    """Dollars per hour of one more there, with the accelerator that it would get now."""
+    if not room.host.price:
+        return 0.0
+    gpu = pick_gpu(room.gpu, scaling.gpu)
+    held = scaling if gpu is None or gpu[1] is None else msgspec.structs.replace(scaling, gpu=(gpu[1],))
+    return price_on(room.host, held)
+
+
 def pick_gpu(
     free: dict[str, int], wanted: Sequence[tuple[str, int]]
 ) -> tuple[int, tuple[str, int] | None] | None:
@@ -101,13 +113,16 @@ class Order:
         self._keys = {name: key for name in self._hosts if (key := self._key(name)) is not None}
         self._sorted = sorted(self._keys.values())
 
-    def best(self, scaling: ScalingSpec, warm: Collection[str]) -> str | None:
-        """The best host with room for this wish of the order's kind; ``warm``: where its zygote is ready."""
+    def best(self, scaling: ScalingSpec, warm: Collection[str], at_most: float | None = None) -> str | None:
+        """The best host with room for this wish of the order's kind; ``warm``: where its zygote is ready;
+        ``at_most``: dollars per hour that it may cost there."""
         self._catch_up()
         cpu, memory = scaling.cpu, scaling.memory
         first: tuple[int, str] | None = None
-        for rank, _, _, _, minus_cpu, minus_memory, name in self._sorted:
+        for rank, _, _, price, minus_cpu, minus_memory, name in self._sorted:
             if EPSILON - minus_cpu < cpu or -minus_memory < memory:
+                continue
+            if at_most is not None and price and price_in(self._rooms[name], scaling) > at_most:
                 continue
             if first is None:
                 if not warm:
@@ -119,6 +134,18 @@ class Order:
             if name in warm:
                 return name
         return None if first is None else first[1]
+
+    def least(self, scaling: ScalingSpec) -> float | None:
+        """Dollars per hour of one more where it costs the least; None: it fits nowhere."""
+        self._catch_up()
+        found: float | None = None
+        for _, _, _, price, minus_cpu, minus_memory, name in self._sorted:
+            if EPSILON - minus_cpu < scaling.cpu or -minus_memory < scaling.memory:
+                continue
+            if not price:
+                return 0.0
+            found = min(price_in(self._rooms[name], scaling), math.inf if found is None else found)
+        return found
 
     def fits(self, scaling: ScalingSpec) -> bool:
         """Whether one more fits somewhere."""

@@ -14,6 +14,7 @@ longer pays. Neither lets go of anything in a burst (`panic`).
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import msgspec
@@ -164,7 +165,7 @@ def look(
     asked = wanted(endpoint, left.requests, needed, lately=lately)
     seen = Seen(
         asked=asked,
-        reason=_reason(endpoint, asked, left.requests, level, needed),
+        reason=_reason(endpoint, asked, left.requests, level, needed, lately=lately),
         look_s=left.for_s,
         # Where starts are in time, what was let go too soon is soon back.
         burst=burst is not None and start_s is not None and start_s > config.demand.goal_s,
@@ -220,12 +221,14 @@ def learned(
     seen: Seen,
     before: EndpointState,
     config: Config,
+    suspect: Collection[str] = (),
 ) -> tuple[EndpointState, Surplus]:
     """What is wanted (`EndpointState.desired`), and who has been idle too long: by what was learnt, or else
     by ``idle_timeout_s``.
 
     Instances beyond what was wanted before (a hedge) are not what it decides on: as many of those that
-    were idle for longest are left to whoever launched them.
+    were idle for longest are left to whoever launched them. Nothing goes from the ``suspect`` hosts: what is
+    there may be back in a moment.
     """
     there = len(crew.mine) - crew.lost
     # What is about to be taken away is to be replaced; what is gone is missed only if demand asks for it.
@@ -238,6 +241,7 @@ def learned(
     past = before.keep or KeepState()
     known = keep.learn(now, there - spare - len(idle), [one[0] for one in idle], past, config.keep)
     floor = max(seen.asked, endpoint.scaling.min)
+    beyond = f"{floor} are asked for, " if floor else ""
     gone: list[tuple[InstanceObservation, str]] = []
     look_at: float | None = None
     for (_, _, one), level in zip(idle, known.idle, strict=False):
@@ -248,7 +252,9 @@ def learned(
         if now - level.since < held:
             look_at = level.since + held
             break
-        text = f"idle for {now - level.since:.1f} s (number {number} is kept for {held:.0f} s)"
+        if one.host in suspect:
+            break
+        text = f"idle for {now - level.since:.1f} s ({beyond}number {number} is kept for {held:.0f} s)"
         gone.append((one, text))
     after = keep.let_go(now, len(gone), known, config.keep)
     state = _desiring(before, max(floor, count - len(gone)), None)
@@ -265,13 +271,17 @@ def _held(level: int, endpoint: EndpointObservation, seen: Seen, known: KeepStat
     return max(held, config.keep.least_s)
 
 
-def _reason(endpoint: EndpointObservation, asked: int, left: int, level: float, needed: float) -> str:
+def _reason(
+    endpoint: EndpointObservation, asked: int, left: int, level: float, needed: float, *, lately: float
+) -> str:
     demand = endpoint.in_flight + endpoint.queued
     if asked and asked == endpoint.scaling.min and (not demand or asked > demand):
         return f"min={endpoint.scaling.min}"
     if needed > (demand - left) / endpoint.scaling.target_concurrency:
         ask = f"a level of {level:.1f} asks for {asked}"
         return f"{ask}, as starts take {endpoint.start_s:.0f} s" if endpoint.start_s else ask
+    if not demand and lately and asked > endpoint.scaling.min:
+        return f"{lately:.2f} requests of late, and warm={endpoint.scaling.warm}, ask for {asked}"
     if not demand:
         return f"min={endpoint.scaling.min}" if asked else "nothing asks for any"
     text = f"{endpoint.in_flight} in flight and {endpoint.queued} queued ask for {asked}"

@@ -35,7 +35,7 @@ def test_min_and_max():
 def test_a_budget_bounds_new_instances_and_wins_over_min():
     wish = ScalingSpec(budget=10.0, min=4)
     assert limited(4, have=2, price=3.0, mine=6.0, scaling=wish) == Limited(
-        3, "4 wanted, its budget of 10 $/h has 4 left, one more costs 3, below min=4"
+        3, "4 wanted, its budget of 10 $/h has 4 left, one more costs 3, below min=4", money=True
     )
     assert limited(5, have=2, price=2.0, mine=2.0, scaling=wish) == Limited(5)
 
@@ -49,13 +49,13 @@ def test_a_budget_never_ends_what_runs():
 def test_the_budget_of_all_endpoints():
     config = LimitConfig(budget=10.0)
     assert limited(9, have=1, price=2.0, mine=2.0, others=3.0, config=config) == Limited(
-        3, "9 wanted, the budget of all endpoints of 10 $/h has 5 left, one more costs 2"
+        3, "9 wanted, the budget of all endpoints of 10 $/h has 5 left, one more costs 2", money=True
     )
     # What others spend is not known: not taken for nothing, and not for too much.
     assert limited(9, have=1, price=2.0, mine=2.0, others=None, config=config) == Limited(9)
     # The tighter of both is named.
     both = limited(9, price=2.0, others=3.0, config=config, scaling=ScalingSpec(budget=4.0))
-    assert both == Limited(2, "9 wanted, its budget of 4 $/h has 4 left, one more costs 2")
+    assert both == Limited(2, "9 wanted, its budget of 4 $/h has 4 left, one more costs 2", money=True)
 
 
 @pytest.mark.parametrize("price", [None, 0.0])
