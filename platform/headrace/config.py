@@ -74,6 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_grace: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
     budget: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Dollars per hour that the instances of all endpoints together may cost; None: no limit."""
+    host_price: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    """Dollars per hour of a host whose node has no label ``headrace.price``; 0: it is paid for anyway."""
     late_s: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = KeepConfig().late_s
     """What a late request costs, in seconds of an instance: more costs more, and fewer wait."""
     wait_goal: Annotated[float, msgspec.Meta(gt=0, le=86400)] = DemandConfig().goal_s

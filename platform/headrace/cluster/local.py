@@ -150,6 +150,7 @@ class LocalCluster:
                 token=self.data.cluster_token,
                 node=NODE,
                 resources=self._resources,
+                price=self.settings.host_price,
             )
         )
 

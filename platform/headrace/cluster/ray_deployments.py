@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import sys
 import time
@@ -41,6 +42,7 @@ STOP_GRACE_S = 4.0
 CPU_LABEL = "headrace.cpu"
 MEMORY_LABEL = "headrace.memory"
 GPU_LABEL = "headrace.gpu."
+PRICE_LABEL = "headrace.price"
 
 
 class ControlReplica:
@@ -132,6 +134,7 @@ class HostReplica:
             kind=node.kind,
             labels=labels,
             spot=labels.get("headrace.spot") == "true",
+            price=declared_price(labels, parsed.host_price),
             hide=(ray_private.temp_dir(),),
         )
         self._agent = HostAgent(config)
@@ -197,6 +200,15 @@ def declared_resources(labels: dict[str, str]) -> wire.Resources | None:
     return wire.Resources(cpu=cpu, memory=memory, gpu=gpu)
 
 
+def declared_price(labels: dict[str, str], otherwise: float) -> float:
+    """Dollars per hour of the node: what its label says, if that is a price, or else ``otherwise``."""
+    try:
+        price = float(labels.get(PRICE_LABEL, otherwise))
+    except ValueError:
+        return otherwise
+    return price if math.isfinite(price) and price >= 0 else otherwise
+
+
 def _head_address() -> str:
     return str(ray.get_runtime_context().gcs_address).rpartition(":")[0]
 
@@ -205,4 +217,4 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-__all__ = ["APP", "ControlReplica", "HostReplica", "application", "declared_resources"]
+__all__ = ["APP", "ControlReplica", "HostReplica", "application", "declared_price", "declared_resources"]

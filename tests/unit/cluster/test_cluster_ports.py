@@ -32,3 +32,13 @@ def test_labels_declare_resources():
         {"headrace.cpu": "2.5", "headrace.memory": "1024", "headrace.gpu.L4": "2", "other": "x"}
     )
     assert (found.cpu, found.memory, found.gpu) == (2.5, 1024, {"L4": 2})
+
+
+@pytest.mark.parametrize(
+    ("label", "price"),
+    [({}, 1.5), ({"headrace.price": "3.29"}, 3.29), ({"headrace.price": "0"}, 0.0),
+     ({"headrace.price": "dear"}, 1.5), ({"headrace.price": "-1"}, 1.5), ({"headrace.price": "nan"}, 1.5)],
+)  # fmt: skip
+def test_a_node_costs_what_its_label_says_if_that_is_a_price(label, price):
+    deployments = pytest.importorskip("headrace.cluster.ray_deployments")
+    assert deployments.declared_price(label, 1.5) == price
