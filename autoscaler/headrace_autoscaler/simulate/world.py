@@ -143,12 +143,22 @@ def supplies_of(
 ) -> tuple[Supply, ...]:
     """Its supplies; ``availability`` reads the file that it is given by name.
 
-    ``begin_s``: when, on the simulation's clock, the first day that counts begins.
+    ``begin_s``: when, on the simulation's clock, the first day that counts begins. Outages and availability
+    are told from then on, so that what is played before does not change them; before it holds what holds at
+    the beginning of the file.
     """
     return tuple(
-        _supply(table, availability(table.availability) if table.availability else None, begin_s)
+        _supply(
+            table, _since(begin_s, availability(table.availability)) if table.availability else None, begin_s
+        )
         for table in world.supply
     )
+
+
+def _since(begin_s: float, steps: Steps) -> Steps:
+    """These steps, begun so much later."""
+    times = [begin_s + at if at > 0 else 0.0 for at in steps.times]
+    return Steps(tuple(times), steps.values)
 
 
 def _supply(table: SupplyTable, availability: Steps | None, begin_s: float) -> Supply:

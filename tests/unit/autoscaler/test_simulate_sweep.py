@@ -178,12 +178,14 @@ def test_a_world_of_a_file(tmp_path: Path) -> None:
 
     def availability(name: str) -> Steps:
         asked.append(name)
-        return Steps((0.0,), (1,))
+        return Steps((0.0, 60.0), (1, 0))
 
     home, spot = supplies_of(world, availability, begin_s=100.0)
     assert asked == ["zone.json"]
     assert (home.owned, home.standing, home.capacity, home.provider) == (True, True, 2, "home")
     assert (home.cached, home.warm) == (Draw(1.0), Draw(0.1))
+    # It is told from the first day that counts on, and before that it is what it is at its beginning.
+    assert spot.availability == Steps((0.0, 160.0), (1, 0))
     assert (spot.spot, spot.provider, spot.outages, spot.mtbf_s) == (
         True,
         "spot",
