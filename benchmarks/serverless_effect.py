@@ -50,7 +50,7 @@ SIZING_DAYS, COUNTED_DAYS = (0.0, 7.0), (7.0, 12.0)
 FLEETS = {
     "peak": "for the peak",
     "fair": "would have done on the days before",
-    "hindsight": "the fewest that do on these days, known in advance",
+    "hindsight": "the fewest that do on these days if none of them fails, known in advance",
 }
 HOMES = (2, 4, 8, 12, 16, 24)
 """Owned GPUs beside rented ones that are tried; the best on the first days is taken."""

@@ -88,8 +88,9 @@ def between(trace: Trace, from_day: float | None = None, to_day: float | None = 
     end = math.inf if to_day is None else to_day * DAY_S
     chosen = slice(*np.searchsorted(trace.arrivals, (begin, end)))
     if chosen.start >= chosen.stop:
+        until = "" if to_day is None else f" and before day {to_day:g}"
         raise TraceError(
-            f"{trace.name}: no request between day {begin / DAY_S:g} and day {end / DAY_S:g}; "
+            f"{trace.name}: no request from day {begin / DAY_S:g} on{until}; "
             f"it has {len(trace.arrivals)} in {trace.end / DAY_S:.2f} days"
         )
     return Trace(

@@ -150,7 +150,8 @@ def sweep_page(scenario: Scenario, found: Sequence[Step], bound_usd: float | Non
             f"{name} is a setting of the platform, for all endpoints: headrace up --{name.replace('_', '-')}."
         )
     if days < 1:
-        lines.append(f"These are {days * 24:.1f} hours, scaled up to a day: nights would cost less.")
+        about = f"{days * 24:.1f} hours" if days * 24 >= 1 else f"{days * 24 * 60:.1f} minutes"
+        lines.append(f"These are {about}, scaled up to a day: nights would cost less.")
     return "\n".join(lines)
 
 

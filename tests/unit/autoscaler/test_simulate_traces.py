@@ -100,7 +100,9 @@ def test_days_are_cut_out_and_begin_at_zero(tmp_path: Path) -> None:
     assert cut.names == read.names
     assert between(read).arrivals.tolist() == read.arrivals.tolist()
     assert len(between(read, from_day=2).arrivals) == len(between(read, to_day=2).arrivals) == 2
-    with pytest.raises(TraceError, match=r"no request between day 7 and day 9; it has 4 in 3\.00 days"):
+    with pytest.raises(
+        TraceError, match=r"no request from day 7 on and before day 9; it has 4 in 3\.00 days"
+    ):
         between(read, 7, 9)
 
 

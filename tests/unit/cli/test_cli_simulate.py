@@ -200,7 +200,7 @@ WRONG = [
     (("diurnal", "--policy", "foo"), "no policy is called 'foo'"),
     (("diurnal", "--from-day", "2", "--to-day", "1"), "not after --from-day 2"),
     (("diurnal", "--days", "1", "--to-day", "1"), "--days and --to-day"),
-    (("two.csv", "--from-day", "3"), "no request between day 3"),
+    (("two.csv", "--from-day", "3"), "no request from day 3"),
     (("--from-history",), "no recorded history"),
     (("diurnal", "--spot", "nope.json"), "nope.json"),
     (("diurnal", "--outage", "3"), "FROM-UNTIL"),
