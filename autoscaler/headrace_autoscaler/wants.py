@@ -284,5 +284,8 @@ def _reason(
         return f"{lately:.2f} requests of late, and warm={endpoint.scaling.warm}, ask for {asked}"
     if not demand:
         return f"min={endpoint.scaling.min}" if asked else "nothing asks for any"
-    text = f"{endpoint.in_flight} in flight and {endpoint.queued} queued ask for {asked}"
+    most = endpoint.scaling.max
+    beyond = asked == most < (demand - left) / endpoint.scaling.target_concurrency
+    ask = f"are more than max={most} serve" if beyond else f"ask for {asked}"
+    text = f"{endpoint.in_flight} in flight and {endpoint.queued} queued {ask}"
     return f"{text} ({left} will be served in time)" if left else text

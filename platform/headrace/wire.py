@@ -240,6 +240,8 @@ class InstanceRoute(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     address: str
     token: str
     concurrency: int = 1
+    target: int = 1
+    """Requests that it is to have before another one is used."""
     tier: Tier = "forked"
     timings: StartTimings = StartTimings()
     suspect: bool = False

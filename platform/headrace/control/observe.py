@@ -70,7 +70,7 @@ def main_lane(
         # Who takes nothing is as good as full: what waits is for others.
         seen = (i for i in endpoint.instances.values() if i.unready and i.state == "ready")
         others = endpoint.pins.keys() | endpoint.trials.keys()
-        in_flight += sum(_share(endpoint.spec) for i in seen if i.version not in others)
+        in_flight += sum(requests_each(endpoint.spec) for i in seen if i.version not in others)
     low, high = endpoint.bounds
     if least is not None:
         low = min(high, max(low, least))
@@ -188,7 +188,7 @@ def observe(world: World, endpoint: Endpoint, lane: Lane) -> Observation:
     return Observation(endpoints=(observation,), hosts=hosts, idle_elsewhere=donors, spending=world.spending)
 
 
-def _share(spec: EndpointSpec) -> int:
+def requests_each(spec: EndpointSpec) -> int:
     """Requests that one instance stands for."""
     return max(1, math.ceil(spec.scaling.target_concurrency * (spec.batch.max_size if spec.batch else 1)))
 

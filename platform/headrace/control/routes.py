@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from headrace import wire
 from headrace.control import state
 from headrace.control.model import Endpoint, Instance, World
+from headrace.control.observe import requests_each
 from headrace.errors import LinkClosed
 from headrace.link import Link
 
@@ -69,6 +70,7 @@ def instance_route(instance: Instance) -> wire.InstanceRoute:
         address=report.address,
         token=report.token,
         concurrency=report.concurrency,
+        target=min(report.concurrency, requests_each(instance.endpoint.spec)),
         tier=report.tier,
         timings=report.timings,
         suspect=instance.host.state == "suspect",

@@ -144,8 +144,7 @@ class Dispatcher:
         state.in_flight -= 1
         if not instance.in_flight:
             self.reports.idle(state)
-            if instance.usable:
-                state.idle[instance] = None
+        state.filed(instance)
         if state.circuit.probe is attempt:
             state.circuit.probe = None
         if instance.reserved is call:
@@ -293,7 +292,7 @@ class Dispatcher:
 
     def _start(self, attempt: Attempt, instance: Instance) -> None:
         instance.in_flight += 1
-        instance.state.idle.pop(instance, None)
+        instance.state.filed(instance)
         instance.used = True
         instance.running.add(attempt)
         attempt.call.state.in_flight += 1
@@ -437,7 +436,7 @@ class Dispatcher:
 
     def _unuse(self, instance: Instance) -> None:
         instance.usable = False
-        instance.state.idle.pop(instance, None)
+        instance.state.filed(instance)
         instance.reserved = None
         instance.close_idle()
         instance.state.regroup()

@@ -44,6 +44,7 @@ class Instance:
         "since",
         "speed",
         "state",
+        "target",
         "token_line",
         "turn",
         "usable",
@@ -54,6 +55,7 @@ class Instance:
         self.state = state
         self.route = route
         self.concurrency = max(1, route.concurrency)
+        self.target = route.target
         self.token_line = b"X-Headrace-Token: %b\r\n" % route.token.encode()
         self.in_flight = 0
         self.running: set[Attempt] = set()
@@ -86,6 +88,7 @@ class Instance:
             self.close_idle()
         self.route = route
         self.concurrency = max(1, route.concurrency)
+        self.target = route.target
         self.token_line = b"X-Headrace-Token: %b\r\n" % route.token.encode()
         self.usable = True
         if not route.suspect:
@@ -144,6 +147,7 @@ class EndpointState:
         "circuit",
         "coming",
         "failed",
+        "filling",
         "finished",
         "held",
         "idle",
@@ -169,6 +173,8 @@ class EndpointState:
         self.instances: dict[str, Instance] = {}
         self.idle: dict[Instance, None] = {}
         """Those that were used and are idle now, the one used last at the end."""
+        self.filling: dict[Instance, None] = {}
+        """Those in use with fewer requests than they are to have, the one used last at the end."""
         self.queue: WaitQueue[Call] = WaitQueue()
         self.coming = Coming()
         self.circuit = Circuit()
@@ -206,19 +212,35 @@ class EndpointState:
         return group
 
     def pick(self, version: int | None, avoid: tuple[str, ...] = ()) -> Instance | None:
-        """The idle instance that was used last; else the better of two random ones (of all, if they are few).
+        """The one used last of those that are not full yet, then of the idle ones; else the better of two
+        random ones (of all, if they are few).
 
-        So those that are too many stay idle, and can be released. None: all are busy.
+        Full is who has as many requests as the autoscaler reckons with (`wire.InstanceRoute.target`). So
+        those that are too many become and stay idle, and can be released. None: all are busy.
         """
         group = self.group(version)
         now = time.monotonic()
         if len(group) == 1:
             return group[0] if group[0].free(now) else None
-        if self.idle and group and not avoid:
-            found = latest(self.idle, group[0].route, now, self.service)
-            if found is not None:
-                return found
+        if group and not avoid:
+            for choice in (self.filling, self.idle):
+                if choice:
+                    found = latest(choice, group[0].route, now, self.service)
+                    if found is not None:
+                        return found
         return best(group, now, self.service, avoid)
+
+    def filed(self, instance: Instance) -> None:
+        """How many requests it has has changed: what `pick` goes by."""
+        has = instance.in_flight
+        if has or not instance.usable:
+            self.idle.pop(instance, None)
+        else:
+            self.idle[instance] = None
+        if instance.target > 1:
+            self.filling.pop(instance, None)
+            if 0 < has < instance.target and instance.usable:
+                self.filling[instance] = None
 
     def pick_alone(self, call: Call) -> Instance | None:
         """An instance where nothing runs, reserved for the call; else one is kept free of new requests."""

@@ -205,7 +205,7 @@ def test_a_rollout_exceeds_max_by_one_at_most(scaling, demand, new, old, loaded,
 def test_a_burst_starts_all_that_it_wants_at_once():
     decision = do(see(ScalingSpec(max=4), queued=200))
     assert len(starts(decision)) == 4
-    assert starts(decision)[0].reason == "0 in flight and 200 queued ask for 4"
+    assert starts(decision)[0].reason == "0 in flight and 200 queued are more than max=4 serve"
 
 
 def test_claims_in_flight_are_capacity():

@@ -288,7 +288,7 @@ async def test_a_full_disk_leaves_no_half_of_a_record(tmp_path):
     history.record(_record(1.0))
     await _until(path.exists)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (line + line // 2, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (line + 20, before[1]))
     try:
         history.record(_record(1.0))
         await _until(lambda: history.dropped)

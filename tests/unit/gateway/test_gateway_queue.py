@@ -111,6 +111,39 @@ async def test_the_least_loaded_of_a_few_is_taken_and_never_a_busy_one():
     assert many.pick(2) is None
 
 
+async def test_one_is_filled_to_its_target_before_another_is_used():
+    state = state_with(0, 0, 0)
+    for instance in state.instances.values():
+        instance.target = 2
+        state.filed(instance)
+
+    def change(id: str, by: int) -> None:
+        state.instances[id].in_flight += by
+        state.filed(state.instances[id])
+
+    taken = []
+    for _ in range(5):
+        taken.append(state.pick(None).route.id)
+        change(taken[-1], 1)
+    assert taken == ["i2", "i2", "i1", "i1", "i0"]
+    # What is free of the one used last comes first, and then an idle one again.
+    change("i1", -1)
+    change("i2", -1)
+    assert state.pick(None).route.id == "i2"
+    change("i2", -1)
+    assert state.pick(None).route.id == "i1"
+    assert list(state.idle) == [state.instances["i2"]]
+    # Beyond the targets the least loaded is taken; who is gone is not.
+    for id, by in (("i0", 1), ("i1", 1), ("i2", 3)):
+        change(id, by)
+    assert not state.filling
+    assert state.pick(None).route.id in {"i0", "i1"}
+    gone = state.instances["i0"]
+    gone.usable = False
+    change("i0", -1)
+    assert not state.filling
+
+
 async def test_retry_after_follows_the_drain_rate():
     state = state_with(1, 1, concurrency=1)
     state.service = 4.0
