@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 from headrace_autoscaler.spec import EndpointState
-from headrace_autoscaler.states import ForecastState, SeasonState, WindowState
+from headrace_autoscaler.states import ForecastState, KeepState, SeasonState, WindowState
 
 from headrace.control.model import UNUSED, World
 
@@ -111,11 +111,15 @@ class Memory:
 
 
 def lasting(memory: EndpointState) -> EndpointState:
-    """What of a memory is true after a restart: counters begin anew, and what was wanted is asked again."""
-    demand = memory.demand
+    """What of a memory is true after a restart: counters begin anew, what was wanted is asked again, and
+    instances are idle from when they are seen."""
+    demand, known = memory.demand, memory.keep
     if demand is not None:
         demand = msgspec.structs.replace(demand, window=WindowState(), panic=None)
-    return EndpointState(demand=demand, forecast=memory.forecast, keep=memory.keep)
+    if known is not None:
+        # Else each one's idle time would count as ended by a request.
+        known = KeepState(levels=known.levels)
+    return EndpointState(demand=demand, forecast=memory.forecast, keep=known)
 
 
 def unasked(memory: EndpointState) -> EndpointState:

@@ -13,14 +13,19 @@ from headrace.control.model import UNUSED, Endpoint, World
 from headrace.sdk.spec import EndpointSpec
 from headrace_autoscaler.spec import EndpointState
 from headrace_autoscaler.states import (
+    SPANS,
     DemandState,
     ForecastState,
+    Idle,
+    IdleTimes,
+    KeepState,
     PanicState,
     SeasonState,
     ServiceState,
     WindowState,
 )
 
+SEEN = IdleTimes(watched=(2.0,) * SPANS, needed=(1.0,) * SPANS)
 LEARNT = EndpointState(
     desired=4,
     below_since=1.0,
@@ -28,8 +33,12 @@ LEARNT = EndpointState(
         window=WindowState(samples=((1.0, 2.0, 3),)), service=ServiceState(total=7), panic=PanicState()
     ),
     forecast=ForecastState(at=1 / 3, last=0.1 + 0.2, levels=(0.1, 0.2, 0.3)),
+    keep=KeepState(levels={1: SEEN}, idle=(Idle(since=900.0, level=1),), total=1),
 )
-KEPT = EndpointState(demand=DemandState(service=ServiceState(total=7)), forecast=LEARNT.forecast)
+KEPT = EndpointState(
+    demand=DemandState(service=ServiceState(total=7)), forecast=LEARNT.forecast,
+    keep=KeepState(levels={1: SEEN}),
+)  # fmt: skip
 
 
 def world(*names: str, now: float = 1000.0) -> World:
