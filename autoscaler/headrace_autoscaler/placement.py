@@ -86,7 +86,7 @@ class Book:
     def make_room(
         self, scaling: ScalingSpec, donors: Sequence[Donor], at_most: float | None = None
     ) -> tuple[str, list[Given]] | None:
-        """Have idle instances of others give way: the fewest on one host, the longest idle first.
+        """Have idle instances of others give way: as few as do, on one host, the longest idle first.
 
         Returns the host and who goes, with the room already taken; None when nothing helps.
         """
@@ -130,7 +130,7 @@ class Book:
     def _handed_over(
         self, room: Room, scaling: ScalingSpec, donors: Sequence[Donor], at_most: float | None = None
     ) -> list[Given] | None:
-        """The fewest on this host that make room, paused where that does: None when nothing does."""
+        """Who makes room on this host, nobody for nothing, paused where that does: None when nothing does."""
         here = sorted((d for d in donors if d[1].host == room.host.host), key=lambda d: idle_since(d[1]))
         frozen = [d for d in here if d[1].state == "paused"]
         awake = [d for d in here if d[1].state != "paused"]
@@ -141,7 +141,7 @@ class Book:
             _release(trial, donor)
             given.append(Given(donor))
         if given and self._fits(trial, scaling, at_most):
-            return given
+            return self._needed(room, scaling, given, at_most)
         for donor in awake:
             spare = [d for d in frozen if all(g.donor is not d for g in given)]
             while _can_pause(room.host, donor) and trial.paused < donor[1].memory and spare:
@@ -157,8 +157,20 @@ class Book:
                 trial.paused += donor[2].memory
                 given[-1] = Given(donor)
             if self._fits(trial, scaling, at_most):
-                return given
+                return self._needed(room, scaling, given, at_most)
         return None
+
+    def _needed(
+        self, room: Room, scaling: ScalingSpec, given: list[Given], at_most: float | None
+    ) -> list[Given]:
+        """Of these, those without whom there is no room: a large one may make that of many small ones."""
+        for one in given[:-1]:
+            rest, trial = [other for other in given if other is not one], room.copy()
+            for other in rest:
+                (_pause if other.pause else _release)(trial, other.donor)
+            if trial.paused >= 0 and self._fits(trial, scaling, at_most):
+                given = rest
+        return given
 
     def _carry_out(self, room: Room, scaling: ScalingSpec, given: Sequence[Given]) -> None:
         for one in given:

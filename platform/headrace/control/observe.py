@@ -7,6 +7,7 @@ rollout), a version that callers name, or a version on trial.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,7 +84,7 @@ def main_lane(
         key=endpoint.key,
         version=endpoint.version,
         spec=endpoint.spec,
-        scaling=scaling_of(endpoint.spec, low, high),
+        scaling=_within_budget(scaling_of(endpoint.spec, low, high), endpoint, mine),
         instances=tuple(mine),
         in_flight=max(0, in_flight),
         queued=queued,
@@ -104,7 +105,9 @@ def pinned_lane(endpoint: Endpoint, version: int) -> Lane:
         key=f"{endpoint.key}@{version}",
         version=version,
         spec=pin.spec,
-        scaling=msgspec.structs.replace(scaling_of(pin.spec, 0, endpoint.bounds[1]), warm=0),
+        scaling=_within_budget(
+            msgspec.structs.replace(scaling_of(pin.spec, 0, endpoint.bounds[1]), warm=0), endpoint, mine
+        ),
         instances=mine,
         in_flight=sum(i.in_flight for i in mine),
         queued=pin.queued,
@@ -260,6 +263,17 @@ def _host_seen(host: Host, now: float) -> HostObservation:
 def _alone(scaling: ScalingSpec) -> ScalingSpec:
     """For a trial: one instance is wanted, whatever the target and the spares."""
     return msgspec.structs.replace(scaling, target_concurrency=1.0, warm=0)
+
+
+def _within_budget(
+    scaling: ScalingSpec, endpoint: Endpoint, mine: Sequence[InstanceObservation]
+) -> ScalingSpec:
+    """What the instances of the endpoint's other lanes leave of its budget."""
+    if scaling.budget is None:
+        return scaling
+    ids = {one.id for one in mine}
+    others = (i.price or 0.0 for i in endpoint.instances.values() if i.alive and i.id not in ids)
+    return msgspec.structs.replace(scaling, budget=max(0.0, scaling.budget - sum(others)))
 
 
 def scaling_of(spec: EndpointSpec, low: int, high: int) -> ScalingSpec:

@@ -178,3 +178,20 @@ def test_never_more_is_handed_out_than_there_is(
     freed = sum(one.donor[1].memory for one in given if not one.pause and one.donor[1].state == "paused")
     assert paused <= budget + freed or not paused
     assert not any(one.pause and one.donor[1].state == "paused" for one in given)
+
+
+def test_nobody_gives_way_for_nothing() -> None:
+    """Three small ones have been idle for longest, and the large one alone makes room."""
+    room = host(cpu_free=0.4, memory_free=10_000, gpu_free={}, pauses=())
+    wish = ScalingSpec(cpu=1.5, runtime="oci")
+    donors = [
+        ("a", instance(name, used=used, cpu=cpu, gpu=()), ScalingSpec(cpu=cpu, runtime="oci"))
+        for name, used, cpu in (("s1", 1.0, 0.1), ("s2", 2.0, 0.1), ("s3", 3.0, 0.1), ("big", 4.0, 1.5))
+    ]
+    made = Book([room]).make_room(wish, donors)
+    assert made is not None
+    assert [one.donor[1].id for one in made[1]] == ["big"]
+    # With less of it, the small ones that were idle for longest go, too.
+    some = Book([room]).make_room(msgspec.structs.replace(wish, cpu=2.1), donors)
+    assert some is not None
+    assert [one.donor[1].id for one in some[1]] == ["s2", "s3", "big"]
