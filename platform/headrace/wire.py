@@ -127,6 +127,8 @@ class EndpointDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     endpoint: str
     in_flight: int = 0
     queued: int = 0
+    named: dict[int, int] = {}
+    """Of ``queued``, those that insist on a version, by that."""
     stored: int = 0
     """Jobs in the store that nobody has leased. All gateways see the same ones: the largest number counts."""
     oldest_wait_s: float = 0.0

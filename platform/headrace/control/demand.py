@@ -18,7 +18,9 @@ def demand(world: World, link: Link, message: wire.Demand) -> None:
         if endpoint is None:
             continue
         if item.in_flight or item.queued or item.stored:
-            endpoint.demand[link] = Seen(now, item.in_flight, item.queued, item.oldest_wait_s, item.stored)
+            endpoint.demand[link] = Seen(
+                now, item.in_flight, item.queued, item.oldest_wait_s, item.stored, item.named
+            )
             world.touch(endpoint)
         else:
             endpoint.demand.pop(link, None)

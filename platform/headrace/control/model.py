@@ -51,6 +51,8 @@ class Seen:
     oldest_wait_s: float = 0.0
     stored: int = 0
     """Jobs in the store that all gateways see."""
+    named: Mapping[int, int] = field(default_factory=dict)
+    """Of ``queued``, those that insist on a version, by that."""
 
 
 @dataclass(slots=True, eq=False)
@@ -314,6 +316,11 @@ class Endpoint:
                 stored = max(stored, said.stored)
                 oldest = max(oldest, said.oldest_wait_s)
         return max(in_flight, sum(i.in_flight for i in self.instances.values())), queued + stored, oldest
+
+    def named(self, version: int, now: float) -> int:
+        """Of what is queued, how many insist on this version."""
+        fresh = (said for said in self.demand.values() if now - said.at <= DEMAND_VALID_S)
+        return sum(said.named.get(version, 0) for said in fresh)
 
     def counted(self, now: float) -> bool:
         """Whether all that came for the current version is known: not while callers name another one."""

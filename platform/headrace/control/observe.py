@@ -59,6 +59,8 @@ def main_lane(
     """
     assert endpoint.version is not None
     in_flight, queued, oldest = endpoint.seen(now)
+    # Who insists on another version is no demand for this one.
+    queued = max(0, queued - sum(endpoint.named(version, now) for version in endpoint.pins))
     mine: list[InstanceObservation] = []
     for instance in endpoint.instances.values():
         if not instance.alive:

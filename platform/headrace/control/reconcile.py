@@ -189,10 +189,10 @@ class Reconciler:
         pin = endpoint.pins[version]
         now = self._world.now()
         mine = [i for i in endpoint.instances.values() if i.version == version and i.alive]
-        # Gateways report demand by endpoint, not by version: the wake's queue counts until an
-        # instance is there that takes it (or for so long that nobody can be waiting).
+        # The wake's queue counts until an instance is there that takes it (or for so long that nobody can be
+        # waiting), then what gateways report.
         if any(i.state == "ready" for i in mine) or now - pin.queued_at > PIN_QUEUE_VALID_S:
-            pin.queued = 0
+            pin.queued = endpoint.named(version, now)
         if not mine and not pin.queued:
             del endpoint.pins[version]
             return

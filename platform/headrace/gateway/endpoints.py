@@ -342,6 +342,7 @@ def demand_of(state: EndpointState, now: float) -> wire.EndpointDemand:
         endpoint=state.key,
         in_flight=state.in_flight,
         queued=len(state.queue) + state.held,
+        named=state.queue.named(),
         stored=state.stored,
         oldest_wait_s=max(0.0, state.stored_age_s, now - oldest if oldest is not None else 0.0),
         finished=state.finished,

@@ -192,6 +192,17 @@ class WaitQueue(Generic[W]):
             for line in self.lines.values():
                 yield from reversed(line.ranks[rank].get(key, {}))
 
+    def named(self) -> dict[int, int]:
+        """How many insist on a version, by that."""
+        found: dict[int, int] = {}
+        for version, line in self.lines.items():
+            if version is not None:
+                found[version] = len(line.items())
+        for item in self.alone:
+            if item.version is not None:
+                found[item.version] = found.get(item.version, 0) + 1
+        return found
+
     def wanted(self) -> set[int | None]:
         """The versions that somebody waits for."""
         found = set(self.lines)

@@ -1,10 +1,10 @@
-"""Lanes of one endpoint share what it may cost."""
+"""Lanes of one endpoint share what it may cost, and each has the requests that are for it."""
 
 from __future__ import annotations
 
 import pytest
 from headrace import wire
-from headrace.control.model import Endpoint, Host, Instance, Pin
+from headrace.control.model import Endpoint, Host, Instance, Pin, Seen
 from headrace.control.observe import main_lane, pinned_lane
 from headrace.sdk.spec import EndpointSpec, Scaling
 
@@ -36,3 +36,14 @@ def test_a_budget_is_of_all_versions_together(
     made = endpoint(budget)
     assert main_lane(made, 0.0).scaling.budget == main
     assert pinned_lane(made, 1).scaling.budget == pinned
+
+
+def test_who_names_a_version_waits_for_that_one_only() -> None:
+    made = endpoint(None)
+    # The third gateway has not been heard of for too long.
+    for link, at in (("one", 99.0), ("two", 99.5), ("three", 0.0)):
+        made.demand[link] = Seen(at, queued=5, named={1: 3, 2: 1})  # type: ignore[index]
+    assert main_lane(made, 100.0).queued == 4
+    assert made.named(1, 100.0) == 6
+    made.pins.clear()
+    assert main_lane(made, 100.0).queued == 10

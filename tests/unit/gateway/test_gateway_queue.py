@@ -57,6 +57,11 @@ class QueueModel(RuleBasedStateMachine):
         self.model.remove(item)
 
     @invariant()
+    def it_knows_who_insists_on_a_version(self):
+        versions = [item.version for item in self.model if item.version is not None]
+        assert self.queue.named() == {version: versions.count(version) for version in set(versions)}
+
+    @invariant()
     def agrees(self):
         assert len(self.queue) == len(self.model)
         assert self.queue.bytes == sum(i.size for i in self.model)
