@@ -74,6 +74,8 @@ def _waiting(
     now: float, endpoint: EndpointObservation, memory: QueueDelayState, config: QueueDelayConfig
 ) -> tuple[QueueDelayState, int]:
     """(the readings, how many of the queue arrived before the delay's begin)."""
+    if config.delay_s <= 0:
+        return _EMPTY, endpoint.queued
     if endpoint.arrived is None:
         return _EMPTY, 0
     arrived = float(endpoint.arrived)

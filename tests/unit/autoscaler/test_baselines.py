@@ -333,6 +333,13 @@ def test_queue_delay_knows_only_the_oldest_where_arrivals_are_not_known():
     assert launches(decide("queue-delay", 100.0, see(seen))) == 1
 
 
+def test_queue_delay_of_nothing_adds_a_worker_for_each_request_that_waits():
+    config = msgspec.structs.replace(policy_of("queue-delay").config, delay_s=0.0)
+    for now in (100.0, 100.5):
+        plan = policy_of("queue-delay-0").decide(now, see(endpoint(queued=3, arrived=3)), {}, config)
+        assert launches(plan) == 3
+
+
 # --- all of them
 
 INSTANCES = st.lists(
