@@ -31,8 +31,8 @@ NIGHT = 0.03
 """The rate at night, as part of the daily peak."""
 PEAKEDNESS = 2.0
 WEEKEND = 0.7
-WEEKEND_DAYS = (5, 6)
-"""Day 0 is a Monday."""
+WEEKEND_DAYS = (2, 3)
+"""Day 0 is a Thursday, as that of Unix time is, which policies go by."""
 CROWDS_PER_DAY = 2.0
 CROWD_HEIGHT = 20.0
 """Peak of a crowd in units of the quiet rate; drawn between half and one and a half of it."""

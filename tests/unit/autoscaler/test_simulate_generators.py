@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from headrace_autoscaler.configs import ForecastConfig
 from headrace_autoscaler.simulate.generators import (
     DAY_S,
     HOUR_S,
     MEAN_S,
     REQUESTS_PER_DAY,
     SYNTHETIC,
+    WEEKEND_DAYS,
     synthetic,
 )
 from headrace_autoscaler.simulate.scenario import Trace
@@ -61,7 +63,10 @@ def test_days_peak_in_the_afternoon_and_nights_are_nearly_empty() -> None:
     by_hour = hourly(synthetic("diurnal")).reshape(7, 24)
     assert set(by_hour.argmax(axis=1)) <= {13, 14, 15, 16}
     assert (by_hour[:, 2:4].sum(axis=1) < 0.1 * by_hour[:, 14:16].sum(axis=1)).all()
-    assert by_hour[5:].sum() / 2 < 0.8 * by_hour[:5].sum() / 5
+    # Day 0 is a Thursday, so these are Saturday and Sunday.
+    weekend, week = by_hour[[2, 3]].sum() / 2, by_hour[[0, 1, 4, 5, 6]].sum() / 5
+    assert weekend < 0.8 * week
+    assert ForecastConfig().weekend == WEEKEND_DAYS
 
 
 def test_crowds_come_within_minutes() -> None:
