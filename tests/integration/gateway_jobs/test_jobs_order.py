@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from headrace.gateway.jobs.lanes import LOOKAHEAD_S
+from headrace.gateway.jobs.lanes import LOOKAHEAD_S, OUTRANKED_S
 
 from tests.integration.conftest import Platform
 from tests.integration.gateway_jobs.test_jobs_death import free_port, post, ready, second_gateway
@@ -67,6 +67,8 @@ async def test_what_is_high_comes_before_what_another_gateway_has_leased(
                 status, job = await post(platform, next(turns), "/api/v1/jobs", more)
                 assert status == 202, job
                 jobs.append((priority[0], job["id"]))
+        # What was leased ahead goes back for what has come before it.
+        await asyncio.sleep(4 * OUTRANKED_S)
         let_go.close()
         await holds
         server.close()
