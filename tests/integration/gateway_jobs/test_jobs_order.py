@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from headrace.gateway.jobs.lanes import LOOKAHEAD_S
+from headrace.gateway.jobs.lanes import LOOKAHEAD_S, OUTRANKED_S
 
 from tests.integration.conftest import Platform
 from tests.integration.gateway_jobs.test_jobs_death import free_port, post, ready, second_gateway
@@ -17,7 +17,11 @@ SOURCE = """
     import asyncio
 
     @headrace.endpoint(name="one", concurrency=1, scaling=headrace.Scaling(max=1), timeout=60)
-    async def one(seconds: float) -> float:
+    async def one(seconds: float, until: int = 0) -> float:
+        if until:
+            reader, writer = await asyncio.open_connection("127.0.0.1", until)
+            await reader.read()
+            writer.close()
         await asyncio.sleep(seconds)
         return seconds
 
@@ -49,7 +53,12 @@ async def test_what_is_high_comes_before_what_another_gateway_has_leased(
             document = {"endpoint": "one", "input": {"seconds": seconds}}
             _, job = await post(platform, url, "/api/v1/jobs", document)
             await platform.api("GET", f"/jobs/{job['id']}?wait=30")
-        holds = asyncio.create_task(platform.call("one", {"seconds": 3.0}))
+        # However slow the machine is: none of them runs before all of them are there.
+        holding: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda _, writer: holding.set_result(writer), "127.0.0.1", 0)
+        until = server.sockets[0].getsockname()[1]
+        holds = asyncio.create_task(platform.call("one", {"seconds": 0, "until": until}))
+        let_go = await asyncio.wait_for(holding, 30.0)
         jobs: list[tuple[str, str]] = []
         turns = itertools.cycle(urls)
         for priority in ("low", "normal", "high"):
@@ -58,7 +67,11 @@ async def test_what_is_high_comes_before_what_another_gateway_has_leased(
                 status, job = await post(platform, next(turns), "/api/v1/jobs", more)
                 assert status == 202, job
                 jobs.append((priority[0], job["id"]))
+        # What was leased ahead goes back for what has come before it.
+        await asyncio.sleep(4 * OUTRANKED_S)
+        let_go.close()
         await holds
+        server.close()
         ends: list[tuple[float, str]] = []
         for word, job_id in jobs:
             found = await platform.api("GET", f"/jobs/{job_id}?wait=30")
