@@ -37,7 +37,7 @@ _DIGITS = 4
 
 def scale(value: float) -> float:
     """The unit that errors of a forecast of ``value`` are counted in."""
-    return math.sqrt(max(value, 0.0) + FLOOR)
+    return math.sqrt((value if value > 0.0 else 0.0) + FLOOR)
 
 
 def learn(error: float, unchanged: float, residuals: ResidualState) -> ResidualState:
@@ -53,8 +53,10 @@ def learn(error: float, unchanged: float, residuals: ResidualState) -> ResidualS
     if residuals.seen < MEASURED:
         offsets, step = tuple(offset * mean for offset in FIRST), 0.0
     moved = sorted(
-        round(offset + step * (level if error > offset else level - 1.0), _DIGITS)
-        for offset, level in zip(offsets, LEVELS, strict=True)
+        [
+            round(offset + step * (level if error > offset else level - 1.0), _DIGITS)
+            for offset, level in zip(offsets, LEVELS, strict=True)
+        ]
     )
     outside = residuals.seen >= MEASURED and not offsets[_LOW] <= error <= offsets[_HIGH]
     return ResidualState(

@@ -14,7 +14,7 @@ longer pays. Neither lets go of anything in a burst (`panic`).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -24,10 +24,12 @@ from headrace_autoscaler.placement import idle_since
 from headrace_autoscaler.signals import average
 from headrace_autoscaler.spec import Config, EndpointObservation, EndpointState, InstanceObservation
 from headrace_autoscaler.states import DemandState, ForecastState, KeepState
+from headrace_autoscaler.values import Value
 
 _ROUNDING = 1e-9
 _NOTHING = DemandState()
 _UNWATCHED = ForecastState()
+_UNKEPT = KeepState()
 NEW = EndpointState()
 NEAR = 0.05
 """A level for a time that differs by no more than this part is good enough."""
@@ -41,48 +43,62 @@ class Crew:
     __slots__ = ("elsewhere", "idle", "lost", "mine", "old", "paused", "ready")
 
     def __init__(self, endpoint: EndpointObservation) -> None:
-        self.mine: list[InstanceObservation] = []
+        mine: list[InstanceObservation] = []
+        idle: list[InstanceObservation] = []
+        self.mine = mine
         """Of the current version,"""
-        self.old: list[InstanceObservation] = []
+        self.old: Sequence[InstanceObservation] = ()
         """and of others."""
-        self.paused: list[InstanceObservation] = []
-        self.idle: list[InstanceObservation] = []
+        self.paused: Sequence[InstanceObservation] = ()
+        self.idle = idle
         """Of ``mine``: ready, without a request, and not about to be taken away."""
         self.lost = 0
         """Of ``mine``, those that are about to be taken away."""
-        self.elsewhere = 0
-        """Of ``mine``, those on nodes launched for it that are not."""
-        self.ready = 0
-        """Of any version."""
         version = endpoint.version
+        # Each decision comes through here with every instance: nothing is looked up that needn't be.
+        ready = elsewhere = old = paused = 0
         for one in endpoint.instances:
             state = one.state
             if state == "ready":
-                self.ready += 1
-            elif state == "paused":
-                self.paused.append(one)
-                continue
-            elif state == "draining":
+                ready += 1
+            elif state != "starting":
+                paused += state == "paused"
                 continue
             if one.version != version:
-                self.old.append(one)
+                old += 1
                 continue
-            self.mine.append(one)
+            mine.append(one)
             if one.lost_at is not None:
                 self.lost += 1
                 continue
             if one.offer:
-                self.elsewhere += 1
-            if state == "ready" and not one.in_flight:
-                self.idle.append(one)
+                elsewhere += 1
+            if not one.in_flight and state == "ready":
+                idle.append(one)
+        if paused:
+            self.paused = [one for one in endpoint.instances if one.state == "paused"]
+        if old:
+            others = [one for one in endpoint.instances if one.version != version]
+            self.old = [one for one in others if one.state in ("starting", "ready")]
+        self.elsewhere = elsewhere
+        """Of ``mine``, those on nodes launched for it that are not."""
+        self.ready = ready
+        """Of any version."""
 
 
-class Seen(NamedTuple):
+class Seen(Value, frozen=True, kw_only=True):
     """What one endpoint's demand comes to."""
 
+    endpoint: EndpointObservation
     asked: int
     """Instances that it asks for now, within min and max."""
-    reason: str
+    left: int = 0
+    """Requests that are left to the instances that are there."""
+    level: float = 0.0
+    needed: float = 0.0
+    """Requests' worth of instances that are to be there ahead of demand, whose level that is."""
+    lately: float = 0.0
+    """Mean concurrency of late, where spares stay between requests."""
     look_s: float | None = None
     """In so many seconds it would ask for more, if nothing happens until then."""
     burst: bool = False
@@ -91,6 +107,11 @@ class Seen(NamedTuple):
     service_s: float | None = None
     """Mean seconds that a request takes; None: not known."""
 
+    @property
+    def reason(self) -> str:
+        """Why so many, in words. Most decisions start nothing, and nobody asks."""
+        return _reason(self)
+
 
 class Surplus(NamedTuple):
     """Idle instances that it no longer needs."""
@@ -98,6 +119,9 @@ class Surplus(NamedTuple):
     gone: tuple[tuple[InstanceObservation, str], ...] = ()
     """(instance, why), in the order in which they go."""
     look_again_at: float | None = None
+
+
+_NONE = Surplus()
 
 
 def asleep(state: EndpointState) -> bool:
@@ -164,8 +188,12 @@ def look(
         lately = average(past.window, now, config.demand.stable_s) or 0.0
     asked = wanted(endpoint, left.requests, needed, lately=lately)
     seen = Seen(
+        endpoint=endpoint,
         asked=asked,
-        reason=_reason(endpoint, asked, left.requests, level, needed, lately=lately),
+        left=left.requests,
+        level=level,
+        needed=needed,
+        lately=lately,
         look_s=left.for_s,
         # Where starts are in time, what was let go too soon is soon back.
         burst=burst is not None and start_s is not None and start_s > config.demand.goal_s,
@@ -230,17 +258,22 @@ def learned(
     were idle for longest are left to whoever launched them. Nothing goes from the ``suspect`` hosts: what is
     there may be back in a moment.
     """
-    there = len(crew.mine) - crew.lost
+    mine = len(crew.mine)
+    there = mine - crew.lost
     # What is about to be taken away is to be replaced; what is gone is missed only if demand asks for it.
-    count = min(before.desired or there, there + crew.lost)
+    count = min(before.desired or there, mine)
     if crew.idle and not endpoint.queued:
         count = min(count, there)
-    spare = min(max(0, there - count), crew.elsewhere)
-    count = max(count, there - spare)
-    idle = sorted([(idle_since(i), i.id, i) for i in crew.idle])[spare:]
-    past = before.keep or KeepState()
-    known = keep.learn(now, there - spare - len(idle), [one[0] for one in idle], past, config.keep)
+    spare = 0
+    if count < there:
+        spare = min(there - count, crew.elsewhere)
+        count = there - spare
     floor = max(seen.asked, endpoint.scaling.min)
+    past = before.keep or _UNKEPT
+    if not crew.idle and not past.idle:
+        return _desiring(before, max(floor, count), None), _NONE
+    idle = sorted([(idle_since(i), i.id, i) for i in crew.idle])[spare:]
+    known = keep.learn(now, there - spare - len(idle), [one[0] for one in idle], past, config.keep)
     beyond = f"{floor} are asked for, " if floor else ""
     gone: list[tuple[InstanceObservation, str]] = []
     look_at: float | None = None
@@ -256,7 +289,7 @@ def learned(
             break
         text = f"idle for {now - level.since:.1f} s ({beyond}number {number} is kept for {held:.0f} s)"
         gone.append((one, text))
-    after = keep.let_go(now, len(gone), known, config.keep)
+    after = keep.let_go(now, len(gone), known, config.keep) if gone else known
     state = _desiring(before, max(floor, count - len(gone)), None)
     if after is not past:
         state = msgspec.structs.replace(state, keep=after)
@@ -271,21 +304,20 @@ def _held(level: int, endpoint: EndpointObservation, seen: Seen, known: KeepStat
     return max(held, config.keep.least_s)
 
 
-def _reason(
-    endpoint: EndpointObservation, asked: int, left: int, level: float, needed: float, *, lately: float
-) -> str:
+def _reason(seen: Seen) -> str:
+    endpoint, asked, left = seen.endpoint, seen.asked, seen.left
+    scaling = endpoint.scaling
     demand = endpoint.in_flight + endpoint.queued
-    if asked and asked == endpoint.scaling.min and (not demand or asked > demand):
-        return f"min={endpoint.scaling.min}"
-    if needed > (demand - left) / endpoint.scaling.target_concurrency:
-        ask = f"a level of {level:.1f} asks for {asked}"
+    asks = (demand - left) / scaling.target_concurrency
+    if asked and asked == scaling.min and (not demand or asked > demand):
+        return f"min={scaling.min}"
+    if seen.needed > asks:
+        ask = f"a level of {seen.level:.1f} asks for {asked}"
         return f"{ask}, as starts take {endpoint.start_s:.0f} s" if endpoint.start_s else ask
-    if not demand and lately and asked > endpoint.scaling.min:
-        return f"{lately:.2f} requests of late, and warm={endpoint.scaling.warm}, ask for {asked}"
+    if not demand and seen.lately and asked > scaling.min:
+        return f"{seen.lately:.2f} requests of late, and warm={scaling.warm}, ask for {asked}"
     if not demand:
-        return f"min={endpoint.scaling.min}" if asked else "nothing asks for any"
-    most = endpoint.scaling.max
-    beyond = asked == most < (demand - left) / endpoint.scaling.target_concurrency
-    ask = f"are more than max={most} serve" if beyond else f"ask for {asked}"
+        return f"min={scaling.min}" if asked else "nothing asks for any"
+    ask = f"are more than max={asked} serve" if asked == scaling.max < asks else f"ask for {asked}"
     text = f"{endpoint.in_flight} in flight and {endpoint.queued} queued {ask}"
     return f"{text} ({left} will be served in time)" if left else text

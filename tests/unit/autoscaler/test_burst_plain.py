@@ -64,7 +64,7 @@ def test_the_short_way_is_taken() -> None:
     assert burst._plain(100.0, ScalingSpec(), 2, (), (failing,), config=BurstConfig()) is None
 
 
-def test_spot_that_runs_is_not_weighed_the_short_way() -> None:
+def test_the_short_way_is_not_taken_with_an_instance_on_spot() -> None:
     offer = OfferObservation(offer="a", provider="p", price=1.0)
-    runs = InstanceObservation(id="i", host="n", version=1, state="ready", offer="s", spot=True)
-    assert burst._plain(100.0, ScalingSpec(), 2, (runs,), (offer,), config=BurstConfig()) is None
+    held = InstanceObservation(id="i", host="h", version=1, state="ready", offer="gone", spot=True)
+    assert burst._plain(100.0, ScalingSpec(), 2, (held,), (offer,), config=BurstConfig()) is None

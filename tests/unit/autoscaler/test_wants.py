@@ -249,7 +249,7 @@ def test_demand_is_followed_up_at_once_and_down_after_a_while() -> None:
 def test_nothing_shrinks_in_a_burst() -> None:
     before = EndpointState(desired=5, below_since=100.0)
     seen = looked(see(in_flight=2, instances=(one("a"), one("b"))))[0]
-    assert remember(200.0, seen._replace(burst=True), before, 9, CONFIG).desired == 5
+    assert remember(200.0, msgspec.structs.replace(seen, burst=True), before, 9, CONFIG).desired == 5
     assert remember(200.0, seen, before, 9, CONFIG).desired == 2
 
 
