@@ -45,6 +45,9 @@ class Bound:
     ``busy`` (the work that must be done, at the lowest price, without starts and idle time)."""
     note: str = ""
     """What to know about it; empty: nothing."""
+    possible: bool = True
+    """False: these supplies cannot meet the SLO at any cost. ``usd`` is then what the work alone costs that
+    would have to be done, and who does less may spend less."""
 
 
 def slicing_bound(trace: Trace, price: float, start_s: float, *, end_s: float | None = None) -> Bound:
@@ -137,7 +140,8 @@ def lp_bound(
             busy_s / HOUR_S,
             shed_s / HOUR_S,
             "busy" if found == work else "dual",
-            f"{answer.note}; a weaker bound stands in for it",
+            f"{answer.note}; a weaker bound stands in for it" if answer.possible else answer.note,
+            answer.possible,
         )
     return Bound(
         standing + answer.cost * dollars_per_unit,

@@ -41,6 +41,10 @@ def _check_supply(supply: Supply) -> None:
         raise ValueError(f"supply {supply.name} is standing: it must be owned and have a capacity")
     if supply.owned and supply.availability is not None:
         raise ValueError(f"supply {supply.name} is owned: only offers have an availability")
+    if not supply.owned and (supply.cached is not None or supply.warm is not None or supply.warm_sandboxes):
+        raise ValueError(
+            f"supply {supply.name} is an offer: its nodes boot, so leave out cached, warm and warm_sandboxes"
+        )
     if supply.mtbf_s is not None and supply.mtbf_s <= 0:
         raise ValueError(f"supply {supply.name} has an mtbf of {supply.mtbf_s} s: it must be more than 0")
     steps = supply.availability
@@ -48,4 +52,7 @@ def _check_supply(supply: Supply) -> None:
         raise ValueError(f"supply {supply.name}: its availability needs as many values as times")
     for begin, until in supply.outages:
         if until < begin:
-            raise ValueError(f"supply {supply.name}: an outage ends before it begins: {begin}..{until} s")
+            raise ValueError(
+                f"supply {supply.name}: an outage ends before it begins, from {begin:g} to {until:g} s: "
+                "give its begin first"
+            )

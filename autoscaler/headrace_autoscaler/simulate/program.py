@@ -66,6 +66,8 @@ class Answer:
     note: str = ""
     floor: float = 0.0
     """The least cost is not below this."""
+    possible: bool = True
+    """False: there is no solution, whatever it costs."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def optimum(program: Program, bins: Bins, time_limit_s: float) -> Answer:
     )
     if found.status == _INFEASIBLE:
         # Its dual has no greatest value: what was reached of it means nothing.
-        return Answer(None, note="these supplies cannot serve so many requests in time, whatever it costs")
+        note = "these supplies cannot serve so many requests in time, whatever it costs"
+        return Answer(None, note=note, possible=False)
     return replace(answer_of(found, lines.units, time_limit_s), floor=max(0.0, quick.bound))
 
 

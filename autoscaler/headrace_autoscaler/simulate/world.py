@@ -39,6 +39,7 @@ from headrace_autoscaler.simulate.traces import between
 
 DEFAULT_JITTER = 0.1
 DEFAULT_NOTICE_S = 120.0
+HOME_ONLY = ("cached_s", "warm_s", "warm_sandboxes")
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -63,6 +64,7 @@ class SupplyTable(_Table, frozen=True, kw_only=True):
     """For home: it is paid for all the time."""
     capacity: Count | None = None
     cached_s: Positive | None = None
+    """With the next two only for home: a node of an offer is launched for one instance, and boots."""
     warm_s: Positive | None = None
     warm_sandboxes: Count = 0
     provider: str = ""
@@ -123,7 +125,26 @@ def read_world(path: Path) -> World:
         raise ValueError(f"{path}: there are two supplies called {twice!r}: give each a name of its own")
     if wrong := [s.name for s in world.supply if s.home and s.capacity is None]:
         raise ValueError(f"{path}: supply {wrong[0]!r} is home: say how many instances it has (capacity = N)")
+    for supply in world.supply:
+        _check_supply(path, supply)
     return world
+
+
+def _check_supply(path: Path, supply: SupplyTable) -> None:
+    tiers = [name for name in HOME_ONLY if getattr(supply, name)]
+    if tiers and not supply.home:
+        raise ValueError(
+            f"{path}: supply {supply.name!r} has {', '.join(tiers)}, and is not home: a launched node always "
+            "takes start_s, so leave out what only home has, or say home = true and its capacity"
+        )
+    if supply.home and supply.availability:
+        raise ValueError(f"{path}: supply {supply.name!r} is home: only offers have an availability")
+    for since, until in supply.outages_h:
+        if until <= since:
+            raise ValueError(
+                f"{path}: supply {supply.name!r} has an outage from hour {since:g} until hour {until:g}: "
+                "write when it begins, then when it ends (outages_h = [[36, 38]])"
+            )
 
 
 def _refuse_infinite(value: Any, where: str) -> None:

@@ -196,7 +196,8 @@ def _compare(out: Output, scenario: Scenario, plan: Plan) -> None:
     bound_usd = _dollars(out, bound)
     runs = dict(zip(plan.policies, _of_each(results, plan), strict=False))
     found = {name: document(mine, bound_usd) for name, mine in runs.items()}
-    about = [text.about_trace(scenario), text.about_nights(scenario), text.about_bound(bound_usd)]
+    about = [text.about_trace(scenario), text.about_nights(scenario)]
+    about.append(text.about_bound(bound_usd, possible=bound.possible))
     if plan.report:
         report = reports.Report(
             title=f"headrace simulate: {scenario.trace.name}",
@@ -273,5 +274,5 @@ def _sweep(out: Output, scenario: Scenario, plan: Plan) -> None:
             "frontier": [{"p95_s": step.p95_s, **step.point.document} for step in found],
             "points": [point.document for point in points],
         },
-        lambda: text.sweep_page(scenario, found, bound_usd),
+        lambda: text.sweep_page(scenario, found, bound_usd, possible=bound.possible),
     )

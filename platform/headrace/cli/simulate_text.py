@@ -92,10 +92,16 @@ def dollars(value: float) -> str:
     return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.4f}"
 
 
-def about_bound(bound_usd: float | None) -> str:
-    """What the bound means."""
+def about_bound(bound_usd: float | None, *, possible: bool = True) -> str:
+    """What the bound means; ``possible``: whether these supplies can do what it is about."""
     if bound_usd is None:
         return "There is no lower bound."
+    if not possible:
+        return (
+            f"No policy can start {SHARE:.0%} of the requests within {WITHIN_S:g} s on these supplies, "
+            f"whatever it costs. X BOUND is to {dollars(bound_usd)}, which their work alone costs at the "
+            "lowest price: no bound for who starts fewer."
+        )
     return (
         f"Lower bound {dollars(bound_usd)}: no policy can start {SHARE:.0%} of the requests within "
         f"{WITHIN_S:g} s for less, even one that knows them all before they come; who starts fewer may."
@@ -137,12 +143,19 @@ def options_text(variant: Variant) -> str:
     return ", ".join(parts) or "defaults"
 
 
-def sweep_page(scenario: Scenario, found: Sequence[Step], bound_usd: float | None) -> str:
-    """The whole answer of a sweep."""
+def sweep_page(
+    scenario: Scenario, found: Sequence[Step], bound_usd: float | None, *, possible: bool = True
+) -> str:
+    """The whole answer of a sweep; ``possible`` is that of `about_bound`."""
     days = counted_days(scenario)
     lines = [about_trace(scenario), "", sweep_text(found), ""]
-    if bound_usd is not None:
+    if bound_usd is not None and possible:
         lines.append(f"Lower bound: {dollars(bound_usd / days)} per day; it is for the whole service level.")
+    elif bound_usd is not None:
+        lines.append(
+            f"No setting can start {SHARE:.0%} of the requests within {WITHIN_S:g} s on these supplies; "
+            f"their work alone costs {dollars(bound_usd / days)} per day at the lowest price."
+        )
     named = {path for step in found for path in step.point.variant.config}
     for path in sorted(named & SETTINGS.keys()):
         name = SETTINGS[path]

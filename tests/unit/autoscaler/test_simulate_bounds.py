@@ -495,7 +495,9 @@ def test_a_program_that_is_not_finished_gives_the_work_alone() -> None:
 def test_supplies_that_are_too_small_are_said_to_be() -> None:
     bound = lp(trace((0, 100), (0, 100)), cloud(capacity=1))
     assert bound.method == "busy"
-    assert "cannot serve" in bound.note
+    assert bound.note == "these supplies cannot serve so many requests in time, whatever it costs"
+    assert not bound.possible
+    assert lp(trace((0, 100), (0, 100)), cloud(capacity=2)).possible
     assert bound.usd == pytest.approx(200)
 
 

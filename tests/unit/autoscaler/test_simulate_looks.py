@@ -14,6 +14,7 @@ from simulate_harness import (
     DOLLAR_A_SECOND,
     Looks,
     cloud,
+    exact,
     home,
     launch,
     play,
@@ -214,7 +215,13 @@ GOOD = scenario(trace((1, 1), (2, 1)), cloud())
         (replace(GOOD, supplies=(home(availability=Steps((0.0,), (1,))),)), "only offers"),
         (replace(GOOD, supplies=(cloud(mtbf_s=0.0),)), "mtbf"),
         (replace(GOOD, supplies=(cloud(availability=Steps((0.0,), ())),)), "as many values"),
-        (replace(GOOD, supplies=(cloud(outages=((5.0, 4.0),)),)), "ends before it begins"),
+        (
+            replace(GOOD, supplies=(cloud(outages=((5.0, 4.0),)),)),
+            "ends before it begins, from 5 to 4 s",
+        ),
+        (replace(GOOD, supplies=(cloud(cached=exact(1.0)),)), "cloud is an offer: .* leave out cached"),
+        (replace(GOOD, supplies=(cloud(warm=exact(1.0)),)), "cloud is an offer"),
+        (replace(GOOD, supplies=(cloud(warm_sandboxes=1),)), "cloud is an offer"),
     ],
 )
 def test_a_scenario_that_does_not_hold_together_is_refused(bad: Scenario, message: str) -> None:

@@ -197,6 +197,9 @@ def test_a_world_of_a_file(tmp_path: Path) -> None:
         wishes_of(world, ("one",))
 
 
+OFFER = '[[supply]]\nname = "a"\nprice = 1.0\nstart_s = 50\n'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -206,6 +209,17 @@ def test_a_world_of_a_file(tmp_path: Path) -> None:
         ('[[supply]]\nname = "a"\nprice = -1\nstart_s = 1', "price"),
         ('[[supply]]\nname = "a"\nprice = 1\nstart_s = 1\nhome = true', "capacity"),
         ('[[supply]]\nname = "a"\nprice = 1\nstart_s = 1\n' * 2, "two supplies called 'a'"),
+        (OFFER + "warm_s = 1\nwarm_sandboxes = 3", "supply 'a' has warm_s, warm_sandboxes, and is not home"),
+        (OFFER + "cached_s = 5", "has cached_s, and is not home: .* leave out .* or say home = true"),
+        (
+            OFFER + "outages_h = [[1, 2], [5, 3]]",
+            "'a' has an outage from hour 5 until hour 3: write when",
+        ),
+        (
+            OFFER + 'home = true\ncapacity = 1\navailability = "x.json"',
+            "'a' is home: only offers",
+        ),
+        (OFFER + "outages_h = [[5, 5]]", "from hour 5 until hour 5"),
         ('[endpoint]\nmin = 3\nmax = 2\n[[supply]]\nname = "a"\nprice = 1\nstart_s = 1', "more than max"),
     ],
 )

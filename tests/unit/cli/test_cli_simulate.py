@@ -109,6 +109,24 @@ def test_a_table_for_people(requests: str, said: Said) -> None:
     assert "mean/peak" in out
 
 
+def test_supplies_that_cannot_do_it_have_no_bound(said: Said, tmp_path: Path) -> None:
+    """Ten requests of 60 s at once, for one instance at $3.60 per hour: 600 s of work."""
+    (tmp_path / "ten.csv").write_text("\n".join(["time,duration", *["0,60"] * 10]))
+    (tmp_path / "small.toml").write_text('[[supply]]\nname = "a"\nprice = 3.6\nstart_s = 5\ncapacity = 1')
+    words = ("ten.csv", "--world", "small.toml", "--jobs", "1")
+    code, out, err = said(*words, "--policy", "keep-alive-60")
+    assert code == 0
+    assert "note: these supplies cannot serve so many requests in time, whatever it costs\n" in err
+    assert "Lower bound" not in out
+    assert "No policy can start 99% of the requests within 10 s on these supplies, whatever it costs" in out
+    assert "X BOUND is to $0.6000, which their work alone costs at the lowest price" in out
+    code, out, _ = said(*words, "--sweep")
+    assert code == 0
+    assert "Lower bound" not in out
+    # The one moment in which requests were seen counts as a minute.
+    assert "their work alone costs $864.00 per day at the lowest price" in out
+
+
 def test_shares_are_not_rounded_up_to_all() -> None:
     shown = [percent(part) for part in (None, 0.5, 0.9996, 0.9999999, 1.0)]
     assert shown == ["-", "50.00 %", "99.960 %", "99.999 %", "100.00 %"]
