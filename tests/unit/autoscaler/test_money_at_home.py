@@ -155,3 +155,8 @@ def test_spares_between_requests_say_why_they_are_there() -> None:
     idle = msgspec.structs.replace(busy, in_flight=0, demand_s=30.0, instances=())
     decision = decide(NOW + 60, Observation(endpoints=(idle,), hosts=(CHEAP,)), state, Config())
     assert {action.reason for action in decision.actions} == {"0.50 requests of late, and warm=1, ask for 2"}
+
+
+def test_a_host_that_is_paid_for_anyway_is_within_every_price() -> None:
+    own = msgspec.structs.replace(CHEAP, price=0.0)
+    assert started(do(see(ScalingSpec(cpu=1.0, max_price=0.0, budget=0.0), queued=1), own)) == ["cheap"]
