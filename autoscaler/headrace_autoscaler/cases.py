@@ -15,7 +15,6 @@ from headrace_autoscaler.spec import (
 )
 from headrace_autoscaler.wants import Crew, Seen, Surplus
 
-_UNSEEN = Seen(asked=0, reason="")
 _NONE = Surplus()
 
 
@@ -26,11 +25,13 @@ class Case:
         "actions", "after", "before", "crew", "endpoint", "limit", "seen", "surplus", "target",
     )  # fmt: skip
 
+    seen: Seen
+    """What its demand comes to; set before anything else is asked."""
+
     def __init__(self, endpoint: EndpointObservation, before: EndpointState) -> None:
         self.endpoint = endpoint
         self.crew = Crew(endpoint)
         self.before = self.after = before
-        self.seen = _UNSEEN
         self.surplus = _NONE
         self.target = 0
         """Instances that it shall have."""
@@ -57,15 +58,18 @@ class Round:
         self.book = Book(observation.hosts)
         self.donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
         self.offers = observation.offers
+        self.homeless = not observation.hosts and bool(observation.offers)
+        """All that starts is launched."""
         self.suspect = {host.host for host in observation.hosts if host.state == "suspect"}
         """Hosts that have not been heard of lately."""
-        self.spot = any(offer.spot for offer in observation.offers)
+        self.spot = [offer for offer in observation.offers if offer.spot]
         self.spending = observation.spending
         self.looks: list[float] = []
 
-    def look_again(self, *times: float | None) -> None:
+    def look_again(self, at: float | None) -> None:
         """Something falls due then."""
-        self.looks += [at for at in times if at is not None]
+        if at is not None:
+            self.looks.append(at)
 
 
 def _may_give_way(now: float, donor: Donor, config: Config) -> bool:

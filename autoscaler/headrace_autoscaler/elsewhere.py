@@ -14,13 +14,17 @@ def launch(this: Round, case: Case) -> None:
     """What is launched elsewhere for what home does not hold, and what is given back there and at home."""
     endpoint, crew = case.endpoint, case.crew
     at_home = len(crew.mine) - crew.lost - crew.elsewhere
-    at_home += sum(isinstance(action, Start | Resume) for action in case.actions)
+    if case.actions:
+        at_home += sum([isinstance(action, Start | Resume) for action in case.actions])
+    staying = at_home
     # What is idle too long at home goes when nothing is left elsewhere that could go for it.
-    spare = max(0, len(case.surplus.gone) - crew.elsewhere)
-    leaving = [(one, why) for one, why in case.surplus.gone if not one.offer][:spare]
-    for one, why in leaving:
-        case.release(one, why)
-    want = max(0, case.target - (at_home - len(leaving)))
+    spare = len(case.surplus.gone) - crew.elsewhere
+    if spare > 0:
+        leaving = [(one, why) for one, why in case.surplus.gone if not one.offer][:spare]
+        for one, why in leaving:
+            case.release(one, why)
+        staying -= len(leaving)
+    want = max(0, case.target - staying)
     if this.now < endpoint.blocked_until:
         want = min(want, crew.elsewhere)
     if want == crew.elsewhere and not crew.lost and not this.spot and case.after.burst is None:

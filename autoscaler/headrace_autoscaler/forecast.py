@@ -14,6 +14,7 @@ record bears it out: `doubt` says when it does not.
 from __future__ import annotations
 
 import math
+from operator import mul
 
 import msgspec
 
@@ -86,8 +87,10 @@ def learn(now: float, concurrency: float, state: ForecastState, config: Forecast
     if elapsed < config.step_s:
         return state
     levels = tuple(
-        _smoothed(level, concurrency, -math.expm1(-elapsed / smoothing))
-        for level, smoothing in zip(state.levels, SMOOTHING_S, strict=True)
+        [
+            _smoothed(level, concurrency, -math.expm1(-elapsed / smoothing))
+            for level, smoothing in zip(state.levels, SMOOTHING_S, strict=True)
+        ]
     )
     after = ForecastState(
         at=now,
@@ -96,7 +99,7 @@ def learn(now: float, concurrency: float, state: ForecastState, config: Forecast
         season=season.learn(now, elapsed, concurrency, state.season, config),
     )
     checked = elapsed <= LATE * config.step_s
-    horizons = tuple(_lesson(now, horizon, after, config, checked) for horizon in state.horizons)
+    horizons = tuple([_lesson(now, horizon, after, config, checked) for horizon in state.horizons])
     return msgspec.structs.replace(after, horizons=horizons)
 
 
@@ -121,8 +124,12 @@ def _lesson(
     now: float, horizon: HorizonState, state: ForecastState, config: ForecastConfig, checked: bool
 ) -> HorizonState:
     """Check what has come due, and make the next forecast when it is time."""
-    weights, record, pending, next_at = horizon.weights, horizon.residuals, horizon.pending, horizon.next_at
-    while pending and pending[0][0] <= now + config.step_s / 2:
+    pending, next_at = horizon.pending, horizon.next_at
+    due = now + config.step_s / 2
+    if now < next_at and not (pending and pending[0][0] <= due):
+        return horizon
+    weights, record = horizon.weights, horizon.residuals
+    while pending and pending[0][0] <= due:
         _, base, *hints = pending[0]
         pending = pending[1:]
         if checked:
@@ -132,7 +139,7 @@ def _lesson(
             record = residuals.learn(error / unit, (state.last - base) / unit, record)
             weights = _corrected(weights, hints, error, unit)
     asleep = not state.last and not any(state.levels)
-    if not asleep and now >= horizon.next_at:
+    if not asleep and now >= next_at:
         made = (now + horizon.seconds, state.last, *_hints(now, horizon.seconds, state, config))
         pending = (*pending, made)
         next_at = now + max(horizon.seconds / AT_ONCE, AT_ONCE * config.step_s)
@@ -152,12 +159,13 @@ def _hints(now: float, ahead: float, state: ForecastState, config: ForecastConfi
         ramp = (there - here) * min(MOST_SEASON, slow / max(here, LEAST_USUAL))
     noise = NOISE * residuals.scale(fast)
     changes = (fast - state.last, middle - fast, slow - middle)
-    hints = (*(min(noise, max(-noise, change)) for change in changes), ramp)
-    return tuple(round(hint, _DIGITS) for hint in hints)
+    hints = [min(noise, max(-noise, change)) for change in changes]
+    return tuple([round(hint, _DIGITS) for hint in (*hints, ramp)])
 
 
 def _value(base: float, hints: tuple[float, ...] | list[float], weights: tuple[float, ...]) -> float:
-    return max(0.0, base + sum(weight * hint for weight, hint in zip(weights, hints, strict=True)))
+    change: float = sum(map(mul, weights, hints))
+    return max(0.0, base + change)
 
 
 def _corrected(
@@ -165,8 +173,8 @@ def _corrected(
 ) -> tuple[float, ...]:
     """Weights moved towards what would have been right; little where the hints are small beside the noise."""
     pace = PACE * error / (unit * unit + sum(hint * hint for hint in hints))
-    moved = (weight + pace * hint for weight, hint in zip(weights, hints, strict=True))
-    return tuple(round(min(LIMIT, max(-LIMIT, weight)), _DIGITS) for weight in moved)
+    moved = [weight + pace * hint for weight, hint in zip(weights, hints, strict=True)]
+    return tuple([round(min(LIMIT, max(-LIMIT, weight)), _DIGITS) for weight in moved])
 
 
 def forecast(

@@ -1,9 +1,13 @@
 """Records as lines of a file, each with what is not in the lines before: written by control, read for replay.
 
-A line is a JSON object with ``now``, ``observation`` (without its hosts), ``config``, ``decision`` (without
-its state), and three `deltas`: ``hosts`` to those of the line before, ``state`` to what the last line of the
-same lane gave back, and ``after`` from that to what this decision gives back. What nothing comes before is
-written in full, so a file can be read from its first line on. A whole `Record` as a line is understood, too.
+A line is a JSON object with ``now``, ``observation`` (without its hosts), ``decision`` (without its
+state), and four `deltas`: ``configured`` and ``hosts`` to those of the line before, ``state`` to what the
+last line of the same lane gave back, and ``after`` from that to what this decision gives back. What nothing
+comes before is written in full, so a file can be read from its first line on. A whole `Record` as a line
+is understood, too.
+
+The configuration has its defaults written out: with other defaults, those of a later version, a replay
+decides by what was in force.
 
 Floats are kept exactly: JSON has the shortest text that reads back as the same number. There is no text for
 infinities and for what is not a number; states must hold None instead.
@@ -17,7 +21,7 @@ from typing import Any
 import msgspec
 
 from headrace_autoscaler.deltas import ITEMS, SAME, apply, delta
-from headrace_autoscaler.spec import HostObservation, Record, State
+from headrace_autoscaler.spec import Config, HostObservation, Record, State
 
 MAX_LANES = 4096
 """Lanes whose last state is remembered while writing; beyond that all are forgotten, and written in full."""
@@ -28,12 +32,13 @@ class Writer:
 
     def __init__(self) -> None:
         self._hosts: tuple[HostObservation, ...] | None = None
+        self._config: Config | None = None
         self._given: dict[str, State] = {}
         self._encoder = msgspec.json.Encoder()
 
     def reset(self) -> None:
         """A new file begins, or the last lines were not written: what comes needs no line before it."""
-        self._hosts = None
+        self._hosts = self._config = None
         self._given.clear()
 
     def line(self, record: Record) -> bytes:
@@ -41,6 +46,8 @@ class Writer:
         lane, seen = record.lane, record.observation
         hosts = _of_hosts(self._hosts, seen.hosts)
         self._hosts = seen.hosts
+        configured = [SAME] if record.config == self._config else [SAME, _in_full(record.config)]
+        self._config = record.config
         before = self._given.get(lane)
         if len(self._given) >= MAX_LANES:
             self._given.clear()
@@ -48,6 +55,7 @@ class Writer:
         shown = msgspec.to_builtins(record, str_keys=True)
         state, after = shown.pop("state"), shown["decision"].pop("state")
         shown["observation"].pop("hosts")
+        shown.pop("config")
         was = (
             None
             if before is None
@@ -55,7 +63,12 @@ class Writer:
             if before == record.state
             else msgspec.to_builtins(before, str_keys=True)
         )
-        line = {"hosts": hosts, "state": delta(was, state), "after": delta(state, after)}
+        line = {
+            "configured": configured,
+            "hosts": hosts,
+            "state": delta(was, state),
+            "after": delta(state, after),
+        }
         return self._encoder.encode(shown | line) + b"\n"
 
 
@@ -64,6 +77,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._hosts: Any = None
+        self._config: Any = None
         self._given: dict[str, Any] = {}
 
     def record(self, line: bytes | str) -> Record:
@@ -81,7 +95,7 @@ class Reader:
                     "read the file from its beginning"
                 ) from error
         record = msgspec.convert(shown, Record, str_keys=True)
-        self._hosts = shown["observation"]["hosts"]
+        self._hosts, self._config = shown["observation"]["hosts"], shown["config"]
         self._given[record.lane] = shown["decision"]["state"]
         return record
 
@@ -92,7 +106,9 @@ class Reader:
         state = apply(self._given.get(lane), shown.pop("state"))
         after = apply(state, shown.pop("after"))
         observation = shown["observation"] | {"hosts": hosts}
+        config = apply(self._config, shown.pop("configured"))
         return shown | {
+            "config": config,
             "observation": observation,
             "state": state,
             "decision": shown["decision"] | {"state": after},
@@ -111,6 +127,13 @@ def read(lines: Iterable[bytes | str]) -> Iterator[tuple[int, Record]]:
                 yield number, reader.record(line)
             except msgspec.DecodeError as error:
                 raise msgspec.DecodeError(f"line {number}: {error}") from error
+
+
+def _in_full(value: Any) -> Any:
+    """As JSON, with what is at its default."""
+    if isinstance(value, msgspec.Struct):
+        return {name: _in_full(getattr(value, name)) for name in value.__struct_fields__}
+    return msgspec.to_builtins(value, str_keys=True)
 
 
 def _of_hosts(old: tuple[HostObservation, ...] | None, new: tuple[HostObservation, ...]) -> list[Any]:

@@ -31,8 +31,10 @@ MAX_WATCHED = 256
 """Idle levels that are watched."""
 ABOUT = 0.2
 """Starts that take up to this part less or more than the goal are late with a chance between 0 and 1."""
-_SPANS = tuple((low, high - low) for low, high in pairwise(EDGES_S))
-_PRIOR = tuple(length / (low + length) if low else 0.5 for low, length in _SPANS)
+_SPANS = tuple(pairwise(EDGES_S))
+_DOUBLING = math.log(2.0)
+"""Of the ends of each span, but the first, by each other."""
+_PRIOR = tuple((high - low) / high if low else 0.5 for low, high in _SPANS)
 _NOTHING = (0.0,) * SPANS
 
 
@@ -72,33 +74,27 @@ def _hold_s(times: IdleTimes | None, cost_s: float, prior: float) -> float:
     needed = _NOTHING if times is None else times.needed
     ahead = cost_s
     until = EDGES_S[-1]
-    for place in range(len(_SPANS) - 1, -1, -1):
-        low, length = _SPANS[place]
+    for place in range(SPANS - 1, -1, -1):
+        low, high = _SPANS[place]
         hazard = (needed[place] + prior * _PRIOR[place]) / (watched[place] + prior)
-        through = length * (1.0 - hazard / 2.0) + (1.0 - hazard) * ahead
-        stop_at, stopped = _within(low, length, hazard, cost_s)
-        if stop_at < low + length and stopped <= through:
-            ahead, until = stopped, stop_at
+        through = (high - low) * (1.0 - hazard / 2.0) + (1.0 - hazard) * ahead
+        # Within a span the hazard is taken to fall as a / x, so holding pays up to x = a * cost.
+        slope = -math.log1p(-hazard) / _DOUBLING
+        most = slope * cost_s if low else cost_s
+        stopped = _stopped(low, most, slope, cost_s) if 0.0 < low < most < high else cost_s
+        if most < high and stopped <= through:
+            ahead, until = stopped, max(low, most)
         else:
             ahead = through
     return until
 
 
-def _within(low: float, length: float, hazard: float, cost_s: float) -> tuple[float, float]:
-    """Until when it pays inside of a span, and what it costs, from its begin, to hold until then only.
-
-    Within a span the hazard is taken to fall as a / x, so holding pays up to x = a * cost.
-    """
-    if not low:
-        return min(length, cost_s), cost_s
-    slope = -math.log1p(-hazard) / math.log1p(length / low)
-    most = slope * cost_s
-    if most <= low or most >= low + length:
-        return max(low, most), cost_s
+def _stopped(low: float, most: float, slope: float, cost_s: float) -> float:
+    """What it costs, from the begin of a span, to hold until ``most`` within it and no longer."""
     growth, less = most / low, 1.0 - slope
     # The chance that it is not needed up to x falls as (low / x) ** a.
     held = low * (math.expm1(less * math.log(growth)) / less if less else math.log(growth))
-    return most, held + cost_s * growth**-slope
+    return held + cost_s * math.pow(growth, -slope)
 
 
 def learn(now: float, busy: int, sinces: Sequence[float], state: KeepState, config: KeepConfig) -> KeepState:
@@ -152,15 +148,15 @@ def _with(
 def _counted(times: IdleTimes | None, seconds: float, needed: bool, config: KeepConfig) -> IdleTimes:
     seen = list(_NOTHING if times is None else times.watched)
     hits = list(_NOTHING if times is None else times.needed)
-    for place, (low, length) in enumerate(_SPANS):
-        if seconds >= low + length:
+    for place, (low, high) in enumerate(_SPANS):
+        if seconds >= high:
             seen[place] += 1.0
             continue
         if needed:
             seen[place] += 1.0
             hits[place] += 1.0
         else:
-            seen[place] += round((seconds - low) / length, 4)
+            seen[place] += round((seconds - low) / (high - low), 4)
         break
     if seen[0] > config.memory:
         seen = [value / 2.0 for value in seen]

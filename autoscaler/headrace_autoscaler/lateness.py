@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from operator import itemgetter
 
 from headrace_autoscaler.configs import KeepConfig
 from headrace_autoscaler.spec import EndpointObservation
@@ -41,6 +42,7 @@ MOST = 4.0
 """The price is no less and no more than so many times `configs.KeepConfig.late_s`."""
 STEP = 0.05
 """It goes in steps of about this part: what follows from a price is reckoned once for each."""
+_when = itemgetter(0)
 _LOWEST, _HIGHEST = math.log(LEAST), math.log(MOST)
 
 
@@ -104,10 +106,6 @@ def _arrived(window: WindowState, at: float) -> float | None:
         return count
     next_at, _, following = samples[place]
     return None if following is None else count + (following - count) * (at - when) / (next_at - when)
-
-
-def _when(sample: tuple[float, float, int | None]) -> float:
-    return sample[0]
 
 
 def _late_part(first: float, last: float) -> float:

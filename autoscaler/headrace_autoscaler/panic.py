@@ -139,6 +139,8 @@ def _instance_size(endpoint: EndpointObservation, tokens: float | None) -> float
 def _panic(
     now: float, ready: int, asked: float, config: DemandConfig, before: PanicState | None
 ) -> PanicState | None:
+    if before is None and (asked <= 0 or asked < config.panic_threshold * max(1, ready)):
+        return None
     if before is not None and (now >= before.until or before.until > now + config.panic_hold_s):
         before = None
     most = asked if before is None else max(before.most, asked)

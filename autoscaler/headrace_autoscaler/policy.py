@@ -101,13 +101,14 @@ def _aim(this: Round, case: Case) -> None:
         case.target = max(case.after.desired, case.seen.asked) if rollout and crew.old else case.seen.asked
         if crew.elsewhere:
             case.target = max(case.target, len(crew.mine) - len(case.surplus.gone))
-    look_s = case.seen.look_s
-    this.look_again(case.surplus.look_again_at, None if look_s is None else now + look_s + LOOK_S)
+    this.look_again(case.surplus.look_again_at)
+    if case.seen.look_s is not None:
+        this.look_again(now + case.seen.look_s + LOOK_S)
 
 
 def _carry_out(this: Round, case: Case) -> None:
     missing = case.target - len(case.crew.mine)
-    if missing > 0:
+    if missing > 0 and not _is_homeless(this, case.endpoint):
         _starts(this, case, missing)
     if this.offers or any(one.offer for one in case.endpoint.instances):
         launch(this, case)
@@ -141,6 +142,12 @@ def _warm(this: Round, observation: Observation, state: State) -> tuple[list[Act
         if known != state.nodes:
             state = msgspec.structs.replace(state, nodes=known)
     return actions, state
+
+
+def _is_homeless(this: Round, endpoint: EndpointObservation) -> bool:
+    """Whether `_starts` could neither do nor say anything."""
+    bounded = endpoint.scaling.budget is not None or this.config.limits.budget is not None
+    return this.homeless and not bounded and this.now >= endpoint.blocked_until
 
 
 def _starts(this: Round, case: Case, missing: int) -> None:

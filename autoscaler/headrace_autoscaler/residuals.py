@@ -53,8 +53,10 @@ def learn(error: float, unchanged: float, residuals: ResidualState) -> ResidualS
     if residuals.seen < MEASURED:
         offsets, step = tuple(offset * mean for offset in FIRST), 0.0
     moved = sorted(
-        round(offset + step * (level if error > offset else level - 1.0), _DIGITS)
-        for offset, level in zip(offsets, LEVELS, strict=True)
+        [
+            round(offset + step * (level if error > offset else level - 1.0), _DIGITS)
+            for offset, level in zip(offsets, LEVELS, strict=True)
+        ]
     )
     outside = residuals.seen >= MEASURED and not offsets[_LOW] <= error <= offsets[_HIGH]
     return ResidualState(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
@@ -42,10 +41,17 @@ def add(service: ServiceState, served: Iterable[float]) -> ServiceState:
     times = [min(max(seconds, SHORTEST_S), LONGEST_S) for seconds in served]
     if not times:
         return service
-    counts = Counter(dict(service.bins))
-    counts.update(bisect_right(_EDGES, seconds) - 1 for seconds in times)
+    bins = list(service.bins)
+    # A look sees a few that ended, and there are dozens of bins: each is put where it belongs.
+    for seconds in times:
+        number = bisect_right(_EDGES, seconds) - 1
+        place = bisect_left(bins, (number,))
+        if place < len(bins) and bins[place][0] == number:
+            bins[place] = (number, bins[place][1] + 1)
+        else:
+            bins.insert(place, (number, 1))
     after = ServiceState(
-        bins=tuple(sorted(counts.items())),
+        bins=tuple(bins),
         total=service.total + len(times),
         seconds=service.seconds + sum(times),
     )

@@ -47,12 +47,13 @@ def observe(
             samples = ()
         elif now == last[0]:
             samples = samples[:-1]
-    if len(samples) >= 2 and _adds_nothing(samples[-2], samples[-1], sample):
-        samples = samples[:-1]
-    samples = (*samples, sample)
-    start = now - span_s
-    while len(samples) > 2 and samples[1][0] <= start:
-        samples = samples[1:]
+    end = len(samples)
+    if end >= 2 and _adds_nothing(samples[-2], samples[-1], sample):
+        end -= 1
+    start, first = now - span_s, 0
+    while first < end - 1 and samples[first + 1][0] <= start:
+        first += 1
+    samples = (*samples[first:end], sample)
     return WindowState(samples=samples if len(samples) <= MAX_SAMPLES else _thinned(samples))
 
 
@@ -68,7 +69,9 @@ def _thinned(samples: tuple[_Sample, ...]) -> tuple[_Sample, ...]:
 
 def _adds_nothing(before: _Sample, middle: _Sample, after: _Sample) -> bool:
     """Whether the middle one is on the line between the others (nothing moved), or too near the first."""
-    return before[1:] == middle[1:] == after[1:] or middle[0] - before[0] < SPACING_S
+    if middle[0] - before[0] < SPACING_S:
+        return True
+    return before[1] == middle[1] == after[1] and before[2] == middle[2] == after[2]
 
 
 def average(window: WindowState, now: float, seconds: float) -> float | None:

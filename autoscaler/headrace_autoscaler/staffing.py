@@ -38,6 +38,9 @@ class Left(NamedTuple):
     """In so many seconds fewer would be, if none becomes free until then; None: that is not due to time."""
 
 
+_NOBODY = Left(0)
+
+
 def left(
     *,
     queued: int,
@@ -56,7 +59,7 @@ def left(
     evenly since then.
     """
     if not queued or not busy or start_s is None or not service_s:
-        return Left(0)
+        return _NOBODY
     patience, rate = min(config.goal_s, start_s), busy / service_s
     sure = _worth(late_s, config.spare_starts * start_s)
     for_s = math.inf

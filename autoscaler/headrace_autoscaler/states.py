@@ -8,6 +8,7 @@ whoever reads it can then begin anew, and no decision stumbles over it.
 from __future__ import annotations
 
 from collections.abc import Sized
+from operator import gt
 from typing import Literal
 
 import msgspec
@@ -121,7 +122,8 @@ class HorizonState(Value, frozen=True, kw_only=True):
         """Raises ``ValueError`` unless there is one weight per hint, and each hint in what is pending."""
         _check("the weights of hints", self.weights, HINTS)
         for one in self.pending:
-            _check("a forecast that is pending", one, 2 + HINTS)
+            if len(one) != 2 + HINTS:
+                _check("a forecast that is pending", one, 2 + HINTS)
 
 
 class ForecastState(Value, frozen=True, kw_only=True):
@@ -154,6 +156,9 @@ class IdleTimes(Value, frozen=True, kw_only=True):
         """Raises ``ValueError`` unless there are two counts per span that go together."""
         _check("what was watched of idle times", self.watched, SPANS)
         _check("what was needed of idle times", self.needed, SPANS)
+        # It is made at every second look: only when something is wrong is it asked what.
+        if min(self.needed) >= 0 and not any(map(gt, self.needed, self.watched)):
+            return
         for needed, watched in zip(self.needed, self.watched, strict=True):
             if not 0 <= needed <= watched:
                 raise ValueError(f"of {watched:g} that were idle, {needed:g} cannot have been needed")

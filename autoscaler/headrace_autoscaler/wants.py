@@ -23,11 +23,13 @@ from headrace_autoscaler.placement import idle_since
 from headrace_autoscaler.signals import average
 from headrace_autoscaler.spec import Config, EndpointObservation, EndpointState, InstanceObservation
 from headrace_autoscaler.states import DemandState, ForecastState, KeepState, LatenessState
+from headrace_autoscaler.values import Value
 
 _ROUNDING = 1e-9
 _NOTHING = DemandState()
 _UNWATCHED = ForecastState()
 _UNJUDGED = LatenessState()
+_UNKEPT = KeepState()
 NEW = EndpointState()
 NEAR = 0.05
 """A level for a time that differs by no more than this part is good enough."""
@@ -41,48 +43,56 @@ class Crew:
     __slots__ = ("elsewhere", "idle", "lost", "mine", "old", "paused", "ready")
 
     def __init__(self, endpoint: EndpointObservation) -> None:
-        self.mine: list[InstanceObservation] = []
+        mine: list[InstanceObservation] = []
+        idle: list[InstanceObservation] = []
+        self.mine = mine
         """Of the current version,"""
         self.old: list[InstanceObservation] = []
         """and of others."""
         self.paused: list[InstanceObservation] = []
-        self.idle: list[InstanceObservation] = []
+        self.idle = idle
         """Of ``mine``: ready, without a request, and not about to be taken away."""
         self.lost = 0
         """Of ``mine``, those that are about to be taken away."""
-        self.elsewhere = 0
-        """Of ``mine``, those on nodes launched for it that are not."""
-        self.ready = 0
-        """Of any version."""
         version = endpoint.version
+        # Each decision comes through here with every instance: nothing is looked up that needn't be.
+        ready = elsewhere = 0
         for one in endpoint.instances:
             state = one.state
             if state == "ready":
-                self.ready += 1
-            elif state == "paused":
-                self.paused.append(one)
-                continue
-            elif state == "draining":
+                ready += 1
+            elif state != "starting":
+                if state == "paused":
+                    self.paused.append(one)
                 continue
             if one.version != version:
                 self.old.append(one)
                 continue
-            self.mine.append(one)
+            mine.append(one)
             if one.lost_at is not None:
                 self.lost += 1
                 continue
             if one.offer:
-                self.elsewhere += 1
-            if state == "ready" and not one.in_flight:
-                self.idle.append(one)
+                elsewhere += 1
+            if not one.in_flight and state == "ready":
+                idle.append(one)
+        self.elsewhere = elsewhere
+        """Of ``mine``, those on nodes launched for it that are not."""
+        self.ready = ready
+        """Of any version."""
 
 
-class Seen(NamedTuple):
+class Seen(Value, frozen=True, kw_only=True):
     """What one endpoint's demand comes to."""
 
+    endpoint: EndpointObservation
     asked: int
     """Instances that it asks for now, within min and max."""
-    reason: str
+    left: int = 0
+    """Requests that are left to the instances that are there."""
+    level: float = 0.0
+    needed: float = 0.0
+    """Requests' worth of instances that are to be there ahead of demand, whose level that is."""
     look_s: float | None = None
     """In so many seconds it would ask for more, or somebody is late, if nothing happens until then."""
     burst: bool = False
@@ -93,6 +103,11 @@ class Seen(NamedTuple):
     late_s: float | None = None
     """What a late request costs (`lateness`); None: what the configuration says."""
 
+    @property
+    def reason(self) -> str:
+        """Why so many, in words. Most decisions start nothing, and nobody asks."""
+        return _reason(self.endpoint, self.asked, self.left, self.level, self.needed)
+
 
 class Surplus(NamedTuple):
     """Idle instances that it no longer needs."""
@@ -100,6 +115,9 @@ class Surplus(NamedTuple):
     gone: tuple[tuple[InstanceObservation, str], ...] = ()
     """(instance, why), in the order in which they go."""
     look_again_at: float | None = None
+
+
+_NONE = Surplus()
 
 
 def asleep(state: EndpointState) -> bool:
@@ -175,8 +193,11 @@ def look(
         lately = average(past.window, now, config.demand.stable_s) or 0.0
     asked = wanted(endpoint, left.requests, needed, lately=lately)
     seen = Seen(
+        endpoint=endpoint,
         asked=asked,
-        reason=_reason(endpoint, asked, left.requests, level, needed),
+        left=left.requests,
+        level=level,
+        needed=needed,
         look_s=_sooner(left.for_s, lateness.look_s(endpoint, config.demand.goal_s, config.keep)),
         # Where starts are in time, what was let go too soon is soon back.
         burst=burst is not None and start_s is not None and start_s > config.demand.goal_s,
@@ -247,17 +268,22 @@ def learned(
     Instances beyond what was wanted before (a hedge) are not what it decides on: as many of those that
     were idle for longest are left to whoever launched them.
     """
-    there = len(crew.mine) - crew.lost
+    mine = len(crew.mine)
+    there = mine - crew.lost
     # What is about to be taken away is to be replaced; what is gone is missed only if demand asks for it.
-    count = min(before.desired or there, there + crew.lost)
+    count = min(before.desired or there, mine)
     if crew.idle and not endpoint.queued:
         count = min(count, there)
-    spare = min(max(0, there - count), crew.elsewhere)
-    count = max(count, there - spare)
-    idle = sorted([(idle_since(i), i.id, i) for i in crew.idle])[spare:]
-    past = before.keep or KeepState()
-    known = keep.learn(now, there - spare - len(idle), [one[0] for one in idle], past, config.keep)
+    spare = 0
+    if count < there:
+        spare = min(there - count, crew.elsewhere)
+        count = there - spare
     floor = max(seen.asked, endpoint.scaling.min)
+    past = before.keep or _UNKEPT
+    if not crew.idle and not past.idle:
+        return _desiring(before, max(floor, count), None), _NONE
+    idle = sorted([(idle_since(i), i.id, i) for i in crew.idle])[spare:]
+    known = keep.learn(now, there - spare - len(idle), [one[0] for one in idle], past, config.keep)
     gone: list[tuple[InstanceObservation, str]] = []
     look_at: float | None = None
     for (_, _, one), level in zip(idle, known.idle, strict=False):
@@ -270,7 +296,7 @@ def learned(
             break
         text = f"idle for {now - level.since:.1f} s (number {number} is kept for {held:.0f} s)"
         gone.append((one, text))
-    after = keep.let_go(now, len(gone), known, config.keep)
+    after = keep.let_go(now, len(gone), known, config.keep) if gone else known
     state = _desiring(before, max(floor, count - len(gone)), None)
     if after is not past:
         state = msgspec.structs.replace(state, keep=after)

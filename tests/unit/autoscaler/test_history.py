@@ -124,6 +124,22 @@ def test_records_come_back_as_they_were() -> None:
     assert numbers == [1, 2, *range(4, len(RECORDS) + 2)]
 
 
+def test_a_configuration_is_written_whole_and_once() -> None:
+    """Who replays it with other defaults decides by what was in force."""
+    writer = Writer()
+    first, second, third = (msgspec.json.decode(writer.line(each)) for each in RECORDS[:3])
+    assert first["configured"][1]["keep"]["late_s"] == Config().keep.late_s
+    assert first["configured"][1]["forecast"]["horizons_s"] == list(Config().forecast.horizons_s)
+    assert msgspec.convert(first["configured"][1], Config) == Config()
+    assert [second["configured"], third["configured"]] == [[SAME]] * 2
+    assert not any("config" in line for line in (first, second, third))
+    changed = msgspec.structs.replace(RECORDS[3], config=Config(paused_hold_s=7.0))
+    assert msgspec.json.decode(writer.line(changed))["configured"][1]["paused_hold_s"] == 7.0
+    writer = Writer()
+    lines = [writer.line(each) for each in (*RECORDS[:3], changed)]
+    assert [each for _, each in read(lines)] == [*RECORDS[:3], changed]
+
+
 def test_a_line_has_only_what_is_new() -> None:
     writer = Writer()
     first = record(0.0, remembered(0))

@@ -183,7 +183,7 @@ def test_lateness_that_has_become_dearer_asks_for_more() -> None:
     kept = KeepState(idle=(Idle(since=0.0, level=1),), total=1)
     before = EndpointState(desired=1, keep=kept)
     for late_s, held in ((None, 210.0), (400.0, 510.0)):
-        told = Seen(asked=0, reason="", start_s=60.0, late_s=late_s)
+        told = Seen(endpoint=idle, asked=0, start_s=60.0, late_s=late_s)
         _, surplus = learned(100.0, idle, Crew(idle), seen=told, before=before, config=CONFIG)
         assert surplus.look_again_at == pytest.approx(held)
 
@@ -289,7 +289,7 @@ def test_demand_is_followed_up_at_once_and_down_after_a_while() -> None:
 def test_nothing_shrinks_in_a_burst() -> None:
     before = EndpointState(desired=5, below_since=100.0)
     seen = looked(see(in_flight=2, instances=(one("a"), one("b"))))[0]
-    assert remember(200.0, seen._replace(burst=True), before, 9, CONFIG).desired == 5
+    assert remember(200.0, msgspec.structs.replace(seen, burst=True), before, 9, CONFIG).desired == 5
     assert remember(200.0, seen, before, 9, CONFIG).desired == 2
 
 
