@@ -178,7 +178,7 @@ def test_lateness_that_has_become_dearer_asks_for_more() -> None:
     requests = DemandState(service=ServiceState(total=40, seconds=800.0))
     dear = msgspec.structs.replace(dear, demand=requests, forecast=None)
     assert looked(see(in_flight=5, queued=4, start_s=50.0), dear)[0].asked == 5 + 4 - 1
-    # And an instance that is idle is kept for as long as its restart costs: 60 s, 50 of a queue, and 100 or 400 s.
+    # An idle instance is kept for as long as a restart costs: 60 s, 50 of a queue, and 100 or 400 s.
     idle = see(instances=(one(last_used_at=0.0),), start_s=60.0)
     kept = KeepState(idle=(Idle(since=0.0, level=1),), total=1)
     before = EndpointState(desired=1, keep=kept)
