@@ -122,5 +122,5 @@ def price(known: LatenessState, config: KeepConfig) -> float:
     """What a late request costs now, in seconds of an instance."""
     if not config.share or not known.power:
         return config.late_s
-    factor = math.exp(STEP * round(known.power / STEP))
-    return config.late_s * min(max(factor, LEAST), MOST)
+    power = min(max(known.power, _LOWEST), _HIGHEST)
+    return config.late_s * min(max(math.exp(STEP * round(power / STEP)), LEAST), MOST)

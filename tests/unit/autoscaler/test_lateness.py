@@ -127,6 +127,7 @@ def test_with_nothing_seen_the_price_is_the_one_that_was_set() -> None:
     dear = LatenessState(power=1.0)
     assert price(dear, msgspec.structs.replace(CONFIG, share=0.0)) == 1000.0
     assert price(dear, CONFIG) == pytest.approx(1000.0 * math.e)
+    assert price(LatenessState(power=1e9), CONFIG) == 4000.0
     assert price(LatenessState(power=STEP * 2.4), CONFIG) == pytest.approx(1000.0 * math.exp(2 * STEP))
 
 
