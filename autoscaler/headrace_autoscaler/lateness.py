@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from functools import lru_cache
 from operator import itemgetter
 
 from headrace_autoscaler.configs import KeepConfig
@@ -122,5 +123,10 @@ def price(known: LatenessState, config: KeepConfig) -> float:
     """What a late request costs now, in seconds of an instance."""
     if not config.share or not known.power:
         return config.late_s
-    power = min(max(known.power, _LOWEST), _HIGHEST)
-    return config.late_s * min(max(math.exp(STEP * round(power / STEP)), LEAST), MOST)
+    return config.late_s * _factor(round(known.power / STEP))
+
+
+@lru_cache(maxsize=256)
+def _factor(steps: int) -> float:
+    power = min(max(STEP * steps, _LOWEST), _HIGHEST)
+    return min(max(math.exp(power), LEAST), MOST)
