@@ -58,6 +58,8 @@ class Round:
         self.book = Book(observation.hosts)
         self.donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
         self.offers = observation.offers
+        self.alone = len(observation.endpoints) == 1
+        """There is no other endpoint that could get what this one takes."""
         self.homeless = not observation.hosts and bool(observation.offers)
         """All that starts is launched."""
         self.suspect = {host.host for host in observation.hosts if host.state == "suspect"}

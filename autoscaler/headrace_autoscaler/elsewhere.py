@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from headrace_autoscaler import burst, limits, offers
 from headrace_autoscaler.cases import Case, Round
-from headrace_autoscaler.spec import Launch, Release, Resume, Start
+from headrace_autoscaler.spec import InstanceObservation, Launch, Release, Resume, Start
 from headrace_autoscaler.states import BurstState
 
 
@@ -30,7 +32,7 @@ def launch(this: Round, case: Case) -> None:
     if want == crew.elsewhere and not crew.lost and not this.spot and case.after.burst is None:
         return
     known = case.after.burst or BurstState()
-    elsewhere = [one for one in endpoint.instances if one.offer and one.version == endpoint.version]
+    elsewhere = _elsewhere(case)
     room = endpoint.scaling.max - at_home - crew.elsewhere
     left = limits.left(endpoint, this.spending, this.config.limits)
     # Where starts fail, more nodes would not help.
@@ -58,9 +60,17 @@ def launch(this: Round, case: Case) -> None:
         case.actions.append(Release(endpoint=endpoint.endpoint, instance=name, reason=f"{idle}{text}"))
     if choice.wait is not None:
         case.wait(max(1, want - crew.elsewhere - len(launches)), choice.wait)
-    if launches:
+    if launches and not this.alone:
         this.offers = offers.taken(this.offers, [offer.offer for offer, _ in launches])
     if choice.state != known:
         refusing = choice.state if choice.state.refusals else None
         case.after = msgspec.structs.replace(case.after, burst=refusing)
     this.look_again(choice.look_again_at)
+
+
+def _elsewhere(case: Case) -> Sequence[InstanceObservation]:
+    """The instances of the current version on nodes launched for it, whatever their state."""
+    every = case.endpoint.instances
+    if case.crew.elsewhere == len(every):
+        return every
+    return [one for one in every if one.offer and one.version == case.endpoint.version]

@@ -37,7 +37,7 @@ _DIGITS = 4
 
 def scale(value: float) -> float:
     """The unit that errors of a forecast of ``value`` are counted in."""
-    return math.sqrt(max(value, 0.0) + FLOOR)
+    return math.sqrt((value if value > 0.0 else 0.0) + FLOOR)
 
 
 def learn(error: float, unchanged: float, residuals: ResidualState) -> ResidualState:

@@ -34,7 +34,7 @@ def learn(
         return msgspec.structs.replace(season, total=season.total + total, seconds=season.seconds + watched)
     days = (season.workdays, season.weekends)
     if season.slot is not None and season.seconds >= SLOT_S * WATCHED:
-        weekend = _is_weekend(season.slot, config)
+        weekend = season.slot // SLOTS % 7 in config.weekend
         course = _written(days[weekend], season.slot % SLOTS, season.total / season.seconds)
         days = (days[0], course) if weekend else (course, days[1])
     return SeasonState(workdays=days[0], weekends=days[1], slot=slot, total=total, seconds=watched)
@@ -63,12 +63,8 @@ def usual(now: float, season: SeasonState, config: ForecastConfig) -> float | No
 
 
 def _slot(slot: int, season: SeasonState, config: ForecastConfig) -> float | None:
-    weekend = _is_weekend(slot, config)
+    weekend = slot // SLOTS % 7 in config.weekend
     mine, other = (season.weekends, season.workdays) if weekend else (season.workdays, season.weekends)
     place = slot % SLOTS
     value = mine[place] if mine else None
     return value if value is not None or not other else other[place]
-
-
-def _is_weekend(slot: int, config: ForecastConfig) -> bool:
-    return slot // SLOTS % 7 in config.weekend

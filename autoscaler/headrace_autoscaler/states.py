@@ -157,11 +157,10 @@ class IdleTimes(Value, frozen=True, kw_only=True):
         _check("what was watched of idle times", self.watched, SPANS)
         _check("what was needed of idle times", self.needed, SPANS)
         # It is made at every second look: only when something is wrong is it asked what.
-        if min(self.needed) >= 0 and not any(map(gt, self.needed, self.watched)):
-            return
-        for needed, watched in zip(self.needed, self.watched, strict=True):
-            if not 0 <= needed <= watched:
-                raise ValueError(f"of {watched:g} that were idle, {needed:g} cannot have been needed")
+        if min(self.needed) < 0 or any(map(gt, self.needed, self.watched)):
+            pairs = zip(self.needed, self.watched, strict=True)
+            needed, watched = next((n, w) for n, w in pairs if not 0 <= n <= w)
+            raise ValueError(f"of {watched:g} that were idle, {needed:g} cannot have been needed")
 
 
 class Idle(Value, frozen=True, kw_only=True):

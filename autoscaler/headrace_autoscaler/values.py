@@ -5,5 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+# Frozen, and made of what was there before: no value can lead back to itself. Thousands are remembered and
+# shown; were they tracked, the garbage collector would go through all of them every few decisions.
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Base of all values here."""

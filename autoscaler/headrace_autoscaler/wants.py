@@ -14,6 +14,7 @@ longer pays. Neither lets go of anything in a burst (`panic`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -47,26 +48,25 @@ class Crew:
         idle: list[InstanceObservation] = []
         self.mine = mine
         """Of the current version,"""
-        self.old: list[InstanceObservation] = []
+        self.old: Sequence[InstanceObservation] = ()
         """and of others."""
-        self.paused: list[InstanceObservation] = []
+        self.paused: Sequence[InstanceObservation] = ()
         self.idle = idle
         """Of ``mine``: ready, without a request, and not about to be taken away."""
         self.lost = 0
         """Of ``mine``, those that are about to be taken away."""
         version = endpoint.version
         # Each decision comes through here with every instance: nothing is looked up that needn't be.
-        ready = elsewhere = 0
+        ready = elsewhere = old = paused = 0
         for one in endpoint.instances:
             state = one.state
             if state == "ready":
                 ready += 1
             elif state != "starting":
-                if state == "paused":
-                    self.paused.append(one)
+                paused += state == "paused"
                 continue
             if one.version != version:
-                self.old.append(one)
+                old += 1
                 continue
             mine.append(one)
             if one.lost_at is not None:
@@ -76,6 +76,11 @@ class Crew:
                 elsewhere += 1
             if not one.in_flight and state == "ready":
                 idle.append(one)
+        if paused:
+            self.paused = [one for one in endpoint.instances if one.state == "paused"]
+        if old:
+            others = [one for one in endpoint.instances if one.version != version]
+            self.old = [one for one in others if one.state in ("starting", "ready")]
         self.elsewhere = elsewhere
         """Of ``mine``, those on nodes launched for it that are not."""
         self.ready = ready

@@ -21,8 +21,7 @@ class Events:
         self.heap: list[Event] = []
         self._put = 0
 
-    def put(self, at: float, order: int, handle: Handler, on: Any, *numbers: int) -> None:
-        """Call ``handle(at, on, a, b)`` then, with up to two numbers (0 where none is given)."""
+    def put(self, at: float, order: int, handle: Handler, on: Any, a: int = 0, *, b: int = 0) -> None:
+        """Call ``handle(at, on, a, b)`` then, with two numbers of the handler's own."""
         self._put += 1
-        a, b = (*numbers, 0, 0)[:2]
         heappush(self.heap, (at, order, self._put, handle, on, a, b))

@@ -96,6 +96,8 @@ class Site:
         self.name = supply.name
         self.rate = 0.0 if supply.standing else supply.price
         """Dollars per hour that one more instance costs."""
+        self.gpu = ((supply.kind, 1),)
+        """What one instance has."""
         self.draws = {
             tier: Stream(seed, f"{supply.name}/{tier}", draw)
             for tier, draw in (("boot", supply.boot), ("cached", supply.cached), ("warm", supply.warm))

@@ -126,7 +126,7 @@ def _instance(one: Instance) -> InstanceObservation:
         in_flight=len(one.running),
         started_at=one.started_at,
         last_used_at=one.last_used_at,
-        gpu=((supply.kind, 1),),
+        gpu=one.site.gpu,
         ready_at=one.ready_at,
         offer="" if supply.owned else supply.name,
         spot=supply.spot,

@@ -28,9 +28,9 @@ class Misfortune:
         for slot, lives in enumerate(site.slot_lifetimes):
             self._put(lives.at(0), self._on_slot_failed, site, slot)
 
-    def _put(self, at: float, handle: Handler, on: Instance | Site, *numbers: int) -> None:
+    def _put(self, at: float, handle: Handler, on: Instance | Site, a: int = 0, *, b: int = 0) -> None:
         if at <= self._end:
-            self._events.put(at, SUPPLY, handle, on, *numbers)
+            self._events.put(at, SUPPLY, handle, on, a, b=b)
 
     def _on_outage(self, now: float, on: Site, change: int, _: int) -> None:
         on.outages += change
@@ -67,8 +67,8 @@ class Misfortune:
         if one is not None:
             self._nodes.lose(now, (one,))
         on.take_slot(slot)
-        self._put(now + on.supply.repair_s, self._on_slot_back, on, slot, k + 1)
+        self._put(now + on.supply.repair_s, self._on_slot_back, on, slot, b=k + 1)
 
     def _on_slot_back(self, now: float, on: Site, slot: int, k: int) -> None:
         on.give_slot(slot)
-        self._put(now + on.slot_lifetimes[slot].at(k), self._on_slot_failed, on, slot, k)
+        self._put(now + on.slot_lifetimes[slot].at(k), self._on_slot_failed, on, slot, b=k)

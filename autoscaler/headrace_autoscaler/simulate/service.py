@@ -101,7 +101,7 @@ class Service:
         self.status[request] = WAITING
         if self._timeout_s is not None:
             attempt = self._attempts.get(request, 0)
-            self._events.put(now + self._timeout_s, GIVE_UP, self._on_give_up, fleet, request, attempt)
+            self._events.put(now + self._timeout_s, GIVE_UP, self._on_give_up, fleet, request, b=attempt)
         if self._hear == "queued" or (self._hear == "from-zero" and not fleet.alive()):
             self.woken[fleet] = None
 

@@ -62,3 +62,9 @@ def test_the_short_way_is_taken() -> None:
     assert [one.offer for one, _ in found.launches] == ["a", "a"]
     failing = msgspec.structs.replace(offer, failures=1, failed_at=90.0)
     assert burst._plain(100.0, ScalingSpec(), 2, (), (failing,), config=BurstConfig()) is None
+
+
+def test_the_short_way_is_not_taken_with_an_instance_on_spot() -> None:
+    offer = OfferObservation(offer="a", provider="p", price=1.0)
+    held = InstanceObservation(id="i", host="h", version=1, state="ready", offer="gone", spot=True)
+    assert burst._plain(100.0, ScalingSpec(), 2, (held,), (offer,), config=BurstConfig()) is None
