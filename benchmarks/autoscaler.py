@@ -66,8 +66,15 @@ DRAIN_S = 60.0
 """A boot of 90 s fits into the notice of 120 s, but not before a node drains: who comes then waits
 for 30 s."""
 WARM_UP_S = DAY_S
+
+
+def _fixed(late_s: float) -> dict[str, Any]:
+    """A price that stays, as far from the default as it may be."""
+    return {"keep.late_s": late_s, "keep.share": 0.0}
+
+
 STABLE: dict[float, Variant] = {
-    90.0: Variant(OURS, {"min": 24}, {"keep.late_s": 15_000.0, "burst.hedge": 2 / 3}),
+    90.0: Variant(OURS, {"min": 24}, {**_fixed(15_000.0), "burst.hedge": 2 / 3}),
 }
 """What an endpoint of 99.9 % asks for where starts are slow, with and without spot: at night demand comes
 faster than nodes boot. On days 2 to 5, without spot, 12 miss one minute beside the outage and 16 none. On
@@ -81,9 +88,11 @@ def _many(policy: str, field: str, values: tuple[float, ...]) -> list[Variant]:
 
 
 KNOB = tuple(
-    _many(OURS, "keep.late_s", (25.0, 75.0, 200.0, 500.0, 1200.0, 3000.0, 8000.0, 20000.0, 6e4, 2e5, 1e6))
+    Variant(OURS, config=_fixed(late_s))
+    for late_s in (25.0, 75.0, 200.0, 500.0, 1200.0, 3000.0, 8000.0, 20000.0, 6e4, 2e5, 1e6)
 )
-"""Our one knob, from cheap to quick: what it is worth that nobody waits. The default is a point beside."""
+"""Our one knob, from cheap to quick: what it is worth that nobody waits. The default, whose price regulates
+itself, is a point beside."""
 OTHERS: tuple[Variant, ...] = (
     *(Variant(f"always-on-{count}") for count in (5, 10, 20, 30, 40, 50, 60, 74)),
     *_many("keep-alive", "idle_s", (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1200.0)),

@@ -17,7 +17,11 @@ from headrace_autoscaler import configs, spec
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 TARGET = REFERENCE / "autoscaler.md"
 SETTINGS = REFERENCE / "settings.md"
-SET = {"late_s": configs.KeepConfig().late_s, "wait_goal": configs.DemandConfig().goal_s}
+SET = {
+    "late_s": configs.KeepConfig().late_s,
+    "wait_goal": configs.DemandConfig().goal_s,
+    "wait_share": configs.KeepConfig().share,
+}
 """Settings with the default of a parameter."""
 MARKED = re.compile(r"(<!-- parameters: (\w+) -->\n).*?(<!-- /parameters -->)", re.DOTALL)
 DOLLARS = ("budget", "wait_cost")

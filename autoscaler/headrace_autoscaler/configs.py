@@ -71,8 +71,11 @@ class KeepConfig(Value, frozen=True, kw_only=True):
     """How much more a start costs than the part of it that nobody should have to wait for, as the queue
     that it lets grow is dear: that part is taken 1 + ``restart`` * log(1 + ``late_s`` / 40) times."""
     late_s: float = 2000.0
-    """What a request that waits for too long costs. The knob between cost and waiting: what is idle is kept
-    for longer, and more are there ahead of demand, the dearer it is."""
+    """What a request that waits for too long costs, to begin with. The knob between cost and waiting: what is
+    idle is kept for longer, and more are there ahead of demand, the dearer it is."""
+    share: float = 0.992
+    """So many of the requests shall not be late: while fewer are in time, a late one costs ever more, up to
+    4 times ``late_s``, and while more are, ever less, down to half of it (`lateness`). 0: ``late_s``."""
     least_s: float = 2.0
     """Nothing idle goes sooner, however cheap a start is."""
     prior: float = 20.0

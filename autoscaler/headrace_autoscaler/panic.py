@@ -51,7 +51,8 @@ def remember(
     now: float, endpoint: EndpointObservation, before: DemandState, config: DemandConfig
 ) -> DemandState:
     """What was seen before and now; the same object when there is nothing new. Its ``panic`` is kept."""
-    window = observe(before.window, now, endpoint.demand_s, endpoint.arrived, config.stable_s)
+    span_s = max(config.stable_s, config.goal_s)
+    window = observe(before.window, now, endpoint.demand_s, endpoint.arrived, span_s)
     service = add(before.service, endpoint.served)
     if window is before.window and service is before.service:
         return before

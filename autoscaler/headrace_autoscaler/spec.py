@@ -17,7 +17,14 @@ from headrace_autoscaler.configs import (
     LimitConfig,
     PoolConfig,
 )
-from headrace_autoscaler.states import BurstState, DemandState, ForecastState, KeepState, PoolState
+from headrace_autoscaler.states import (
+    BurstState,
+    DemandState,
+    ForecastState,
+    KeepState,
+    LatenessState,
+    PoolState,
+)
 from headrace_autoscaler.values import Value
 
 MAX_SERVED = 256
@@ -299,6 +306,7 @@ class EndpointState(Value, frozen=True, kw_only=True):
     demand: DemandState | None = None
     forecast: ForecastState | None = None
     keep: KeepState | None = None
+    lateness: LatenessState | None = None
     burst: BurstState | None = None
     level: float = 0.0
     """The level of demand that instances are to be there for, ahead of it,"""

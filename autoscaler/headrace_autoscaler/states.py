@@ -182,6 +182,21 @@ class KeepState(Value, frozen=True, kw_only=True):
     """Instances that there were when one last looked."""
 
 
+class LatenessState(Value, frozen=True, kw_only=True):
+    """What is known of one endpoint's late requests, see `lateness`."""
+
+    at: float | None = None
+    """When one last looked; None: not yet."""
+    aged: float = 0.0
+    """Requests that had arrived so long before that they were late unless begun; they have been judged."""
+    begun: int = 0
+    """Requests that had been begun, or had given up."""
+    seen: float = 0.0
+    """Requests judged, the older the less."""
+    power: float = 0.0
+    """A late request costs e to the power of this times what was configured."""
+
+
 class Refusal(Value, frozen=True, kw_only=True):
     """A cloud that said no: how often in a row, and until when it is not asked."""
 

@@ -19,16 +19,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from headrace_autoscaler import forecast, keep, panic, staffing
+from headrace_autoscaler import forecast, keep, lateness, panic, staffing
 from headrace_autoscaler.placement import idle_since
 from headrace_autoscaler.signals import average
 from headrace_autoscaler.spec import Config, EndpointObservation, EndpointState, InstanceObservation
-from headrace_autoscaler.states import DemandState, ForecastState, KeepState
+from headrace_autoscaler.states import DemandState, ForecastState, KeepState, LatenessState
 from headrace_autoscaler.values import Value
 
 _ROUNDING = 1e-9
 _NOTHING = DemandState()
 _UNWATCHED = ForecastState()
+_UNJUDGED = LatenessState()
 _UNKEPT = KeepState()
 NEW = EndpointState()
 NEAR = 0.05
@@ -100,12 +101,14 @@ class Seen(Value, frozen=True, kw_only=True):
     lately: float = 0.0
     """Mean concurrency of late, where spares stay between requests."""
     look_s: float | None = None
-    """In so many seconds it would ask for more, if nothing happens until then."""
+    """In so many seconds it would ask for more, or somebody is late, if nothing happens until then."""
     burst: bool = False
     """Nothing may shrink."""
     start_s: float | None = None
     service_s: float | None = None
     """Mean seconds that a request takes; None: not known."""
+    late_s: float | None = None
+    """What a late request costs (`lateness`); None: what the configuration says."""
 
     @property
     def reason(self) -> str:
@@ -163,6 +166,15 @@ def look(
     known = forecast.watch(now, past.window, ahead_of or _UNWATCHED, config.forecast)
     if known is not _UNWATCHED:
         ahead_of = known
+    late = lateness.watch(
+        now,
+        endpoint,
+        past.window,
+        before.lateness or _UNJUDGED,
+        goal_s=config.demand.goal_s,
+        config=config.keep,
+    )
+    late_s = lateness.price(late, config.keep)
     service = past.service
     service_s = service.seconds / service.total if service.total else None
     left = staffing.left(
@@ -171,7 +183,7 @@ def look(
         busy=endpoint.in_flight,
         start_s=endpoint.start_s,
         service_s=service_s,
-        late_s=config.keep.late_s,
+        late_s=late_s,
         config=config.demand,
     )
     level, start_s = before.level, endpoint.start_s
@@ -181,7 +193,7 @@ def look(
     needed = by_tokens
     if endpoint.scaling.learn_idle:
         # With an idle time-out what is there ahead of demand would go at once, and come again.
-        ahead = staffing.ahead(level, start_s, config.keep.late_s, config.demand)
+        ahead = staffing.ahead(level, start_s, late_s, config.demand)
         needed = max(needed, ahead / endpoint.scaling.target_concurrency)
     lately = 0.0
     if endpoint.scaling.warm and endpoint.scaling.learn_idle:
@@ -194,16 +206,24 @@ def look(
         level=level,
         needed=needed,
         lately=lately,
-        look_s=left.for_s,
+        look_s=_sooner(left.for_s, lateness.look_s(endpoint, config.demand.goal_s, config.keep)),
         # Where starts are in time, what was let go too soon is soon back.
         burst=burst is not None and start_s is not None and start_s > config.demand.goal_s,
         start_s=endpoint.start_s,
         service_s=service_s,
+        late_s=late_s,
     )
     kept = None if past is _NOTHING else past
-    if kept is before.demand and not fresh:
+    judged = None if late is _UNJUDGED else late
+    if kept is before.demand and judged is before.lateness and not fresh:
         return seen, before
-    return seen, msgspec.structs.replace(before, demand=kept, forecast=ahead_of, level=level, level_s=start_s)
+    return seen, msgspec.structs.replace(
+        before, demand=kept, forecast=ahead_of, lateness=judged, level=level, level_s=start_s
+    )
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else min(one, other)
 
 
 def _differ(start_s: float | None, level_s: float | None) -> bool:
@@ -299,7 +319,10 @@ def learned(
 def _held(level: int, endpoint: EndpointObservation, seen: Seen, known: KeepState, config: Config) -> float:
     if not endpoint.scaling.learn_idle or endpoint.start_s is None:
         return endpoint.scaling.idle_timeout_s
-    cost = keep.restart_s(level, endpoint.start_s, seen.service_s, config.demand, config.keep)
+    prices = config.keep
+    if seen.late_s is not None and seen.late_s != prices.late_s:
+        prices = msgspec.structs.replace(prices, late_s=seen.late_s)
+    cost = keep.restart_s(level, endpoint.start_s, seen.service_s, config.demand, prices)
     held = keep.hold_s(known.levels.get(keep.bucket(level)), cost, config.keep)
     return max(held, config.keep.least_s)
 

@@ -80,6 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What a late request costs, in seconds of an instance: more costs more, and fewer wait."""
     wait_goal: Annotated[float, msgspec.Meta(gt=0, le=86400)] = DemandConfig().goal_s
     """Who waits for longer than this is late; waiting less is worth nothing to the autoscaler."""
+    wait_share: Annotated[float, msgspec.Meta(ge=0, le=0.9999)] = KeepConfig().share
+    """So many of an endpoint's requests shall not be late; 0: ``late_s`` alone decides."""
     store: str = ""
     """Where jobs are kept: empty for SQLite in ``data_dir``, or ``postgresql://...``."""
     blobs: str = ""

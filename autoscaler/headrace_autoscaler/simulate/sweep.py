@@ -26,9 +26,11 @@ TOLERANCE = 1e-9
 OURS = "headrace"
 KNOBS: Mapping[str, Sequence[Any]] = {"keep.late_s": (50.0, 150.0, 400.0, 1100.0, 3000.0, 8000.0)}
 """Parameters of our own policy that move it between cost and waiting, with the values to try."""
-LATE, GOAL = "keep.late_s", "demand.goal_s"
-SETTINGS: Mapping[str, str] = {LATE: "late_s", GOAL: "wait_goal"}
+LATE, GOAL, IN_TIME = "keep.late_s", "demand.goal_s", "keep.share"
+SETTINGS: Mapping[str, str] = {LATE: "late_s", GOAL: "wait_goal", IN_TIME: "wait_share"}
 """Parameters of our own policy that the platform has a setting for, and what that is called."""
+BESIDE: Mapping[str, Mapping[str, Any]] = {LATE: {IN_TIME: 0.0}}
+"""What else is set when a value is tried: a price that regulates itself would not be that one."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def settings(
             wishes += [{"idle_timeout_s": idle, "min": least} for idle in (None, 60.0)]
     found = [Variant(OURS, wish) for wish in wishes]
     for path, values in knob.items():
-        found += [Variant(OURS, {"idle_timeout_s": None}, {path: value}) for value in values]
+        beside = BESIDE.get(path, {})
+        found += [Variant(OURS, {"idle_timeout_s": None}, {path: value, **beside}) for value in values]
     if not tiers:
         return found
     return [replace(v, tier=name, start_s=seconds) for name, seconds in tiers.items() for v in found]

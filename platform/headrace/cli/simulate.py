@@ -18,7 +18,9 @@ from headrace_autoscaler.simulate.bounds import Bound
 from headrace_autoscaler.simulate.scenario import Result, Scenario
 from headrace_autoscaler.simulate.summary import counted_days, document, lower_bound, mean_and_peak, unbeaten
 from headrace_autoscaler.simulate.sweep import (
+    BESIDE,
     GOAL,
+    IN_TIME,
     KNOBS,
     LATE,
     OURS,
@@ -89,6 +91,7 @@ def simulate_command(
     jobs: int | None,
     late_s: float | None,
     wait_goal: float | None,
+    wait_share: float | None,
 ) -> None:
     """TRACE: a CSV file (time,duration[,endpoint]), or diurnal, flash-crowd, on-off, heavy-tail or mmpp."""
     if sweep and (compare or report or policy != OURS):
@@ -98,6 +101,7 @@ def simulate_command(
     if sweep and late_s is not None:
         raise UsageError("--sweep tries several values of --late-s.", hint="Leave one of them out.")
     cores = len(os.sched_getaffinity(0))
+    ours = {LATE: late_s, GOAL: wait_goal, IN_TIME: wait_share}
     plan = Plan(
         policies=_policies(policy, compare),
         seeds=seeds,
@@ -105,10 +109,12 @@ def simulate_command(
         report=report,
         tiers=_tiers(tiers),
         bound_bin=bound_bin,
-        ours={path: value for path, value in ((LATE, late_s), (GOAL, wait_goal)) if value is not None},
+        ours={path: value for path, value in ours.items() if value is not None},
     )
     if plan.ours and OURS not in plan.policies:
-        raise UsageError(f"--late-s and --wait-goal are of {OURS}, which is not simulated here.")
+        raise UsageError(
+            f"--late-s, --wait-goal and --wait-share are of {OURS}, which is not simulated here."
+        )
     if report is not None:
         _can_report(report)
     if plan.tiers and asked.start_seconds is None:
@@ -229,7 +235,7 @@ def _dollars(out: Output, bound: Bound) -> float | None:
 def _curve(ours: Mapping[str, Any]) -> list[Variant]:
     """Our own policy with its knob a little to both sides: whole runs, so not all that a sweep tries."""
     return [
-        Variant(OURS, config={**ours, path: value})
+        Variant(OURS, config={**ours, path: value, **BESIDE.get(path, {})})
         for path, values in KNOBS.items()
         for value in values[1:-1]
     ]

@@ -32,7 +32,7 @@ class Number(click.FloatRange):
 MORE = Number(0, min_open=True)
 NOT_LESS = Number(0)
 COUNT = click.IntRange(0)
-MOST_LATE_S, MOST_GOAL_S = 1e6, 86400.0
+MOST_LATE_S, MOST_GOAL_S, MOST_SHARE = 1e6, 86400.0, 0.9999
 """As of the settings of the same names."""
 FILE = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -79,6 +79,9 @@ _OURS: tuple[Decorator, ...] = (
                  f"(default: {KeepConfig().late_s:g})."),
     click.option("--wait-goal", type=Number(0, MOST_GOAL_S, min_open=True), metavar="SECONDS",
                  help=f"Who waits for longer is late, for headrace (default: {DemandConfig().goal_s:g})."),
+    click.option("--wait-share", type=Number(0, MOST_SHARE), metavar="SHARE",
+                 help="So many shall not be late, for headrace; 0: --late-s alone decides "
+                 f"(default: {KeepConfig().share:g})."),
 )  # fmt: skip
 _WORLDS_OWN = (
     "price", "start_seconds", "min_billing", "home", "home_price", "spot", "spot_price", "outages", "timeout",

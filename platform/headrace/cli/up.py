@@ -64,6 +64,12 @@ def _address(_ctx: click.Context, param: click.Parameter, value: str | None) -> 
     metavar="SECONDS",
     help=f"Who waits for longer is late (default: {DemandConfig().goal_s:g}).",
 )
+@click.option(
+    "--wait-share",
+    type=click.FloatRange(0, 0.9999),
+    metavar="SHARE",
+    help=f"So many shall not be late; 0: --late-s alone decides (default: {KeepConfig().share:g}).",
+)
 @click.option("--log-level", type=click.Choice(get_args(LogLevel)), help="Default: info.")
 @json_option
 def up_command(out: Output, **options: Any) -> int:

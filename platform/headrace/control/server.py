@@ -416,6 +416,6 @@ def config_of(settings: Settings) -> Config:
     """The autoscaler's parameters: what the platform's settings say, and else their defaults."""
     return Config(
         demand=DemandConfig(goal_s=settings.wait_goal),
-        keep=KeepConfig(late_s=settings.late_s),
+        keep=KeepConfig(late_s=settings.late_s, share=settings.wait_share),
         limits=LimitConfig(budget=settings.budget),
     )

@@ -97,7 +97,10 @@ def test_settings_try_each_option_and_each_tier() -> None:
     scenario = Scenario(trace([0.0, 0.0, 0.0], [10.0, 10.0, 10.0]), (CLOUD,))
     plain = settings(scenario, {"keep.late_s": (1.0, 2.0)}, {})
     assert {v.wish.get("min", 0) for v in plain} == {0, 1, 3}
-    assert [v.config for v in plain if v.config] == [{"keep.late_s": 1.0}, {"keep.late_s": 2.0}]
+    assert [v.config for v in plain if v.config] == [
+        {"keep.late_s": 1.0, "keep.share": 0.0},
+        {"keep.late_s": 2.0, "keep.share": 0.0},
+    ]  # A price that is tried is not to regulate itself.
     assert len(settings(scenario, {"keep.late_s": (1.0, 2.0)}, {"a": 1.0, "b": 2.0})) == 2 * len(plain)
     assert settings(Scenario(trace([], []), (CLOUD,)), {}, {})
     # Three at once are more than max allows, and one is there anyway.

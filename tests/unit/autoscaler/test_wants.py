@@ -31,12 +31,13 @@ from headrace_autoscaler.states import (
     Idle,
     IdleTimes,
     KeepState,
+    LatenessState,
     PanicState,
     ResidualState,
     ServiceState,
     WindowState,
 )
-from headrace_autoscaler.wants import NEW, Crew, Surplus, asleep, learned, look, remember, wanted
+from headrace_autoscaler.wants import NEW, Crew, Seen, Surplus, asleep, learned, look, remember, wanted
 
 CONFIG = Config(
     scale_down_delay_s=5.0,
@@ -164,6 +165,45 @@ def test_a_level_asks_ahead_of_demand() -> None:
     seen, after = looked(see(in_flight=3, start_s=40.0), EndpointState(forecast=known), now=215.5)
     assert (seen.asked, after.level) == (3, 0.0)
     assert seen.reason == "3 in flight and 0 queued ask for 3"
+
+
+def test_lateness_that_has_become_dearer_asks_for_more() -> None:
+    """At four times its price of 100 s, so at the quantile of 4/5 in place of 1/2."""
+    known = ForecastState(at=95.0, levels=(9.0, 8.0, 7.0))
+    dear = EndpointState(forecast=known, lateness=LatenessState(power=math.log(4.0)))
+    seen, after = looked(see(in_flight=3, start_s=40.0), dear)
+    # 9 + (0.5 + 0.8416) * 3 - 1 = 12.02 of it, times 3/4: 9.02, so 10.
+    assert (seen.asked, seen.late_s, after.lateness) == (10, 400.0, dear.lateness)
+    # Five run for 20 s, so 2.5 end within 10 s: to be so sure of one takes 2.3, and of two 3.6.
+    requests = DemandState(service=ServiceState(total=40, seconds=800.0))
+    dear = msgspec.structs.replace(dear, demand=requests, forecast=None)
+    assert looked(see(in_flight=5, queued=4, start_s=50.0), dear)[0].asked == 5 + 4 - 1
+    # An idle instance is kept for as long as a restart costs: 60 s, 50 of a queue, and 100 or 400 s.
+    idle = see(instances=(one(last_used_at=0.0),), start_s=60.0)
+    kept = KeepState(idle=(Idle(since=0.0, level=1),), total=1)
+    before = EndpointState(desired=1, keep=kept)
+    for late_s, held in ((None, 210.0), (400.0, 510.0)):
+        told = Seen(endpoint=idle, asked=0, start_s=60.0, late_s=late_s)
+        _, surplus = learned(100.0, idle, Crew(idle), seen=told, before=before, config=CONFIG)
+        assert surplus.look_again_at == pytest.approx(held)
+
+
+def test_somebody_looks_when_the_oldest_is_late() -> None:
+    # Nothing is left to anybody, so only lateness is due: 4 s have gone of 10.
+    assert looked(see(queued=1, arrived=1, oldest_wait_s=4.0))[0].look_s == 6.0
+    assert looked(see(queued=1, oldest_wait_s=4.0))[0].look_s is None
+
+
+def test_who_was_late_is_remembered() -> None:
+    # The one that waits came 15 s ago, when nobody had come before.
+    window = WindowState(samples=((40.0, 0.0, 0), (85.0, 0.0, 1)))
+    before = EndpointState(demand=DemandState(window=window), lateness=LatenessState(at=85.0))
+    late = see(queued=1, oldest_wait_s=15.0, arrived=1, demand_s=15.0)
+    _, after = looked(late, before)
+    assert after.lateness is not None
+    assert (after.lateness.aged, after.lateness.seen, after.lateness.power > 0.0) == (1.0, 1.0, True)
+    # Nothing more is known a moment later.
+    assert looked(late, after)[1] is after
 
 
 def test_a_level_is_what_is_forecast_where_that_is_known() -> None:

@@ -291,7 +291,9 @@ def test_the_settings_of_the_platform_are_options(requests: str, said: Said) -> 
         return float(json.loads(out)["policies"]["headrace"]["cost_usd"])
 
     late_s, goal_s = KeepConfig().late_s, DemandConfig().goal_s
-    assert cost("--late-s", str(late_s), "--wait-goal", str(goal_s)) == cost()
+    share = KeepConfig().share
+    assert cost("--late-s", str(late_s), "--wait-goal", str(goal_s), "--wait-share", str(share)) == cost()
+    assert cost("--wait-share", "0") <= cost() < cost("--wait-share", "0.9999")
     assert cost("--late-s", "0") < cost("--late-s", "100000")
     assert cost("--wait-goal", "3600") != cost()
     for words in (("--sweep", "--late-s", "9"), ("--policy", "knative", "--wait-goal", "5")):
@@ -307,6 +309,8 @@ def test_a_sweep_says_which_setting_it_is(requests: str, said: Said) -> None:
     options = [point["options"] for point in json.loads(out)["points"]]
     assert {one["wait_goal"] for one in options} == {5.0}
     assert {one.get("late_s") for one in options} >= {None, 50.0, 8000.0}
+    # A price that is named is not to regulate itself.
+    assert all(one.get("wait_share") == (0.0 if "late_s" in one else None) for one in options)
 
 
 SMALL = Scenario(synthetic("mmpp", 0.01), (Supply("cloud", 1.0, Draw(1.0)),))

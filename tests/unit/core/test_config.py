@@ -156,14 +156,23 @@ def test_the_control_socket_moves_when_its_path_is_too_long() -> None:
 
 def test_what_the_autoscaler_is_told() -> None:
     assert config_of(Settings()) == Config()
-    told = config_of(load_settings({"late_s": 300.0}, {"HEADRACE_WAIT_GOAL": "2.5", "HEADRACE_BUDGET": "7"}))
-    assert (told.keep.late_s, told.demand.goal_s, told.limits.budget) == (300.0, 2.5, 7.0)
+    environment = {"HEADRACE_WAIT_GOAL": "2.5", "HEADRACE_WAIT_SHARE": "0.95", "HEADRACE_BUDGET": "7"}
+    told = config_of(load_settings({"late_s": 300.0}, environment))
+    assert (told.keep.late_s, told.keep.share) == (300.0, 0.95)
+    assert (told.demand.goal_s, told.limits.budget) == (2.5, 7.0)
     assert told.demand.late_s == Config().demand.late_s  # of the same name, and another
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("late_s", "-1"), ("late_s", "inf"), ("late_s", "nan"), ("wait_goal", "0"), ("wait_goal", "nan")],
+    [
+        ("late_s", "-1"),
+        ("late_s", "inf"),
+        ("late_s", "nan"),
+        ("wait_goal", "0"),
+        ("wait_goal", "nan"),
+        ("wait_share", "1"),
+    ],
 )
 def test_what_a_wait_is_worth_is_a_number_that_can_be_reckoned_with(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^HEADRACE_{name.upper()}={value}: Expected"):
