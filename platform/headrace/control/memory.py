@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 from headrace_autoscaler.spec import EndpointState
-from headrace_autoscaler.states import ForecastState, KeepState, SeasonState, WindowState
+from headrace_autoscaler.states import ForecastState, KeepState, LatenessState, SeasonState, WindowState
 
 from headrace.control.model import UNUSED, World
 
@@ -119,7 +119,10 @@ def lasting(memory: EndpointState) -> EndpointState:
     if known is not None:
         # Else each one's idle time would count as ended by a request.
         known = KeepState(levels=known.levels)
-    return EndpointState(demand=demand, forecast=memory.forecast, keep=known)
+    late = memory.lateness
+    if late is not None:
+        late = LatenessState(seen=late.seen, power=late.power)
+    return EndpointState(demand=demand, forecast=memory.forecast, keep=known, lateness=late)
 
 
 def unasked(memory: EndpointState) -> EndpointState:

@@ -19,6 +19,7 @@ from headrace_autoscaler.states import (
     Idle,
     IdleTimes,
     KeepState,
+    LatenessState,
     PanicState,
     SeasonState,
     ServiceState,
@@ -34,10 +35,11 @@ LEARNT = EndpointState(
     ),
     forecast=ForecastState(at=1 / 3, last=0.1 + 0.2, levels=(0.1, 0.2, 0.3)),
     keep=KeepState(levels={1: SEEN}, idle=(Idle(since=900.0, level=1),), total=1),
+    lateness=LatenessState(at=1.0, aged=20.0, begun=21, seen=70.5, power=0.25),
 )
 KEPT = EndpointState(
     demand=DemandState(service=ServiceState(total=7)), forecast=LEARNT.forecast,
-    keep=KeepState(levels={1: SEEN}),
+    keep=KeepState(levels={1: SEEN}), lateness=LatenessState(seen=70.5, power=0.25),
 )  # fmt: skip
 
 
