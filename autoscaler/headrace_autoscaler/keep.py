@@ -64,8 +64,8 @@ def restart_s(
 
 def hold_s(times: IdleTimes | None, cost_s: float, config: KeepConfig) -> float:
     """For how many seconds of idleness an instance is kept whose absence costs ``cost_s``."""
-    # Asked for at every look with little changed: to four digits of the cost it is remembered.
-    return _hold_s(times, float(f"{cost_s:.4g}"), config.prior)
+    # Asked for at every look with little changed: to three digits of the cost it is remembered.
+    return _hold_s(times, float(f"{cost_s:.3g}"), config.prior)
 
 
 @lru_cache(maxsize=8192)

@@ -16,8 +16,9 @@ that comes faster than starts take somebody is late at any price, and only money
 
 Nobody has to report a late request: the queue is first in, first out. So the n-th request that ever
 arrived is late if it was not begun when it was so old, and both are counters: how many were
-begun (arrived, and not queued any more), and how many had arrived `configs.DemandConfig.goal_s` ago. Between
-two looks both are taken to go straight.
+begun (arrived, and not queued any more), and how many had arrived `configs.DemandConfig.goal_s` ago. One
+looks when the oldest comes of age, and from then on until nobody is late both are taken to go straight
+between two looks.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ MOST = 4.0
 """The price is no less and no more than so many times `configs.KeepConfig.late_s`."""
 STEP = 0.05
 """It goes in steps of about this part: what follows from a price is reckoned once for each."""
+LESSON_S = 30.0
+"""While nobody is late, who was in time is counted no more often than this."""
 _when = itemgetter(0)
 _LOWEST, _HIGHEST = math.log(LEAST), math.log(MOST)
 
@@ -62,12 +65,14 @@ def watch(
     """
     if not config.share or endpoint.arrived is None:
         return before
+    late_now = endpoint.queued > 0 and endpoint.oldest_wait_s > goal_s
+    if not late_now and _in_time(now, endpoint.arrived, before):
+        return before
     begun = endpoint.arrived - endpoint.queued
     aged = _arrived(window, now - goal_s)
     if aged is None:
         return before
     # Where the counter was not read for a while, the oldest in the queue tells which side it is on.
-    late_now = endpoint.queued > 0 and endpoint.oldest_wait_s > goal_s
     aged = max(aged, begun + 1.0) if late_now else min(aged, float(begun))
     if before.at is None or now < before.at or endpoint.arrived < before.aged:
         # Counters that begin, or begin anew, say nothing of what was before.
@@ -77,11 +82,18 @@ def watch(
         return before
     kept = math.exp((before.at - now) / MEMORY_S)
     judged = aged - before.aged
-    late = judged * _late_part(before.aged - before.begun, aged - begun)
+    late = _late(judged, before.aged - before.begun, aged - begun)
     seen = before.seen * kept + judged
     power = before.power + GAIN * (late / (1.0 - config.share) - judged) / (seen + PRIOR)
     power = min(max(power, _LOWEST), _HIGHEST)
     return LatenessState(at=now, aged=aged, begun=begun, seen=seen, power=power)
+
+
+def _in_time(now: float, arrived: int, before: LatenessState) -> bool:
+    """Whether all who came since are in time, as nobody is late nor was: a later look may count them."""
+    if before.at is None or before.aged > before.begun or arrived < before.aged:
+        return False
+    return 0.0 <= now - before.at < LESSON_S
 
 
 def look_s(endpoint: EndpointObservation, goal_s: float, config: KeepConfig) -> float | None:
@@ -109,14 +121,16 @@ def _arrived(window: WindowState, at: float) -> float | None:
     return None if following is None else count + (following - count) * (at - when) / (next_at - when)
 
 
-def _late_part(first: float, last: float) -> float:
-    """Of the requests that came of age between two looks, the part that had not begun by then.
+def _late(judged: float, first: float, last: float) -> float:
+    """Of the ``judged`` requests that came of age between two looks, those that had not begun by then.
 
     ``first`` and ``last``: how many more were of age than were begun, at the one look and at the other
-    (below 0: begun before they were). Where the sign changes the two lines cross.
+    (below 0: begun before they were). One looks when the oldest comes of age (`look_s`), so who is late first
+    is still there. Later, where the sign changes, the two lines cross.
     """
-    whole = abs(first) + abs(last)
-    return (max(first, 0.0) + max(last, 0.0)) / whole if whole else 0.0
+    if first <= 0.0 or last >= 0.0:
+        return judged if first > 0.0 else min(judged, max(last, 0.0))
+    return judged * first / (first - last)
 
 
 def price(known: LatenessState, config: KeepConfig) -> float:

@@ -22,7 +22,7 @@ from headrace_autoscaler.baselines import (
 from headrace_autoscaler.interface import Policy
 from headrace_autoscaler.spec import Config, State
 
-HEADRACE_TICK_S = 20.0
+HEADRACE_TICK_S = 30.0
 """Seconds between looks of the platform's own policy in a simulation; it asks for earlier ones itself."""
 
 

@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 from headrace_autoscaler.configs import KeepConfig
-from headrace_autoscaler.lateness import GAIN, LEAST, MEMORY_S, MOST, PRIOR, STEP, look_s, price, watch
+from headrace_autoscaler.lateness import (
+    GAIN,
+    LEAST,
+    LESSON_S,
+    MEMORY_S,
+    MOST,
+    PRIOR,
+    STEP,
+    look_s,
+    price,
+    watch,
+)
 from headrace_autoscaler.signals import observe
 from headrace_autoscaler.spec import EndpointObservation, ScalingSpec, State
 from headrace_autoscaler.states import LatenessState, WindowState
@@ -50,9 +61,10 @@ def power(late: float, judged: float) -> float:
     ("aged", "begun", "queued", "late"),
     [
         (10.0, 8, 0, 1.0),  # two too few begun, then six more than are of age: a quarter of the way
-        (10.0, 12, 0, 0.0),  # never behind
+        (10.0, 12, 1, 0.0),  # never behind
         (10.0, 8, 10, 4.0),  # always behind
-        (10.0, 12, 8, 2.0),  # two more than are of age, then two too few: from half of the way on
+        (10.0, 12, 8, 2.0),  # two more than are of age, then two too few: these
+        (10.0, 20, 20, 4.0),  # ten more, then all of them
         (10.0, 10, 6, 0.0),  # all was begun just when it came of age
     ],
 )
@@ -61,10 +73,24 @@ def test_between_two_looks_what_is_of_age_and_what_is_begun_go_straight(
 ) -> None:
     # 14 had arrived 10 s ago, and 20 by now.
     window = read((0.0, 10), (100.0, 14), (110.0, 20))
-    before = LatenessState(at=100.0, aged=aged, begun=begun)
+    before = LatenessState(at=110.0 - LESSON_S, aged=aged, begun=begun)
     found = watched(110.0, see(20, queued, 11.0 if queued > 6 else 5.0), window, before)
     assert (found.at, found.aged, found.begun, found.seen) == (110.0, 14.0, 20 - queued, 4.0)
     assert found.power == pytest.approx(power(late, 4.0))
+
+
+def test_while_nobody_is_late_it_is_counted_now_and_then() -> None:
+    window = read((0.0, 0), (100.0, 14), (110.0, 20), (130.0, 20))
+    before = LatenessState(at=100.0, aged=10.0, begun=14)
+    assert watched(110.0, see(20), window, before) is before
+    assert watched(100.0 + LESSON_S, see(20), window, before).seen == 10.0
+    assert watched(110.0, see(20, 1, 3.0), window, before) is before
+    # Not where somebody is late, or was at the look before, nor of counters that began anew.
+    assert watched(110.0, see(20, 7, 11.0), window, before).power == pytest.approx(power(1.0, 4.0))
+    behind = LatenessState(at=100.0, aged=10.0, begun=8)
+    assert watched(110.0, see(20), window, behind).seen == 4.0
+    assert watched(110.0, see(3), read((100.0, 0), (110.0, 3)), before).aged == 0.0
+    assert watched(99.0, see(20), window, before).at == 99.0
 
 
 def test_how_many_had_arrived_is_on_the_line_between_two_readings() -> None:
@@ -172,7 +198,7 @@ def test_who_was_late_is_found_without_being_told(waits: list[float]) -> None:
     arrivals = [2.0 * number for number in range(len(waits))]
     begins = list(accumulate((at + wait for at, wait in zip(arrivals, waits, strict=True)), max))
     window, state = WindowState(), NEW
-    for number in range(2 * math.ceil(begins[-1] + GOAL_S) + 5):
+    for number in range(2 * math.ceil(begins[-1] + GOAL_S + LESSON_S) + 5):
         now = number / 2.0 - 1.0
         arrived = sum(at <= now for at in arrivals)
         queue = [at for at, begin in zip(arrivals, begins, strict=True) if at <= now < begin]
