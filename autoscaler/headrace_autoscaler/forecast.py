@@ -45,6 +45,8 @@ LEAST_USUAL = 0.5
 """Instances: below, ratios to what is usual mean nothing."""
 WORSE = 1.2
 """A forecast whose squared error is so many times that of "all stays as it is" is of no use."""
+MARGIN = 1.2
+"""Starts may come to take so many times as long before what is needed for that is learnt."""
 NOTHING = 0.01
 """A level that falls below this is taken for nought."""
 _DIGITS = 4
@@ -60,7 +62,13 @@ class Forecast(Value, frozen=True, kw_only=True):
     """and with the same chance below this."""
 
 
-def watch(now: float, window: WindowState, state: ForecastState, config: ForecastConfig) -> ForecastState:
+def watch(
+    now: float,
+    window: WindowState,
+    state: ForecastState,
+    config: ForecastConfig,
+    asked_s: float | None = None,
+) -> ForecastState:
     """`learn` from a window, however rarely one looks: the mean since the last lesson, at least over a step.
 
     The same object when that is not known.
@@ -69,11 +77,20 @@ def watch(now: float, window: WindowState, state: ForecastState, config: Forecas
     if since < config.step_s:
         return state
     mean = average(window, now, since)
-    return state if mean is None else learn(now, mean, state, config)
+    return state if mean is None else learn(now, mean, state, config, asked_s)
 
 
-def learn(now: float, concurrency: float, state: ForecastState, config: ForecastConfig) -> ForecastState:
+def learn(
+    now: float,
+    concurrency: float,
+    state: ForecastState,
+    config: ForecastConfig,
+    asked_s: float | None = None,
+) -> ForecastState:
     """What is known after ``concurrency``, its mean since the last lesson or over the last step.
+
+    ``asked_s``: how far ahead one is going to ask; what is further than that, by `MARGIN`, is not learnt now.
+    None: all is.
 
     The same object when the last lesson is less than a step ago, and until there is any demand. A clock
     that went back, or a pause longer than ``gap_s``, begins anew with all but what was learnt of the day,
@@ -99,8 +116,26 @@ def learn(now: float, concurrency: float, state: ForecastState, config: Forecast
         season=season.learn(now, elapsed, concurrency, state.season, config),
     )
     checked = elapsed <= LATE * config.step_s
-    horizons = tuple([_lesson(now, horizon, after, config, checked) for horizon in state.horizons])
+    horizons = _learnt(now, state.horizons, after, config, checked=checked, asked_s=asked_s)
     return msgspec.structs.replace(after, horizons=horizons)
+
+
+def _learnt(
+    now: float,
+    horizons: tuple[HorizonState, ...],
+    state: ForecastState,
+    config: ForecastConfig,
+    *,
+    checked: bool,
+    asked_s: float | None,
+) -> tuple[HorizonState, ...]:
+    """After a lesson for each horizon up to the first that is far enough."""
+    count = len(horizons)
+    if asked_s is not None:
+        near = (n for n, horizon in enumerate(horizons, 1) if horizon.seconds >= asked_s * MARGIN)
+        count = next(near, count)
+    lessons = [_lesson(now, horizon, state, config, checked) for horizon in horizons[:count]]
+    return (*lessons, *horizons[count:])
 
 
 def _smoothed(level: float, concurrency: float, part: float) -> float:
@@ -130,9 +165,10 @@ def _lesson(
         return horizon
     weights, record = horizon.weights, horizon.residuals
     while pending and pending[0][0] <= due:
-        _, base, *hints = pending[0]
+        at, base, *hints = pending[0]
         pending = pending[1:]
-        if checked:
+        # One that came due while this horizon was of no use is not for now.
+        if checked and now - at <= LATE * config.step_s:
             value = _value(base, hints, weights)
             unit = residuals.scale(value)
             error = state.last - value

@@ -163,7 +163,7 @@ def look(
     if burst is not past.panic:
         past = msgspec.structs.replace(past, panic=burst)
     ahead_of = before.forecast
-    known = forecast.watch(now, past.window, ahead_of or _UNWATCHED, config.forecast)
+    known = forecast.watch(now, past.window, ahead_of or _UNWATCHED, config.forecast, endpoint.start_s)
     if known is not _UNWATCHED:
         ahead_of = known
     late = lateness.watch(

@@ -258,6 +258,22 @@ def test_what_sleeps_learns_nothing_but_the_day():
     assert all(horizon.pending for horizon in awake.horizons)
 
 
+def test_nothing_is_learnt_of_times_that_nobody_asks_for():
+    now, state = taught(noise(4.0, 600))
+    short = state
+    for value in noise(4.0, 60):
+        now += STEP
+        short = learn(now, value, short, CONFIG, 60.0)
+    # Of 15 and 90 s it is, of the rest when somebody asks for that; what came due meanwhile is not judged.
+    assert [a is b for a, b in zip(short.horizons, state.horizons, strict=True)] == [False, False, True, True]
+    again = learn(now + STEP, 4.0, short, CONFIG, 299.0)
+    assert again.horizons[2].residuals == state.horizons[2].residuals
+    assert all(due > now for due, *_ in again.horizons[2].pending)
+    # 300 s is not far enough for 299 s and a margin; beyond the last there is nothing.
+    assert again.horizons[3] is not short.horizons[3]
+    assert learn(now + STEP, 4.0, short, CONFIG, 1e6) == learn(now + STEP, 4.0, short, CONFIG)
+
+
 # -- the parts -----------------------------------------------------------------------------------
 
 DAY = season.DAY_S
