@@ -199,6 +199,11 @@ def look(
     if endpoint.scaling.warm and endpoint.scaling.learn_idle:
         lately = average(past.window, now, config.demand.stable_s) or 0.0
     asked = wanted(endpoint, left.requests, needed, lately=lately)
+    look_s = _sooner(left.for_s, lateness.look_s(endpoint, config.demand.goal_s, config.keep))
+    unserved = endpoint.in_flight + endpoint.queued - left.requests
+    if needed * endpoint.scaling.target_concurrency > unserved:
+        # The level moves also while nothing happens that would make anybody look.
+        look_s = _sooner(look_s, config.forecast.step_s)
     seen = Seen(
         endpoint=endpoint,
         asked=asked,
@@ -206,7 +211,7 @@ def look(
         level=level,
         needed=needed,
         lately=lately,
-        look_s=_sooner(left.for_s, lateness.look_s(endpoint, config.demand.goal_s, config.keep)),
+        look_s=look_s,
         # Where starts are in time, what was let go too soon is soon back.
         burst=burst is not None and start_s is not None and start_s > config.demand.goal_s,
         start_s=endpoint.start_s,

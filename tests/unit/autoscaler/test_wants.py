@@ -157,13 +157,15 @@ def test_a_level_asks_ahead_of_demand() -> None:
     known = ForecastState(at=95.0, levels=(9.0, 8.0, 7.0))
     seen, after = looked(see(in_flight=3, start_s=40.0), EndpointState(forecast=known))
     assert (seen.asked, after.level) == (8, 9.0)
+    # The level moves while nothing happens: one looks again for the next lesson.
+    assert seen.look_s == Config().forecast.step_s
     assert seen.reason == "a level of 9.0 asks for 8, as starts take 40 s"
     # Two requests at once in each: half of that.
     two = msgspec.structs.replace(LEARN, target_concurrency=2.0)
     assert looked(see(two, in_flight=3, start_s=40.0), EndpointState(forecast=known))[0].asked == 4
     # 120 s later that says nothing any more.
     seen, after = looked(see(in_flight=3, start_s=40.0), EndpointState(forecast=known), now=215.5)
-    assert (seen.asked, after.level) == (3, 0.0)
+    assert (seen.asked, after.level, seen.look_s) == (3, 0.0, None)
     assert seen.reason == "3 in flight and 0 queued ask for 3"
 
 
