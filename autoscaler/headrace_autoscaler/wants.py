@@ -34,6 +34,9 @@ _UNKEPT = KeepState()
 NEW = EndpointState()
 NEAR = 0.05
 """A level for a time that differs by no more than this part is good enough."""
+LONG = 2.0
+"""Where starts take so many times as long as anybody should wait, one looks at each lesson of the forecast:
+what is not there then is missed for long."""
 LOOK_S = 0.1
 """It looks again so long after the answer would have changed."""
 
@@ -200,8 +203,7 @@ def look(
         lately = average(past.window, now, config.demand.stable_s) or 0.0
     asked = wanted(endpoint, left.requests, needed, lately=lately)
     look_s = _sooner(left.for_s, lateness.look_s(endpoint, config.demand.goal_s, config.keep))
-    unserved = endpoint.in_flight + endpoint.queued - left.requests
-    if needed * endpoint.scaling.target_concurrency > unserved:
+    if level and endpoint.scaling.learn_idle and (start_s or 0.0) > LONG * config.demand.goal_s:
         # The level moves also while nothing happens that would make anybody look.
         look_s = _sooner(look_s, config.forecast.step_s)
     seen = Seen(

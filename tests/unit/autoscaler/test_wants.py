@@ -160,6 +160,11 @@ def test_a_level_asks_ahead_of_demand() -> None:
     # The level moves while nothing happens: one looks again for the next lesson.
     assert seen.look_s == Config().forecast.step_s
     assert seen.reason == "a level of 9.0 asks for 8, as starts take 40 s"
+    # Where starts are not so long it waits for something to happen, and where times are not learnt, too.
+    shorter, after = looked(see(in_flight=3, start_s=15.0), EndpointState(forecast=known))
+    assert (after.level, shorter.look_s) == (9.0, None)
+    plain = see(ScalingSpec(max=20), in_flight=3, start_s=40.0)
+    assert looked(plain, EndpointState(forecast=known))[0].look_s is None
     # Two requests at once in each: half of that.
     two = msgspec.structs.replace(LEARN, target_concurrency=2.0)
     assert looked(see(two, in_flight=3, start_s=40.0), EndpointState(forecast=known))[0].asked == 4
