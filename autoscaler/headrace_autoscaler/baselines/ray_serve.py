@@ -10,7 +10,8 @@ for all of the downscale delay. Only from 1 does it go to 0. While no replica ru
 the target is at least 1, at once, and nothing more until one runs.
 
 Adapted:
-- The real loop looks every 0.1 s and counts looks; this one looks every second and takes the time since.
+- The real loop looks every 0.1 s, and this one every second; both take the time since (older ones counted
+  looks).
 - The average is exact and fresh. The real one rests on pushes every 10 s: up to 10 s later than here.
 - ``min_replicas`` is the endpoint's min (Serve's own default is 1).
 - With ``demand_s`` unknown the target stays.
