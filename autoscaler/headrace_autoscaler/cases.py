@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from headrace_autoscaler.placement import Book, Donor
 from headrace_autoscaler.spec import (
     Action,
@@ -57,18 +59,28 @@ class Round:
     def __init__(self, now: float, observation: Observation, config: Config) -> None:
         self.now = now
         self.config = config
-        self.book = Book(observation.hosts)
+        self._hosts = observation.hosts
+        self._book: Book | None = None
         self.donors = [d for d in observation.idle_elsewhere if _may_give_way(now, d, config)]
         self.offers = observation.offers
         self.alone = len(observation.endpoints) == 1
         """There is no other endpoint that could get what this one takes."""
         self.homeless = not observation.hosts and bool(observation.offers)
         """All that starts is launched."""
-        self.suspect = {host.host for host in observation.hosts if host.state == "suspect"}
+        self.suspect: Collection[str] = ()
+        if observation.hosts:
+            self.suspect = {host.host for host in observation.hosts if host.state == "suspect"}
         """Hosts that have not been heard of lately."""
         self.spot = [offer for offer in observation.offers if offer.spot]
         self.spending = observation.spending
         self.looks: list[float] = []
+
+    @property
+    def book(self) -> Book:
+        """What is free on all hosts. Most decisions start nothing, and do not ask."""
+        if self._book is None:
+            self._book = Book(self._hosts)
+        return self._book
 
     def look_again(self, at: float | None) -> None:
         """Something falls due then."""
