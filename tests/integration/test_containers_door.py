@@ -35,9 +35,9 @@ ENDS = {
 }  # fmt: skip
 
 
-@root
-@pytest.mark.parametrize("name", ["oci", "docker"])
-async def test_an_engine_that_ends(directory: Path, name: str, request: pytest.FixtureRequest) -> None:
+def engine_that(source: str, directory: Path, name: str, request: pytest.FixtureRequest) -> Harness:
+    """A runtime whose containers begin with this program in the place of the engine."""
+
     def make() -> Runtime:
         if name == "oci":
             return OciRuntime(networks=LoopbackOnly())
@@ -45,19 +45,25 @@ async def test_an_engine_that_ends(directory: Path, name: str, request: pytest.F
 
     engine = directory / "engine"
     engine.mkdir()
-    (engine / "container.py").write_text("import sys; sys.exit(7)")
+    (engine / "container.py").write_text(source)
     settings = RuntimeSettings(
         run_dir=directory / "o", engine_dir=engine, python=sys.executable, zygote_bytes=1 << 30,
         log_dir=directory / "logs",
     )  # fmt: skip
-    async with opened(Harness(make, settings, directory / "code")) as bench:
+    return Harness(make, settings, directory / "code")
+
+
+@root
+@pytest.mark.parametrize("name", ["oci", "docker"])
+async def test_an_engine_that_ends(directory: Path, name: str, request: pytest.FixtureRequest) -> None:
+    async with opened(engine_that("import sys; sys.exit(7)", directory, name, request)) as bench:
         # Those that wait are made by the same hand.
         status = await bench.base("plain", lambda status: status.state == "failed")
         assert "before it was up" in status.detail
         await bench.runtime.hold([(Base("plain"), 0)])
         for source, (code, said) in ENDS.items():
             # Who is reaped before anybody has looked at it leaves no code behind.
-            (engine / "container.py").write_text(f"import sys, time\ntime.sleep(1)\n{source}\n")
+            (directory / "engine/container.py").write_text(f"import sys, time\ntime.sleep(1)\n{source}\n")
             async with asyncio.timeout(maker.UP_TIMEOUT_S / 2):
                 with pytest.raises(PrepareFailed, match="ended in its container before it was up") as failed:
                     await bench.start()
@@ -84,22 +90,8 @@ async def test_an_engine_that_is_gone_before_it_is_looked_at(
 
     monkeypatch.setattr(driver, "create", late)
 
-    def make() -> Runtime:
-        if name == "oci":
-            return OciRuntime(networks=LoopbackOnly())
-        return DockerRuntime(request.getfixturevalue("docker_daemon"), LoopbackOnly())
-
-    engine = directory / "engine"
-    engine.mkdir()
-    (engine / "container.py").write_text("import sys, time; time.sleep(1); sys.exit('no such library')")
-    settings = RuntimeSettings(
-        run_dir=directory / "o",
-        engine_dir=engine,
-        python=sys.executable,
-        zygote_bytes=1 << 30,
-        log_dir=directory / "logs",
-    )
-    async with opened(Harness(make, settings, directory / "code")) as bench:
+    source = "import sys, time; time.sleep(1); sys.exit('no such library')"
+    async with opened(engine_that(source, directory, name, request)) as bench:
         await bench.runtime.hold([(Base("plain"), 0)])
         with pytest.raises(
             PrepareFailed, match=r"ended in its container before it was up \(.*no such library"

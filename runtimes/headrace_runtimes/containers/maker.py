@@ -273,11 +273,9 @@ async def _knock(door: Door, child: ContainerChild, container: Container) -> Non
     try:
         child.entered(container)
         await door.hand_over(container.pid, child.descriptors(), UP_TIMEOUT_S, child.exited)
-    except (ProcessLookupError, BrokenPipeError, ConnectionResetError) as failed:
-        # It was gone before we looked, or between its knock and our answer.
-        raise PrepareFailed(f"The engine {ENDED_EARLY} ({await container.end_in_words()}).") from failed
-    except NobodyKnocked as failed:
-        if failed.ended:
-            raise PrepareFailed(f"The engine {failed.what} ({await container.end_in_words()}).") from failed
+    except (NobodyKnocked, ProcessLookupError, BrokenPipeError, ConnectionResetError) as failed:
+        if not isinstance(failed, NobodyKnocked) or failed.ended:
+            # Before we looked, before its knock, or between that and our answer.
+            raise PrepareFailed(f"The engine {ENDED_EARLY} ({await container.end_in_words()}).") from failed
         said = await container.said()
         raise PrepareFailed(f"The engine {failed.what}. It said {said or 'nothing'}.") from failed
