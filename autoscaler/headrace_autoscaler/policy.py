@@ -144,10 +144,14 @@ def _warm(this: Round, observation: Observation, state: State) -> tuple[list[Act
     return actions, state
 
 
+def _is_bounded(this: Round, endpoint: EndpointObservation) -> bool:
+    """Whether a budget counts for it."""
+    return endpoint.scaling.budget is not None or this.config.limits.budget is not None
+
+
 def _is_homeless(this: Round, endpoint: EndpointObservation) -> bool:
     """Whether `_starts` could neither do nor say anything."""
-    bounded = endpoint.scaling.budget is not None or this.config.limits.budget is not None
-    return this.homeless and not bounded and this.now >= endpoint.blocked_until
+    return this.homeless and not _is_bounded(this, endpoint) and this.now >= endpoint.blocked_until
 
 
 def _starts(this: Round, case: Case, missing: int) -> None:
@@ -161,7 +165,7 @@ def _starts(this: Round, case: Case, missing: int) -> None:
     reason = case.seen.reason
     if rollout:
         reason = f"rollout to version {endpoint.version}: {case.target} wanted"
-    bounded = endpoint.scaling.budget is not None or this.config.limits.budget is not None
+    bounded = _is_bounded(this, endpoint)
     left = limits.left(endpoint, this.spending, this.config.limits) if bounded else None
     actions = case.actions
     paused = _paused(crew, endpoint.version)
